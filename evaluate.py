@@ -1,0 +1,43 @@
+"""Load the language model, make it sparse by a scorer's plan, measure it, and write run.json."""
+
+import sys
+
+sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not this script
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    import logging
+
+    from shadow import points, stages
+    from shadow.run import job
+    from shadow.sparse import sparse
+
+    log = logging.getLogger("evaluate")
+    with job(cfg) as this:
+        this.record["point"] = points.describe(cfg)
+        policy = stages.policy_of(cfg)
+        points.check_measure(cfg)
+        stages.check_scorer(cfg)
+        known = points.find(cfg, this.record)
+        if known is None:
+            lm = stages.load_lm(cfg)
+            scorer = stages.get_scorer(cfg, lm, this.loggers)
+            with sparse(lm.model, scorer, policy, cfg.sparsity.decided_at) as run:
+                metrics = points.measure(cfg, lm, run)
+            achieved = {kind: run.achieved(kind) for kind in ("head", "neuron")}
+            points.keep(cfg, this.record, achieved, metrics)
+        else:
+            log.info("measured before: %s", known)
+        figures = {name: metric["value"] for name, metric in this.record["metrics"].items()}
+        this.log_metrics(
+            figures | {f"achieved/{kind}": share for kind, share in this.record["achieved"].items()}
+        )
+        log.info("%s level %s: %s", cfg.predictor.name, cfg.sparsity.level, figures)
+
+
+if __name__ == "__main__":
+    main()

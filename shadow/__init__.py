@@ -1,0 +1,1 @@
+"""ShadowLLM: contextual sparsity of large language models."""

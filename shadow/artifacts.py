@@ -1,0 +1,47 @@
+"""From settings to a name; writing so that a reader never sees half a result."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def key_of(settings: dict) -> str:
+    """Ten hex digits that name these settings (plain str, int, float, bool, None, lists and dicts of them)."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A fresh folder to fill, which takes the name `folder` when the block ends well and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write, which takes its name when the block ends well and vanishes when it does not."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}-{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: dict) -> None:
+    with writing(file) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,57 @@
+"""Token sequences whose prompt ends somewhere, side by side in a padded batch."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # the label that cross-entropy skips, as everywhere in transformers
+
+
+class Example(NamedTuple):
+    """ids[:prompt] has been read when a plan is decided at the prompt; the loss is on ids[prompt:]."""
+
+    ids: list[int]
+    prompt: int
+
+
+class Batch(NamedTuple):
+    """Right-padded rows: causal attention then leaves the real positions untouched by padding.
+
+    ids: [B, T]; lengths: [B] real tokens; prompt: [B] tokens of the prompt; labels: [B, T], at each position the
+    next token where it counts for the loss and IGNORED elsewhere.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    prompt: Tensor
+    labels: Tensor
+
+    def real(self) -> Tensor:
+        """-> bool [B, T], True at real tokens."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def in_prompt(self) -> Tensor:
+        """-> bool [B, T], True at tokens of the prompt."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.prompt[:, None]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(*(tensor.to(device) for tensor in self))
+
+
+def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
+    width = max(len(example.ids) for example in examples)
+    ids = torch.full((len(examples), width), pad)
+    labels = torch.full((len(examples), width), IGNORED)
+    for row, (tokens, prompt) in enumerate(examples):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        first = max(prompt, 1)  # nothing predicts the first token
+        labels[row, first - 1 : len(tokens) - 1] = torch.tensor(tokens[first:])
+    lengths = torch.tensor([len(example.ids) for example in examples])
+    return Batch(ids, lengths, torch.tensor([example.prompt for example in examples]), labels)
+
+
+def batched(examples: Sequence[Example], size: int) -> Iterator[Batch]:
+    for start in range(0, len(examples), size):
+        yield collate(examples[start : start + size])

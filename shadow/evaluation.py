@@ -1,0 +1,168 @@
+"""Measuring a model inside `sparse`: perplexity, the choice task, lm-eval tasks."""
+
+import logging
+import math
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+
+from shadow.batches import IGNORED, Batch, Example, batched
+from shadow.criteria import CRITERIA
+from shadow.models import LM
+from shadow.predictors import Oracle
+from shadow.sparse import SparseRun
+from shadow.tasks import load_tasks, require_tasks, task_specs
+from shadow.texts import Question
+
+log = logging.getLogger(__name__)
+
+
+class Metric(NamedTuple):
+    value: float
+    stderr: float | None
+
+
+Metrics = dict[str, Metric]
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """logits: [B, T, V], labels: [B, T] -> [B, T] in nats, 0 where the label is IGNORED."""
+    return torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+    )
+
+
+def perplexity(run: SparseRun, lm: LM, windows: Sequence[Example], batch_size: int) -> Metrics:
+    """Token and word perplexity of the windows' loss tokens; words are what white space parts in their decoded text.
+
+    The standard error is that of the mean loss over windows, carried through the exponential.
+    """
+    losses, words = [], 0
+    with tqdm(total=len(windows), desc="perplexity", leave=False) as bar:
+        for batch in batched(windows, batch_size):
+            losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
+            for row in batch.labels:
+                words += len(lm.tokenizer.decode(row[row != IGNORED]).split())  # pyright: ignore
+            bar.update(len(batch.ids))
+    tokens = sum(len(window.ids) - max(window.prompt, 1) for window in windows)
+    return {
+        "perplexity": _exponential(losses, tokens),
+        "word_perplexity": _exponential(losses, words),
+    }
+
+
+def _exponential(losses: Sequence[float], count: int) -> Metric:
+    value = math.exp(min(sum(losses) / count, 700.0))  # exp overflows a float beyond
+    spread = statistics.stdev(losses) * math.sqrt(len(losses)) / count if len(losses) > 1 else None
+    return Metric(value, None if spread is None else value * spread)
+
+
+def choice_accuracy(run: SparseRun, questions: Sequence[Question], batch_size: int) -> Metrics:
+    """Share of questions whose true continuation is the likeliest; all continuations are equally long."""
+    examples = [Example(q.context + option, len(q.context)) for q in questions for option in q.options]
+    losses: list[float] = []
+    with tqdm(total=len(examples), desc="choices", leave=False) as bar:
+        for batch in batched(examples, batch_size):
+            losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
+            bar.update(len(batch.ids))
+    remaining = iter(losses)
+    right = []
+    for question in questions:
+        of_options = [next(remaining) for _ in question.options]
+        right.append(of_options.index(min(of_options)) == question.gold)
+    share = sum(right) / len(right)
+    return {"choices/acc": Metric(share, math.sqrt(share * (1 - share) / max(len(right) - 1, 1)))}
+
+
+class SparseHFLM(HFLM):
+    """lm-eval's own `hf` model, whose forward passes go through a `SparseRun` that is told where prompts end."""
+
+    def __init__(self, run: SparseRun, lm: LM, batch_size: int) -> None:
+        # one-token answers normally share one forward pass; a gradient oracle needs to see each answer by itself
+        shared = not (isinstance(run.scorer, Oracle) and CRITERIA[run.scorer.criterion].needs_grad)
+        super().__init__(
+            pretrained=lm.model,
+            tokenizer=lm.tokenizer,  # pyright: ignore[reportArgumentType]
+            batch_size=batch_size,
+            logits_cache=shared,
+        )
+        self.run = run
+        self._requests: dict[tuple[int, ...], deque[tuple[int, list[int]]]] = {}
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
+        found = defaultdict(list)
+        for _, context, continuation in requests:
+            ids = (context + continuation)[-(self.max_length + 1) :]
+            found[tuple(ids[:-1])].append((ids[-1], len(ids) - len(continuation), continuation))
+        # lm-eval runs requests that share an input by their last token
+        self._requests = {ids: deque((p, c) for _, p, c in sorted(same)) for ids, same in found.items()}
+        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+
+    def _model_call(
+        self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        lengths, prompts = [], []
+        targets = torch.full_like(inps, IGNORED)
+        for row, ids in enumerate(inps.tolist()):
+            length = self._unpadded(ids)
+            waiting = self._requests[tuple(ids[:length])]
+            prompt, answer = waiting.popleft() if len(waiting) > 1 else waiting[0]
+            targets[row, length - len(answer) : length] = torch.tensor(answer, device=inps.device)
+            lengths.append(length)
+            prompts.append(prompt)
+        batch = Batch(inps, torch.tensor(lengths), torch.tensor(prompts), targets)
+        return self.run.logits(batch)
+
+    def _unpadded(self, ids: list[int]) -> int:
+        """Length of the request that these right-padded ids hold: lm-eval pads with zeros and does not tell how many."""
+        length = len(ids)
+        while tuple(ids[:length]) not in self._requests:
+            assert length > 1
+            assert ids[length - 1] == 0
+            length -= 1
+        return length
+
+
+def task_metrics(
+    run: SparseRun,
+    lm: LM,
+    tasks: Sequence[str],
+    root: str | None,
+    limit: int | None,
+    num_fewshot: int,
+    batch_size: int,
+    seed: int,
+) -> Metrics:
+    """lm-eval's metrics with its standard errors, named `<task>/<metric>`."""
+    manager = require_tasks(tasks)
+    specs = task_specs(tasks, root)
+    load_tasks(manager, specs)  # a missing data set ends here, not after the first task has run
+    results = simple_evaluate(
+        model=SparseHFLM(run, lm, batch_size),
+        tasks=specs,  # pyright: ignore[reportArgumentType]
+        limit=limit,
+        num_fewshot=num_fewshot,
+        task_manager=manager,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+        bootstrap_iters=1000,  # only for metrics that have no closed form
+        log_samples=False,
+    )
+    assert results is not None
+    metrics: Metrics = {}
+    for task, found in results["results"].items():
+        for name, value in found.items():
+            metric, comma, _ = name.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                stderr = found.get(f"{metric}_stderr,none")
+                metrics[f"{task}/{metric}"] = Metric(value, stderr if isinstance(stderr, float) else None)
+    return metrics

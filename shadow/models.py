@@ -1,0 +1,191 @@
+"""A language model: from the hub, a local folder, an installed package's GGUF file, or random weights."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from shadow.artifacts import making
+from shadow.errors import UserError
+from shadow.sites import require_layout
+
+log = logging.getLogger(__name__)
+
+
+class LM(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+Source = Callable[..., LM]  # (dtype=, device_map=) -> LM
+
+
+def load(source: Source, path: str | None, dtype: str, device_map: str | None) -> LM:
+    """The model in evaluation mode with every weight frozen; a local folder `path` takes the place of `source`."""
+    chosen = getattr(torch, dtype, None)
+    if not isinstance(chosen, torch.dtype):
+        raise UserError(f"model.dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
+    transformers_logging.disable_progress_bar()
+    lm = from_folder(path, chosen, device_map) if path else source(dtype=chosen, device_map=device_map)
+    lm.model.eval().requires_grad_(False)
+    return lm
+
+
+def from_folder(path: str, dtype: torch.dtype, device_map: str | None) -> LM:
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path must be a Hugging Face model folder with a config.json, got {path!r}")
+    return _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
+
+
+def from_hub(hub_id: str, revision: str | None, dtype: torch.dtype, device_map: str | None) -> LM:
+    try:
+        online = _reachable(hub_id, revision)
+        return _pretrained(hub_id, revision, dtype, device_map, local_files_only=not online)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"could not load model {hub_id!r} from the Hugging Face hub ({reason}): "
+            "check the network, or give a local copy with model.path=/some/folder"
+        ) from error
+
+
+def _reachable(hub_id: str, revision: str | None) -> bool:
+    """Whether the hub answers, asked once: transformers would ask six times a file, half a minute in all."""
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, "config.json", revision=revision), timeout=5)
+    except HfHubHTTPError as error:  # it answers, though with a refusal: a gated model, an unknown name
+        if error.response.status_code < 500:
+            raise
+        return False
+    except httpx.TransportError as error:
+        if try_to_load_from_cache(hub_id, "config.json", revision=revision) is None:
+            raise ConnectionError(f"the hub cannot be reached: {error}") from error
+        return False
+    return True
+
+
+def _pretrained(
+    name: str, revision: str | None, dtype: torch.dtype, device_map: str | None, local_files_only: bool
+) -> LM:
+    where = {"revision": revision, "local_files_only": local_files_only}
+    config = AutoConfig.from_pretrained(name, **where)
+    require_layout(config.model_type)  # before gigabytes are read
+    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, **where)
+    return LM(model, tokenizer)
+
+
+def from_package(
+    package: str, gguf_file: str, install: str, cache: str, dtype: torch.dtype, device_map: str | None
+) -> LM:
+    """The GGUF file that an installed Python package carries; its dequantised weights are kept in the folder `cache`."""
+    folder = Path(cache)
+    if not (folder / "config.json").is_file():
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"the model's weights come in the Python package {package!r}, which is missing: {install}"
+            )
+        source = spec.submodule_search_locations[0]
+        log.info("dequantising %s once (about 30 s) -> %s", gguf_file, folder)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
+        del model.config.quantization_config  # it describes the file, not these weights,
+        model.hf_quantizer = None  # and with it save_pretrained refuses
+        with making(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+    return _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
+
+
+def random_opt(
+    layers: int,
+    hidden: int,
+    heads: int,
+    neurons: int,
+    positions: int,
+    seed: int,
+    dtype: torch.dtype,
+    device_map: str | None,
+) -> LM:
+    """An OPT of random weights and a byte tokenizer, for tests and for trying a configuration in seconds."""
+    tokenizer = byte_tokenizer()
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        ffn_dim=neurons,
+        max_position_embeddings=positions,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LM(_random_weights(config, seed, dtype), tokenizer)
+
+
+def random_llama(
+    layers: int,
+    hidden: int,
+    heads: int,
+    key_value_heads: int,
+    neurons: int,
+    positions: int,
+    seed: int,
+    dtype: torch.dtype,
+    device_map: str | None,
+) -> LM:
+    """A Llama with grouped-query attention, otherwise as `random_opt`."""
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=neurons,
+        max_position_embeddings=positions,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LM(_random_weights(config, seed, dtype), tokenizer)
+
+
+def _random_weights(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    config.initializer_range = 0.2  # the usual 0.02 makes so small a model nearly linear, every unit alike
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and <pad> as token 0."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<pad>": 0} | {c: i + 1 for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<pad>", bos_token="<pad>"
+    )

@@ -1,0 +1,148 @@
+"""One point of a curve: what it is, measuring it, and finding it again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from shadow import stages
+from shadow.artifacts import key_of, write_json
+from shadow.errors import UserError
+from shadow.models import LM
+from shadow.sparse import SparseRun
+from shadow.texts import questions, text_windows
+
+
+def describe(cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "model": stages.model_label(cfg),
+        "data": stages.data_label(cfg),
+        "criterion": cfg.criterion.name,
+        "scorer": cfg.predictor.name,
+        "decided_at": cfg.sparsity.decided_at,
+        "scope": cfg.sparsity.scope,
+        "level": cfg.sparsity.level,
+        "seed": cfg.seed,
+    }
+
+
+def check_measure(cfg: DictConfig) -> None:
+    """Everything about the measure that can be refused before a model is loaded."""
+    settings = cfg.measure
+    if not (settings.perplexity or settings.choices or settings.tasks):
+        raise UserError("measure must ask for at least one of perplexity, choices and tasks")
+    if settings.perplexity or settings.choices:
+        stages.calibration_data(cfg).documents("eval")
+    if settings.tasks:
+        from shadow.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
+
+        require_tasks(settings.tasks)
+        task_specs(settings.tasks, task_root(cfg))
+
+
+def task_root(cfg: DictConfig) -> str | None:
+    return cfg.measure.root or cfg.data.get("root")
+
+
+def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
+    """What decides the figures of this point. The dense model's are the same whoever would have scored."""
+    data = stages.calibration_data(cfg)
+    wants_text = cfg.measure.perplexity or cfg.measure.choices
+    settings: dict[str, Any] = {
+        "code": code,
+        "model": stages.model_settings(cfg),
+        "device": cfg.trainer.accelerator,
+        "measure": stages.plain(cfg.measure),
+        "root": task_root(cfg),
+        "content": _content(data) if wants_text else None,
+        "decided_at": cfg.sparsity.decided_at,
+        "seed": cfg.seed,
+    }
+    if cfg.sparsity.level > 0:
+        settings |= {
+            "sparsity": stages.plain(cfg.sparsity),
+            "scorer": cfg.predictor.name,
+            "criterion": cfg.criterion.name,
+        }
+        if cfg.predictor.name in stages.NETS:
+            settings["predictor"] = stages.predictor_settings(cfg)
+        elif stages.needs_traces(cfg):
+            settings["traces"] = stages.trace_settings(cfg)
+    return settings
+
+
+def _content(data: stages.CalibrationData) -> str:
+    from shadow.texts import fingerprint
+
+    return fingerprint(data.documents("eval"))
+
+
+def _file(cfg: DictConfig, code: str) -> Path:
+    return Path(cfg.paths.artifact_dir) / "points" / f"{key_of(settings_of(cfg, code))}.json"
+
+
+def find(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
+    """Fill the record from the same point measured before, if there is one."""
+    file = _file(cfg, record["code"])
+    if not cfg.reuse_points or not file.is_file():
+        return None
+    known = json.loads(file.read_text())
+    record |= {
+        "achieved": known["achieved"],
+        "metrics": known["metrics"],
+        "reused_from": known["measured_in"],
+    }
+    return file
+
+
+def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, metrics: dict) -> None:
+    record["achieved"] = achieved
+    record["metrics"] = {name: {"value": m.value, "stderr": m.stderr} for name, m in metrics.items()}
+    where = {"measured_in": cfg.paths.output_dir, "settings": settings_of(cfg, record["code"])}
+    write_json(_file(cfg, record["code"]), {"achieved": achieved, "metrics": record["metrics"], **where})
+
+
+def measure(cfg: DictConfig, lm: LM, run: SparseRun) -> dict:
+    from shadow import evaluation  # lm-eval takes seconds to import
+
+    settings = cfg.measure
+    metrics: evaluation.Metrics = {}
+    if settings.perplexity or settings.choices:
+        texts = stages.calibration_data(cfg).documents("eval")
+        if settings.perplexity:
+            # the prompt is left out of the loss only where it has been read before the plan was made
+            share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
+            windows = text_windows(
+                texts,
+                lm.tokenizer,
+                settings.windows,
+                settings.tokens,
+                share,
+                settings.seed,
+                "measure.windows",
+            )
+            metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
+        if settings.choices:
+            asked = questions(
+                texts,
+                lm.tokenizer,
+                settings.questions,
+                settings.options,
+                settings.context_tokens,
+                settings.continuation_tokens,
+                settings.seed,
+            )
+            metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
+    if settings.tasks:
+        metrics |= evaluation.task_metrics(
+            run,
+            lm,
+            list(settings.tasks),
+            task_root(cfg),
+            settings.limit,
+            settings.num_fewshot,
+            settings.batch_size,
+            settings.seed,
+        )
+    return metrics

@@ -1,0 +1,207 @@
+"""Training a predictor: rows of a trace store in, a net that ranks out."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from shadow.errors import UserError
+from shadow.predictors import TapNet
+from shadow.sites import KINDS, Kind
+from shadow.traces import Rows, Traces
+
+
+class Sample(NamedTuple):
+    """states: [N, taps, E]; scores: the criterion's, float32 [N, S, U] of the scored layers."""
+
+    states: Tensor
+    scores: dict[Kind, Tensor]
+
+
+class TraceRows(Dataset):
+    def __init__(
+        self, traces: Traces, rows: Rows, indices: Tensor, criterion: str, taps: list[int], state: str
+    ) -> None:
+        self.traces, self.rows, self.indices, self.criterion, self.state = (
+            traces,
+            rows,
+            indices,
+            criterion,
+            state,
+        )
+        self.first = taps[0]
+        self.taps = torch.tensor([traces.taps.index(tap) for tap in taps])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, chosen: list[int]) -> Sample:
+        rows = self.indices[chosen]
+        states = self.traces.read(self.rows, self.state, rows)[:, self.taps]
+        scores = {
+            kind: self.traces.read(self.rows, f"{self.criterion}/{kind}", rows)[:, self.first :]
+            for kind in KINDS
+        }
+        return Sample(states, scores)
+
+
+class EpochShuffle(Sampler):
+    """A shuffle that depends on seed and epoch alone, so that a resumed fit sees the batches of an unbroken one."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:  # called by Lightning
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.count, generator=draw).tolist()
+
+
+class TraceData(pl.LightningDataModule):
+    """Token or window rows of a store, split into training and validation by *window*.
+
+    state: which state the predictor reads: `state` (a token row's own), or for window rows `prompt/last`,
+    `prompt/mean`, `sequence/last`, `sequence/mean`.
+    """
+
+    def __init__(
+        self,
+        traces: Traces,
+        criterion: str,
+        taps: list[int],
+        rows: Rows,
+        state: str,
+        val_share: float,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        traces.require(criterion)
+        missing = [tap for tap in taps if tap not in traces.taps]
+        if missing:
+            raise UserError(f"predictor.taps={taps} must be among traces.taps={traces.taps}")
+        windows = torch.randperm(traces.count("window"), generator=torch.Generator().manual_seed(seed))
+        n_val = round(val_share * len(windows))
+        if not 0 < n_val < len(windows):
+            raise UserError(
+                f"predictor.val_share={val_share} must leave at least one of the {len(windows)} windows on either side"
+            )
+        owner = traces.read(rows, "window", torch.arange(traces.count(rows)))
+        in_val = torch.isin(owner, windows[:n_val])
+        numbers = torch.arange(len(owner))
+        self.train = TraceRows(traces, rows, numbers[~in_val], criterion, taps, state)
+        self.val = TraceRows(traces, rows, numbers[in_val], criterion, taps, state)
+        self.batch_size, self.seed = batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = EpochShuffle(len(self.train), self.seed)
+        return DataLoader(self.train, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_is)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.val, batch_size=self.batch_size, collate_fn=_as_is)
+
+
+def _as_is(sample: Sample) -> Sample:
+    return sample
+
+
+class PredictorModule(pl.LightningModule):
+    """Least squares on log scores, heads and neurons weighing alike.
+
+    floor: what is added to a score before its logarithm, as a share of the mean score of its layer and kind, so that
+    units which hardly fire do not rule the loss.
+    """
+
+    def __init__(self, net: TapNet, floor: float, lr: float, weight_decay: float) -> None:
+        super().__init__()
+        self.net = net
+        self.floor, self.lr, self.weight_decay = floor, lr, weight_decay
+        self.mean_scores = torch.nn.ParameterDict(
+            {kind: torch.nn.Parameter(torch.ones(net.n_scored, 1), requires_grad=False) for kind in KINDS}
+        )
+
+    @torch.no_grad()
+    def calibrate(self, data: TraceData) -> None:
+        """Set the statistics of the training rows: means of scores, of log scores, and of states."""
+        samples = [
+            torch.arange(len(data.train))[i : i + data.batch_size]
+            for i in range(0, len(data.train), data.batch_size)
+        ]
+        count = len(data.train)
+        for kind in KINDS:
+            self.mean_scores[kind].zero_()
+            self.net.static[kind].zero_()
+        total = torch.zeros_like(self.net.center, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for rows in samples:
+            sample = data.train.__getitems__(rows)  # pyright: ignore
+            total += sample.states.double().sum(0)
+            squares += sample.states.double().square().sum(0)
+            for kind in KINDS:
+                self.mean_scores[kind] += sample.scores[kind].sum(0).mean(-1, keepdim=True) / count
+        mean = total / count
+        self.net.center.copy_(mean)
+        self.net.scale.copy_((squares / count - mean.square()).clamp(min=1e-12).sqrt())
+        for rows in samples:
+            sample = data.train.__getitems__(rows)  # pyright: ignore
+            for kind, target in self.targets(sample).items():
+                self.net.static[kind] += target.sum(0) / count
+
+    def targets(self, sample: Sample) -> dict[Kind, Tensor]:
+        return {
+            kind: (scores + self.floor * self.mean_scores[kind] + 1e-30).log()
+            for kind, scores in sample.scores.items()
+        }
+
+    def loss(self, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
+        return torch.stack([(predicted[kind] - targets[kind]).square().mean() for kind in KINDS]).mean()
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        loss = self.loss(self.net(batch.states), self.targets(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.states))
+        return loss
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        targets, predicted = self.targets(batch), self.net(batch.states)
+        fixed = {kind: self.net.static[kind].expand_as(targets[kind]) for kind in KINDS}
+        self._log("val/loss", self.loss(predicted, targets), batch)
+        self._log("val/static_loss", self.loss(fixed, targets), batch)
+        self._log("val/spearman", _mean(spearman, predicted, targets), batch)
+        self._log("val/recall@50", _mean(recall_at_half, predicted, targets), batch)
+        self._log("val/static_recall@50", _mean(recall_at_half, fixed, targets), batch)
+
+    def _log(self, name: str, value: Tensor, batch: Sample) -> None:
+        self.log(name, value, prog_bar=name == "val/recall@50", batch_size=len(batch.states))
+
+    def configure_optimizers(self) -> dict:
+        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _mean(metric, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
+    return torch.stack([metric(predicted[kind], targets[kind]) for kind in KINDS]).mean()
+
+
+def spearman(predicted: Tensor, target: Tensor) -> Tensor:
+    """[N, L, U] x 2 -> rank correlation over the units of a layer, averaged over layers and rows."""
+    a, b = (values.argsort(-1).argsort(-1).float() for values in (predicted, target))
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    return ((a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt()).mean()
+
+
+def recall_at_half(predicted: Tensor, target: Tensor) -> Tensor:
+    """[N, L, U] x 2 -> share of the target's upper half that is in the predicted upper half, averaged likewise."""
+    half = (target.shape[-1] + 1) // 2
+    best = torch.zeros_like(target).scatter_(-1, target.topk(half, -1).indices, 1.0)
+    return best.gather(-1, predicted.topk(half, -1).indices).mean()

@@ -1,0 +1,124 @@
+"""One job: its seed, loggers and record, and how it ends."""
+
+import hashlib
+import importlib.metadata
+import logging
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+
+from shadow.artifacts import write_json
+from shadow.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "pytorch-lightning", "lm-eval", "hydra-core", "shadow-llm")
+
+
+class Job:
+    """loggers: for Lightning and for metrics; record: what becomes run.json."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        hydra = HydraConfig.get()
+        self.loggers = [
+            _logger(name, node, hydra) for name, node in (cfg.logger or {}).items() if node is not None
+        ]
+        settings = OmegaConf.to_container(cfg, resolve=True)
+        self.record: dict[str, Any] = {
+            "status": "running",
+            "error": None,
+            "task": cfg.task_name,
+            "settings": settings,
+            "overrides": list(hydra.overrides.task),
+            "seed": cfg.seed,
+            "commit": commit(),
+            "code": code_digest(),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "machine": {
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+            },
+            "reused_from": None,
+            "achieved": {},
+            "metrics": {},
+        }
+        for logger in self.loggers:
+            logger.log_hyperparams(settings)  # pyright: ignore
+
+    def log_metrics(self, metrics: dict[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(metrics)
+            logger.save()
+
+
+def _logger(name: str, node: DictConfig, hydra: DictConfig):
+    if name == "wandb" and node.group is None and hydra.mode == RunMode.MULTIRUN:
+        return instantiate(node, group=str(hydra.sweep.dir))
+    return instantiate(node)
+
+
+@contextmanager
+def job(cfg: DictConfig) -> Iterator[Job]:
+    """Seed first; run.json last, whatever happens. An error that the user can mend ends in its one sentence."""
+    start = time.monotonic()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it tells of devices and products at every start
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    this = Job(cfg)
+    try:
+        yield this
+        this.record["status"] = "done"
+    except BaseException as error:
+        cause = (
+            error.__cause__ if isinstance(error.__cause__, UserError) else error
+        )  # from within instantiate
+        this.record |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
+        if isinstance(cause, UserError):
+            this.record["error"] = str(cause)
+            raise CompactHydraException(str(cause)) from None
+        log.exception("the job failed")
+        raise
+    finally:
+        this.record["seconds"] = round(time.monotonic() - start, 1)
+        write_json(Path(cfg.paths.output_dir) / "run.json", this.record)
+        if any(isinstance(logger, WandbLogger) for logger in this.loggers):
+            import wandb
+
+            wandb.finish(exit_code=int(this.record["status"] != "done"))
+
+
+def commit() -> dict[str, Any]:
+    """The git commit of the working tree that this package lies in, if it lies in one."""
+    root = Path(__file__).parent.parent
+    try:
+        sha = _git(root, "rev-parse", "HEAD")
+        return {"sha": sha, "dirty": bool(_git(root, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):  # no git, or installed from a wheel
+        return {"sha": None, "dirty": None}
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", root, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def code_digest() -> str:
+    """Names this package's source, so that a point measured by other code is not taken for this one's."""
+    found = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,150 @@
+"""Where the units of a model are visible: the only module that knows module paths or hooks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shadow.errors import UserError
+
+Kind = Literal["head", "neuron"]
+KINDS: tuple[Kind, ...] = ("head", "neuron")
+
+
+class Layout(NamedTuple):
+    """Module paths of one model family: the stack of layers, and in a layer the projections that read units."""
+
+    stack: str
+    head: str
+    neuron: str
+
+
+LAYOUTS = {
+    "opt": Layout("model.decoder.layers", "self_attn.out_proj", "fc2"),
+    "llama": Layout("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """The units of one kind in one layer, seen at the input of the projection that reads them.
+
+    Grouped-query attention needs nothing extra: at the output projection heads are query heads.
+    """
+
+    layer: int
+    kind: Kind
+    module: nn.Linear
+    units: int
+
+
+def require_layout(model_type: str) -> Layout:
+    if model_type not in LAYOUTS:
+        raise UserError(
+            f"no layout for model_type {model_type!r}: add a row to shadow.sites.LAYOUTS (known: {sorted(LAYOUTS)})"
+        )
+    return LAYOUTS[model_type]
+
+
+def find_layers(model: PreTrainedModel) -> nn.ModuleList:
+    layers = model.get_submodule(require_layout(model.config.model_type).stack)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def find_sites(model: PreTrainedModel) -> list[Site]:
+    """Every site of the model in forward order: layer 0's heads, layer 0's neurons, layer 1's heads, ..."""
+    layout = require_layout(model.config.model_type)
+    sites = []
+    for index, layer in enumerate(find_layers(model)):
+        reads_heads, reads_neurons = layer.get_submodule(layout.head), layer.get_submodule(layout.neuron)
+        assert isinstance(reads_heads, nn.Linear)
+        assert isinstance(reads_neurons, nn.Linear)
+        sites.append(Site(index, "head", reads_heads, model.config.num_attention_heads))
+        sites.append(Site(index, "neuron", reads_neurons, reads_neurons.in_features))
+    return sites
+
+
+def count_units(sites: Sequence[Site]) -> dict[Kind, int]:
+    """Units of each kind in one layer; the same in every layer of the families that have a layout."""
+    counts: dict[Kind, int] = {}
+    for site in sites:
+        if counts.setdefault(site.kind, site.units) != site.units:
+            raise UserError(
+                f"layer {site.layer} has {site.units} {site.kind}s and an earlier layer {counts[site.kind]}: "
+                "layers of different width are not supported"
+            )
+    return counts
+
+
+@contextmanager
+def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call fn(site, x) with x: [B, T, U, D] as each site is reached; what fn returns, if anything, replaces x.
+
+    The projection always reads the tensor that fn saw (or its replacement), so x stands in the autograd graph.
+    Expects `sites` to hold each visited layer's head site, or an FFN that keeps [B, T] apart.
+    """
+    lead: list[int] = []
+
+    def hook_of(site: Site):
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            (x,) = args
+            if site.kind == "head":
+                lead[:] = x.shape[
+                    :-1
+                ]  # OPT flattens [B, T] before its FFN: the neuron site takes the shape from here
+            assert lead, "visit needs the head site of a layer before its neuron site"
+            units = x.view(*lead, site.units, -1)
+            seen = fn(site, units)
+            return ((units if seen is None else seen).view(x.shape),)
+
+        return hook
+
+    handles = []
+    try:
+        for site in sites:
+            handles.append(site.module.register_forward_pre_hook(hook_of(site)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def watch(model: PreTrainedModel, layers: Sequence[int], fn: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call fn(layer, state) with the input state [B, T, E] of each of these layers, just before it runs."""
+
+    def hook_of(index: int):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            fn(index, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    handles = []
+    try:
+        stack = find_layers(model)
+        for index in layers:
+            handles.append(stack[index].register_forward_pre_hook(hook_of(index), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def differentiable_embeddings(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Let gradients flow back to the embeddings' output, though every weight is frozen; yields that output."""
+    embedded: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        embedded[:] = [output.requires_grad_(True)]
+        return output
+
+    handle = model.get_input_embeddings().register_forward_hook(hook)
+    try:
+        yield embedded
+    finally:
+        handle.remove()

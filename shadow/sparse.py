@@ -1,0 +1,139 @@
+"""The masked executor: a stock model that runs without the units a plan drops."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shadow.batches import Batch
+from shadow.errors import UserError
+from shadow.predictors import Looks, Scorer
+from shadow.sites import Kind, Site, find_layers, find_sites, visit, watch
+from shadow.sparsity import Plan, SparsityPolicy, Unit
+
+DecidedAt = Literal["token", "prompt", "sequence"]
+
+
+class SparseRun:
+    """What `sparse` yields: runs batches, and counts what was really kept.
+
+    The predictor reads its tap inside the same forward pass that it makes sparse. Decided at the `prompt`, the plan
+    of a row comes from its prompt and holds for all its positions; a call that goes on from a key-value cache keeps
+    the plan that was made when the cache was empty.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt
+    ) -> None:
+        check(model, scorer, policy, decided_at)
+        self.model, self.scorer, self.policy, self.decided_at = model, scorer, policy, decided_at
+        self.plan: Plan = {}
+        self.kept: Counter[Unit] = Counter()
+        self.total: Counter[Unit] = Counter()
+        self._batch: Batch | None = None
+        self._real = torch.zeros(0)  # bool [B, T] of the call under way
+        self._pool: Tensor | None = None
+        self._looking = self._going_on = False
+        if not scorer.taps:
+            self.plan = policy.plan(scorer.at(0, torch.zeros(0), None))
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """-> [B, T, V]; the batch says where its rows and their prompts end."""
+        batch = batch.to(self.model.device)
+        if isinstance(self.scorer, Looks) and self.policy.level > 0:
+            self._looking = True
+            try:
+                self.scorer.look(self.model, batch)
+            finally:
+                self._looking = False
+        self._batch = batch
+        try:
+            return self.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+        finally:
+            self._batch = None
+
+    def achieved(self, kind: Kind) -> float:
+        """Share of the units of this kind that was really skipped, over all layers and the tokens run so far."""
+        total = sum(count for (_, k), count in self.total.items() if k == kind)
+        kept = sum(count for (_, k), count in self.kept.items() if k == kind)
+        return 1 - kept / total if total else 0.0
+
+    def _begin(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._looking:
+            return
+        batch = self._batch
+        if batch is not None:
+            self._real, prompt = batch.real(), batch.in_prompt()
+            self._going_on = False
+        else:
+            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            mask = kwargs.get("attention_mask")
+            self._real = (
+                torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
+            )
+            prompt = self._real
+            cache = kwargs.get("past_key_values")
+            self._going_on = cache is not None and cache.get_seq_length() > 0
+        self._pool = {"token": None, "prompt": prompt, "sequence": self._real}[self.decided_at]
+
+    def _decide(self, tap: int, state: Tensor) -> None:
+        if self._looking or self.policy.level == 0 or (self._going_on and self.decided_at != "token"):
+            return
+        self.plan |= self.policy.plan(self.scorer.at(tap, state, self._pool))
+
+    def _drop(self, site: Site, x: Tensor) -> Tensor | None:
+        if self._looking:
+            return None
+        unit = (site.layer, site.kind)
+        n_real = int(self._real.sum())
+        self.total[unit] += n_real * site.units
+        if unit not in self.plan:
+            self.kept[unit] += n_real * site.units
+            return None
+        keep = self.plan[unit].to(x.device)  # [U], [B, U] or [B, T, U]
+        if keep.dim() == 2:
+            keep = keep[:, None]
+        self.kept[unit] += int((keep.sum(-1) * self._real.to(x.device)).sum())
+        return x.masked_fill(~keep[..., None], 0)
+
+
+@contextmanager
+def sparse(
+    model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt = "token"
+) -> Iterator[SparseRun]:
+    """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it."""
+    run = SparseRun(model, scorer, policy, decided_at)
+    handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
+    try:
+        with watch(model, scorer.taps, run._decide), visit(find_sites(model), run._drop):
+            yield run
+    finally:
+        handle.remove()
+
+
+def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt) -> None:
+    """Refuse what cannot work, before anything runs."""
+    layers = len(find_layers(model))
+    if decided_at not in ("token", "prompt", "sequence"):
+        raise UserError(f"sparsity.decided_at must be token, prompt or sequence, got {decided_at!r}")
+    if any(not 0 <= layer < layers for layer in policy.dense_layers):
+        raise UserError(
+            f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"
+        )
+    if policy.level == 0 or not scorer.taps:
+        return
+    if not set(range(scorer.taps[0])) <= set(policy.dense_layers):
+        raise UserError(
+            f"sparsity.dense_layers must hold every layer before the predictor's first tap ({scorer.taps[0]}), "
+            f"got {list(policy.dense_layers)}"
+        )
+    if policy.scope == "global" and len(scorer.taps) > 1:
+        raise UserError(
+            f"sparsity.scope=global ranks over layers that a predictor with {len(scorer.taps)} taps has not scored yet: "
+            "use sparsity.scope=layer, or a predictor with one tap"
+        )

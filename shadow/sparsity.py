@@ -1,0 +1,98 @@
+"""From scores to a plan: which units stay."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shadow.errors import UserError
+from shadow.sites import KINDS, Kind
+
+Unit = tuple[int, Kind]  # the units of one kind in one layer
+Plan = dict[Unit, Tensor]  # bool [..., U], True where the unit stays; what is not in the plan stays whole
+
+
+@dataclass(frozen=True)
+class SparsityPolicy:
+    """How many units go, and where.
+
+    level: share of units removed, in [0, 1), of each kind in `kinds` in the layers that are not in `dense_layers`.
+    scope: `layer` removes that share in every layer; `global` ranks the units of a kind over all layers at once.
+    min_units: units of a kind that stay in every layer, whatever their scores.
+    """
+
+    level: float
+    scope: Literal["layer", "global"] = "layer"
+    min_units: int = 1
+    dense_layers: Sequence[int] = (0,)
+    kinds: Sequence[Kind] = KINDS
+
+    def __post_init__(self) -> None:
+        if isinstance(self.level, bool) or not isinstance(self.level, int | float) or not 0 <= self.level < 1:
+            raise UserError(
+                f"sparsity.level is the share of units removed and must be in [0, 1), got {self.level!r}"
+            )
+        if self.scope not in ("layer", "global"):
+            raise UserError(f"sparsity.scope must be layer or global, got {self.scope!r}")
+        if isinstance(self.min_units, bool) or not isinstance(self.min_units, int) or self.min_units < 0:
+            raise UserError(
+                f"sparsity.min_units must be a whole number of at least 0, got {self.min_units!r}"
+            )
+        if not set(self.kinds) <= set(KINDS) or not self.kinds:
+            raise UserError(f"sparsity.kinds must name some of {list(KINDS)}, got {list(self.kinds)}")
+
+    def prunes(self, unit: Unit) -> bool:
+        layer, kind = unit
+        return self.level > 0 and kind in self.kinds and layer not in self.dense_layers
+
+    def plan(self, scores: Mapping[Unit, Tensor]) -> Plan:
+        """scores: [..., U] for each layer and kind, higher stays longer -> the plan for those that this policy prunes."""
+        pruned = {unit: values for unit, values in scores.items() if self.prunes(unit)}
+        if self.scope == "layer":
+            return {
+                unit: keep_top(
+                    values, max(kept(values.shape[-1], self.level), min(self.min_units, values.shape[-1]))
+                )
+                for unit, values in pruned.items()
+            }
+        plan: Plan = {}
+        for kind in self.kinds:
+            plan |= self._rank_globally({unit: values for unit, values in pruned.items() if unit[1] == kind})
+        return plan
+
+    def _rank_globally(self, scores: Mapping[Unit, Tensor]) -> Plan:
+        if not scores:
+            return {}
+        protected = []
+        for values in scores.values():
+            safe = keep_top(values, min(self.min_units, values.shape[-1]))
+            protected.append(values.masked_fill(safe, torch.inf))
+        ranked = torch.cat(protected, -1)
+        n_safe = sum(min(self.min_units, values.shape[-1]) for values in scores.values())
+        keep = keep_top(ranked, max(kept(ranked.shape[-1], self.level), n_safe))
+        return dict(zip(scores, keep.split([values.shape[-1] for values in scores.values()], -1)))
+
+
+def kept(units: int, level: float) -> int:
+    """Units that stay of `units` when the share `level` goes: never more than that share, as in the reference."""
+    return units - math.floor(level * units + 1e-9)  # 0.3 * 10 is 2.9999999999999996
+
+
+def keep_top(scores: Tensor, n: int) -> Tensor:
+    """scores: [..., U] -> bool [..., U] with exactly n True, at the highest scores; among equals the first stay.
+
+    Which units of equal score stay must not depend on the batch, so ties are not left to topk.
+    """
+    if n <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    least = scores.topk(n, -1, sorted=False).values.amin(-1, keepdim=True)
+    keep = scores >= least
+    tied = keep.sum(-1) != n
+    if tied.any():
+        order = scores[tied].argsort(dim=-1, descending=True, stable=True)
+        exact = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+        keep[tied] = exact
+    return keep

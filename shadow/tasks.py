@@ -1,0 +1,92 @@
+"""The tasks of lm-eval, from the hub or from local JSON lines."""
+
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from shadow.batches import Example
+from shadow.errors import UserError
+from shadow.models import LM
+
+log = logging.getLogger(__name__)
+
+FILES = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "validation.jsonl"}
+
+
+def task_specs(names: Sequence[str], root: str | None) -> list[dict]:
+    """What lm-eval loads for each name; under a local `root`, <root>/<name>/{train,validation}.jsonl replace the hub."""
+    if not root:
+        return [{"task": name} for name in names]
+    specs = []
+    for name in names:
+        files = {split: str(Path(root).expanduser() / name / file) for split, file in FILES.items()}
+        missing = [file for file in files.values() if not Path(file).is_file()]
+        if missing:
+            raise UserError(
+                f"data.root={root!r} must hold <task>/train.jsonl and validation.jsonl; missing: {missing[0]}"
+            )
+        specs.append(
+            {
+                "task": name,
+                "dataset_path": "json",
+                "dataset_name": None,
+                "dataset_kwargs": {"data_files": files},
+            }
+        )
+    return specs
+
+
+def require_tasks(names: Sequence[str]) -> TaskManager:
+    manager = TaskManager()
+    unknown = [name for name in names if name not in manager.all_subtasks]
+    if unknown:
+        raise UserError(f"unknown lm-eval task {unknown[0]!r}: `lm_eval ls tasks` lists those there are")
+    return manager
+
+
+def few_shot_examples(
+    lm: LM, names: Sequence[str], root: str | None, count: int, num_fewshot: int, max_tokens: int, seed: int
+) -> list[Example]:
+    """`count` documents of each task's *train* split as prompt and gold answer, formatted and tokenised by lm-eval.
+
+    The shots come from the train split too, never the document itself. Prompts longer than `max_tokens` lose their
+    beginning, as in lm-eval.
+    """
+    manager = require_tasks(names)
+    encode = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer)._encode_pair  # pyright: ignore[reportArgumentType]
+    examples = []
+    for spec in task_specs(names, root):
+        # with test_split = train, lm-eval's sampler knows that the document must not be among its own shots
+        task = load_tasks(manager, [spec | {"test_split": "train", "fewshot_split": "train"}])[spec["task"]]
+        task.set_fewshot_seed(seed)
+        documents = list(task.test_docs())
+        for document in random.Random(seed).sample(documents, min(count, len(documents))):
+            context = task.fewshot_context(document, num_fewshot)
+            requests = task.construct_requests(document, context)
+            gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+            before, answer = encode(*requests[gold].args)  # pyright: ignore
+            ids = (before + answer)[-max_tokens:]
+            examples.append(Example(ids, len(ids) - len(answer)))
+        if count > len(documents):
+            log.warning(
+                "%s has only %d train documents; data.examples asks for %d",
+                spec["task"],
+                len(documents),
+                count,
+            )
+    return examples
+
+
+def load_tasks(manager: TaskManager, specs: Sequence[dict]) -> dict[str, ConfigurableTask]:
+    try:
+        return manager.load(list(specs))["tasks"]  # pyright: ignore[reportReturnType]
+    except (OSError, ConnectionError) as error:
+        raise UserError(
+            f"could not load the data of {[spec['task'] for spec in specs]} ({str(error).splitlines()[0]}): "
+            "check the network, or give local JSON lines with data.root=/some/folder"
+        ) from error

@@ -1,0 +1,1 @@
+"""After the jobs: run records to curves and reports. Imports no torch."""

@@ -1,0 +1,153 @@
+"""From points to curves."""
+
+import math
+import statistics
+from dataclasses import dataclass, replace
+
+from sweeps.points import MEAN_ACCURACY, is_accuracy, place_of
+from sweeps.records import Measured, Record
+
+CEILING = (
+    30.0  # times dense: a model that is 3.4 nats worse is broken, and how broken must not squash the others
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One level of a curve. Spread of a metric: over `seeds` if they are several, else the measure's own."""
+
+    level: float
+    achieved: dict[str, float]
+    metrics: dict[str, Measured]
+    seeds: tuple[int, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """The mean of the shares of heads and of neurons that were skipped."""
+        return statistics.fmean(self.achieved.values()) if self.achieved else 0.0
+
+
+@dataclass(frozen=True)
+class Curve:
+    label: str
+    marks: list[Mark]  # by level; the dense model is not among them
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The curves of one model on one data set."""
+
+    model: str
+    data: str
+    records: list[Record]
+    dense: Mark | None
+    curves: list[Curve]
+    accuracies: list[str]  # names of metrics; the first is drawn
+    perplexity: str | None
+    notes: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} on {self.data}"
+
+
+def find_charts(records: list[Record]) -> list[Chart]:
+    """Tidy records -> a chart for each model and data set, in the order of the records."""
+    places: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        places.setdefault(place_of(record), []).append(record)
+    return [chart(group) for group in places.values()]
+
+
+def chart(records: list[Record]) -> Chart:
+    sparse = [record for record in records if record.point.level > 0]
+    varying = [
+        name
+        for name in ("criterion", "decided_at", "scope")
+        if len({getattr(record.point, name) for record in sparse}) > 1
+    ]
+    by_label: dict[str, dict[float, list[Record]]] = {}
+    for record in sparse:
+        label = ", ".join([record.point.scorer, *(getattr(record.point, name) for name in varying)])
+        by_label.setdefault(label, {}).setdefault(record.point.level, []).append(record)
+    names = list(dict.fromkeys(name for record in records for name in record.metrics))
+    perplexities = sorted((name for name in names if name.endswith("perplexity")), key=len)
+    dense, notes = find_dense([record for record in records if record.point.level == 0])
+    found = Chart(
+        model=records[0].point.model,
+        data=records[0].point.data,
+        records=records,
+        dense=dense,
+        curves=[
+            Curve(label, [mark(levels[level]) for level in sorted(levels)])
+            for label, levels in by_label.items()
+        ],
+        accuracies=sorted(filter(is_accuracy, names), key=lambda name: name != MEAN_ACCURACY),
+        perplexity=perplexities[0] if perplexities else None,
+        notes=notes,
+    )
+    return replace(found, notes=[*notes, *leaving(found)])
+
+
+def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
+    """Every scorer may have measured the dense model: once per seed is enough, if they agree."""
+    by_seed: dict[int, Record] = {}
+    notes: list[str] = []
+    for record in records:
+        first = by_seed.setdefault(record.point.seed, record)
+        for name in first.metrics.keys() & record.metrics.keys():
+            ours, theirs = first.metrics[name].value, record.metrics[name].value
+            if not math.isclose(ours, theirs, rel_tol=1e-3):
+                notes.append(
+                    f"Level 0 is not one model: {name} is {ours:.6g} for {first.point.scorer} and "
+                    f"{theirs:.6g} for {record.point.scorer}, both with seed {record.point.seed}; "
+                    "the first is called dense here."
+                )
+        by_seed[record.point.seed] = replace(first, metrics=record.metrics | first.metrics)
+    return (mark(list(by_seed.values())) if by_seed else None), notes
+
+
+def mark(records: list[Record]) -> Mark:
+    """Records that differ in nothing but the seed -> their mean."""
+    names = list(dict.fromkeys(name for record in records for name in record.metrics))
+    kinds = list(dict.fromkeys(kind for record in records for kind in record.achieved))
+    return Mark(
+        level=records[0].point.level,
+        achieved={k: statistics.fmean(r.achieved[k] for r in records if k in r.achieved) for k in kinds},
+        metrics={n: over_seeds([r.metrics[n] for r in records if n in r.metrics]) for n in names},
+        seeds=tuple(sorted(record.point.seed for record in records)),
+    )
+
+
+def over_seeds(measured: list[Measured]) -> Measured:
+    if len(measured) == 1:
+        return measured[0]
+    values = [one.value for one in measured]
+    spread = statistics.stdev(values) if all(map(math.isfinite, values)) else None
+    return Measured(statistics.fmean(values), spread)
+
+
+def ceiling(chart: Chart) -> float:
+    """The highest perplexity that is drawn."""
+    assert chart.perplexity is not None
+    marks = [chart.dense] if chart.dense else [mark for curve in chart.curves for mark in curve.marks]
+    values = [mark.metrics[chart.perplexity].value for mark in marks if chart.perplexity in mark.metrics]
+    return CEILING * min(filter(math.isfinite, values), default=math.inf)
+
+
+def leaving(chart: Chart) -> list[str]:
+    """Says which curves go above the ceiling, and where."""
+    if chart.perplexity is None:
+        return []
+    top, notes = ceiling(chart), []
+    for curve in chart.curves:
+        out = [
+            (mark.level, mark.metrics[chart.perplexity].value)
+            for mark in curve.marks
+            if chart.perplexity in mark.metrics and mark.metrics[chart.perplexity].value > top
+        ]
+        if out:
+            worst = max(value for _, value in out)
+            levels = f"level {out[0][0]:g}" if len(out) == 1 else f"{len(out)} levels from {out[0][0]:g}"
+            notes.append(f"{curve.label} leaves the perplexity plot at {levels} (up to {worst:.2g}).")
+    return notes

@@ -1,0 +1,18 @@
+"""Writing so that a reader never sees half a file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write; it takes that name if the block ends well, else it vanishes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}-{uuid4().hex}")  # jobs on several machines may redraw at once
+    try:
+        yield unfinished
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""From records to one record per point, and their CSV."""
+
+import csv
+import logging
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from sweeps.files import writing
+from sweeps.records import Measured, Point, Record
+
+log = logging.getLogger(__name__)
+
+MEAN_ACCURACY = "mean/acc"
+COLUMNS = (
+    *("model", "data", "criterion", "scorer", "decided_at", "scope", "seed", "level"),
+    *("achieved_head", "achieved_neuron", "metric", "value", "stderr"),
+)
+# overrides that do not make another curve: in the point already, or about where, what and how to log
+UNTOLD = ("seed", "sparsity.level", "measure", "sweep", "tags", "debug", "task_name")
+UNTOLD_GROUPS = ("hydra", "logger", "paths", "callbacks")
+
+
+def tidy(records: Iterable[Record]) -> list[Record]:
+    """One record per point. Settings that vary and are not in the point go into the scorer's name."""
+    named = name_variants(list(records))
+    once: dict[Point, Record] = {}
+    for record in named:
+        earlier = once.get(record.point)
+        # a second sweep may measure what the first did not; of a value measured twice the last one counts
+        once[record.point] = replace(record, metrics=earlier.metrics | record.metrics) if earlier else record
+    if len(once) < len(named):
+        log.info("%d records repeat a point; the last one counts", len(named) - len(once))
+    return [replace(record, metrics=with_mean_accuracy(record, once.values())) for record in once.values()]
+
+
+def name_variants(records: list[Record]) -> list[Record]:
+    """Adds the overrides that differ in a curve to its scorer's name, lest a sweep of them pass for seeds."""
+    told = [dict(filter(tells, map(split, record.overrides))) for record in records]
+    by_curve: dict[Point, list[dict[str, str]]] = {}
+    for record, overrides in zip(records, told):
+        by_curve.setdefault(curve_of(record.point), []).append(overrides)
+    varied = {
+        key
+        for group in by_curve.values()
+        for key in {key for overrides in group for key in overrides}
+        if len({overrides.get(key) for overrides in group}) > 1
+    }
+    renamed = []
+    for record, overrides in zip(records, told):
+        words = [
+            record.point.scorer,
+            *(f"{key}={overrides[key]}" for key in sorted(varied & overrides.keys())),
+        ]
+        renamed.append(replace(record, point=replace(record.point, scorer=" ".join(words))))
+    return renamed
+
+
+def split(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
+def tells(override: tuple[str, str]) -> bool:
+    return override[0] not in UNTOLD and override[0].split(".")[0].split("/")[0] not in UNTOLD_GROUPS
+
+
+def curve_of(point: Point) -> Point:
+    return replace(point, level=0.0, seed=0)
+
+
+def with_mean_accuracy(record: Record, records: Iterable[Record]) -> dict[str, Measured]:
+    """The mean is over the tasks that all records of this model and data have: points must compare."""
+    peers = [peer for peer in records if place_of(peer) == place_of(record)]
+    tasks = [
+        name for name in record.metrics if is_accuracy(name) and all(name in peer.metrics for peer in peers)
+    ]
+    if len(tasks) < 2:
+        return record.metrics
+    values = [record.metrics[name].value for name in tasks]
+    stderrs = [stderr for name in tasks if (stderr := record.metrics[name].stderr) is not None]
+    stderr = math.hypot(*stderrs) / len(tasks) if len(stderrs) == len(tasks) else None
+    return {**record.metrics, MEAN_ACCURACY: Measured(statistics.fmean(values), stderr)}
+
+
+def is_accuracy(metric: str) -> bool:
+    return metric.endswith("/acc")
+
+
+def place_of(record: Record) -> tuple[str, str]:
+    return record.point.model, record.point.data
+
+
+def write_csv(records: list[Record], file: Path) -> None:
+    """One row per point and metric, seeds apart."""
+    with writing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        rows.writerows(rows_of(records))
+
+
+def rows_of(records: list[Record]) -> list[Iterable[str | int | float | None]]:
+    """The values of COLUMNS, for each point and metric."""
+    return [
+        [
+            *(point.model, point.data, point.criterion, point.scorer, point.decided_at, point.scope),
+            *(point.seed, point.level, record.achieved.get("head"), record.achieved.get("neuron")),
+            *(metric, measured.value, measured.stderr),
+        ]
+        for record in records
+        for point in [record.point]
+        for metric, measured in record.metrics.items()
+    ]

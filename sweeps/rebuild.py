@@ -1,0 +1,52 @@
+"""From folders of run records to curve.csv, curve.png and report.md."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from sweeps.curves import Chart, find_charts
+from sweeps.points import tidy, write_csv
+from sweeps.records import Records, read
+from sweeps.report import write_report
+
+log = logging.getLogger(__name__)
+
+
+class Rebuilt(NamedTuple):
+    records: Records
+    charts: list[Chart]
+    figures: dict[str, Path]  # by the chart's name
+    report: Path
+
+
+def find_points(folders: Iterable[Path]) -> tuple[Records, list[Chart]]:
+    """Everything but the files: quick, and without matplotlib."""
+    found = read(folders)
+    points = tidy(found.done)
+    return found._replace(done=points), find_charts(points)
+
+
+def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
+    """The same records give the same files, whatever was there before."""
+    from sweeps.plot import draw, save  # matplotlib takes a second
+
+    records, charts = find_points(folders)
+    write_csv(records.done, out / "curve.csv")
+    figures: dict[str, Path] = {}
+    for chart in charts:
+        figure = draw(chart)
+        if figure is not None:
+            figures[chart.name] = out / figure_name(chart, charts)
+            save(figure, figures[chart.name])
+    if len(charts) > 1:
+        (out / "curve.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
+    write_report(records, charts, figures, out / "report.md")
+    log.info("curve of %d points, %d failed -> %s", len(records.done), len(records.failed), out / "report.md")
+    return Rebuilt(records, charts, figures, out / "report.md")
+
+
+def figure_name(chart: Chart, charts: list[Chart]) -> str:
+    if len(charts) == 1:
+        return "curve.png"
+    return f"curve-{chart.model}-{chart.data}.png".replace("/", "-")

@@ -1,0 +1,68 @@
+"""From a chart to rows of text."""
+
+import math
+from collections.abc import Callable
+
+from sweeps.curves import Chart, Mark
+from sweeps.records import Measured, Records
+
+
+def table(chart: Chart) -> str:
+    """For the console: aligned, and with the first accuracy only."""
+    rows = rows_of(chart, chart.accuracies[:1])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return "\n".join([chart.name, lines[0], "-" * len(lines[0]), *lines[1:], *chart.notes])
+
+
+def summary(records: Records, charts: list[Chart]) -> str:
+    """All that a person at the console wants to know of a sweep."""
+    lines = [table(chart) for chart in charts]
+    for failure in records.failed:
+        lines.append(f"failed: {failure.file} ({' '.join(failure.overrides)}): {failure.cause}")
+    lines += [f"no record yet: {job}" for job in records.silent]
+    return "\n".join(["", *lines])
+
+
+def rows_of(chart: Chart, accuracies: list[str]) -> list[list[str]]:
+    """The header, then a row for each level of each curve; the dense model comes once, first."""
+    labelled = [("dense", chart.dense)] if chart.dense else []
+    labelled += [(curve.label, mark) for curve in chart.curves for mark in curve.marks]
+    several_seeds = any(len(mark.seeds) > 1 for _, mark in labelled)
+    header = ["scorer", "level", *(["seeds"] if several_seeds else []), "heads %", "neurons %"]
+    header += [chart.perplexity, "nats over dense"] if chart.perplexity else []
+    rows = [[*header, *(f"{name} %" for name in accuracies)]]
+    for label, mark in labelled:
+        row = [label, f"{mark.level:g}", *([str(len(mark.seeds))] if several_seeds else [])]
+        row += [percent(mark.achieved[kind]) if kind in mark.achieved else "-" for kind in ("head", "neuron")]
+        if chart.perplexity:
+            row += [
+                cell(mark.metrics.get(chart.perplexity), perplexity),
+                nats(mark, chart.dense, chart.perplexity),
+            ]
+        rows.append(row + [cell(mark.metrics.get(name), percent) for name in accuracies])
+    return rows
+
+
+def cell(measured: Measured | None, show: Callable[[float], str]) -> str:
+    if measured is None:
+        return "-"
+    return show(measured.value) + ("" if measured.stderr is None else f" ± {show(measured.stderr)}")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def perplexity(value: float) -> str:
+    """One decimal; four digits that count when large."""
+    if not math.isfinite(value) or value >= 1e6:
+        return f"{value:.3e}"
+    return f"{value:.1f}" if value < 1000 else f"{float(f'{value:.4g}'):.0f}"
+
+
+def nats(mark: Mark, dense: Mark | None, metric: str) -> str:
+    if dense is None or metric not in dense.metrics or metric not in mark.metrics:
+        return "-"
+    ratio = mark.metrics[metric].value / dense.metrics[metric].value
+    return f"{math.log(ratio):+.3f}" if ratio > 0 else "-"

@@ -1,0 +1,42 @@
+"""From a rebuilt curve to Weights & Biases."""
+
+import logging
+
+from sweeps.points import COLUMNS, rows_of
+from sweeps.rebuild import Rebuilt
+from sweeps.records import Record, RecordError
+
+log = logging.getLogger(__name__)
+
+
+def upload(rebuilt: Rebuilt) -> None:
+    """One run beside those of the jobs: same project and group, job type `curve`."""
+    import wandb  # here: wandb takes a second or two
+
+    settings = logger_settings(rebuilt.records.done)
+    run = wandb.init(
+        project=settings.get("project"),
+        entity=settings.get("entity"),
+        group=settings.get("group"),
+        tags=settings.get("tags"),
+        job_type="curve",
+        dir=rebuilt.report.parent,
+        mode="offline" if settings.get("offline") else None,
+    )
+    try:
+        run.log({"curve": wandb.Table(columns=list(COLUMNS), data=rows_of(rebuilt.records.done))})
+        run.log({figure.stem: wandb.Image(str(figure)) for figure in rebuilt.figures.values()})
+    finally:
+        run.finish()
+    log.info("logged the curve to wandb run %s of group %s", run.id, settings.get("group"))
+
+
+def logger_settings(points: list[Record]) -> dict:
+    """What the jobs logged with, from their records: the sweep's own config cannot resolve ${hydra:...}."""
+    for point in points:
+        logger = point.settings.get("logger") or {}
+        if logger.get("wandb"):
+            return logger["wandb"]
+    raise RecordError(
+        "none of the finished jobs had logger=wandb, so there is no project or group to upload to"
+    )

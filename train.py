@@ -1,0 +1,40 @@
+"""Load the language model, collect traces or reuse them, fit the predictor or reuse it; returns its recall."""
+
+import sys
+
+sys.path.append(
+    sys.path.pop(0)
+)  # lm-eval's "import evaluate" means Hugging Face's, not the script beside this one
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    import json
+    import logging
+
+    from shadow import stages
+    from shadow.run import job
+
+    log = logging.getLogger("train")
+    with job(cfg) as this:
+        stages.check_train(cfg)
+        lm = stages.load_lm(cfg)
+        store = stages.get_traces(cfg, lm)
+        log.info("traces: %s", store.folder)
+        if cfg.predictor.name not in stages.NETS:
+            log.info("predictor=%s has nothing to fit", cfg.predictor.name)
+            return None
+        folder = stages.get_predictor(cfg, lm, this.loggers)
+        meta = json.loads((folder / "meta.json").read_text())
+        log.info("predictor: %s", folder)
+        this.record["metrics"] = {
+            name: {"value": value, "stderr": None} for name, value in meta["metrics"].items()
+        }
+        return meta["metrics"]["val/recall@50"]
+
+
+if __name__ == "__main__":
+    main()
