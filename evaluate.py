@@ -12,16 +12,16 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> None:
     import logging
 
-    from shadow import points, stages
-    from shadow.run import job
+    from shadow.jobs import points, settings, stages
+    from shadow.jobs.run import job
     from shadow.sparse import sparse
 
     log = logging.getLogger("evaluate")
     with job(cfg) as this:
         this.record["point"] = points.describe(cfg)
-        policy = stages.policy_of(cfg)
+        policy = settings.policy_of(cfg)
         points.check_measure(cfg)
-        stages.check_scorer(cfg)
+        settings.check_scorer(cfg)
         known = points.find(cfg, this.record)
         if known is None:
             lm = stages.load_lm(cfg)

@@ -15,16 +15,16 @@ def main(cfg: DictConfig) -> float | None:
     import json
     import logging
 
-    from shadow import stages
-    from shadow.run import job
+    from shadow.jobs import settings, stages
+    from shadow.jobs.run import job
 
     log = logging.getLogger("train")
     with job(cfg) as this:
-        stages.check_train(cfg)
+        settings.check_train(cfg)
         lm = stages.load_lm(cfg)
         store = stages.get_traces(cfg, lm)
         log.info("traces: %s", store.folder)
-        if cfg.predictor.name not in stages.NETS:
+        if cfg.predictor.name not in settings.NETS:
             log.info("predictor=%s has nothing to fit", cfg.predictor.name)
             return None
         folder = stages.get_predictor(cfg, lm, this.loggers)

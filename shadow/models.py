@@ -2,14 +2,14 @@
 
 import importlib.util
 import logging
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -71,13 +71,12 @@ def from_hub(hub_id: str, revision: str | None, dtype: torch.dtype, device_map: 
 
 def _reachable(hub_id: str, revision: str | None) -> bool:
     """Whether the hub answers, asked once: transformers would ask six times a file, half a minute in all."""
+    url = hf_hub_url(hub_id, "config.json", revision=revision)
     try:
-        get_hf_file_metadata(hf_hub_url(hub_id, "config.json", revision=revision), timeout=5)
-    except HfHubHTTPError as error:  # it answers, though with a refusal: a gated model, an unknown name
-        if error.response.status_code < 500:
-            raise
-        return False
-    except httpx.TransportError as error:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # a refusal is an answer: transformers will say which
+    except OSError as error:
         if try_to_load_from_cache(hub_id, "config.json", revision=revision) is None:
             raise ConnectionError(f"the hub cannot be reached: {error}") from error
         return False

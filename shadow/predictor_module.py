@@ -7,9 +7,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from shadow.errors import UserError
 from shadow.predictors import TapNet
+from shadow.ridge import Moments
 from shadow.sites import KINDS, Kind
 from shadow.traces import Rows, Traces
 
@@ -114,50 +116,37 @@ def _as_is(sample: Sample) -> Sample:
 
 
 class PredictorModule(pl.LightningModule):
-    """Least squares on log scores, heads and neurons weighing alike.
+    """Least squares on log scores, heads and neurons weighing alike, from the ridge solution on.
 
-    floor: what is added to a score before its logarithm, as a share of the mean score of its layer and kind, so that
-    units which hardly fire do not rule the loss.
+    floor: what is added to a score before its logarithm, as a share of the mean score of its row's layer and kind, so
+    that units which hardly fire do not rule the loss.
     """
 
     def __init__(self, net: TapNet, floor: float, lr: float, weight_decay: float) -> None:
         super().__init__()
         self.net = net
         self.floor, self.lr, self.weight_decay = floor, lr, weight_decay
-        self.mean_scores = torch.nn.ParameterDict(
-            {kind: torch.nn.Parameter(torch.ones(net.n_scored, 1), requires_grad=False) for kind in KINDS}
-        )
 
     @torch.no_grad()
-    def calibrate(self, data: TraceData) -> None:
-        """Set the statistics of the training rows: means of scores, of log scores, and of states."""
-        samples = [
-            torch.arange(len(data.train))[i : i + data.batch_size]
-            for i in range(0, len(data.train), data.batch_size)
-        ]
-        count = len(data.train)
-        for kind in KINDS:
-            self.mean_scores[kind].zero_()
-            self.net.static[kind].zero_()
-        total = torch.zeros_like(self.net.center, dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for rows in samples:
-            sample = data.train.__getitems__(rows)  # pyright: ignore
-            total += sample.states.double().sum(0)
-            squares += sample.states.double().square().sum(0)
-            for kind in KINDS:
-                self.mean_scores[kind] += sample.scores[kind].sum(0).mean(-1, keepdim=True) / count
-        mean = total / count
-        self.net.center.copy_(mean)
-        self.net.scale.copy_((squares / count - mean.square()).clamp(min=1e-12).sqrt())
-        for rows in samples:
-            sample = data.train.__getitems__(rows)  # pyright: ignore
-            for kind, target in self.targets(sample).items():
-                self.net.static[kind] += target.sum(0) / count
+    def start(self, data: TraceData, ridge: float) -> None:
+        """Set the net to the static mean of log scores and the reduced-rank ridge regression of what deviates from it."""
+        moments = [Moments() for _ in self.net.taps]
+        with tqdm(total=len(data.train), desc="ridge", leave=False) as bar:
+            for rows in torch.arange(len(data.train)).split(data.batch_size):
+                sample = data.train.__getitems__(rows.tolist())
+                targets = self.targets(sample)
+                for index, span in enumerate(self.net.spans.values()):
+                    first = span.start - self.net.taps[0]
+                    spanned = {kind: values[:, first : first + len(span)] for kind, values in targets.items()}
+                    moments[index].add(sample.states[:, index], spanned)
+                bar.update(len(rows))
+        for index, seen in enumerate(moments):
+            self.net.set_linear(index, seen.fit(self.net.rank, ridge))
 
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
+        """-> log scores [N, S, U]."""
         return {
-            kind: (scores + self.floor * self.mean_scores[kind] + 1e-30).log()
+            kind: (scores + self.floor * scores.mean(-1, keepdim=True) + 1e-30).log_()
             for kind, scores in sample.scores.items()
         }
 

@@ -11,6 +11,7 @@ from shadow.batches import Batch
 from shadow.collector import last_of, mean_of
 from shadow.criteria import CRITERIA
 from shadow.errors import UserError
+from shadow.ridge import Fit
 from shadow.scores import score
 from shadow.sites import KINDS, Kind, Site
 from shadow.sparsity import Unit
@@ -97,6 +98,7 @@ class TapNet(nn.Module):
         self.layers = layers
         self.spans = {tap: range(tap, end) for tap, end in zip(self.taps, [*self.taps[1:], layers])}
         self.units = dict(units)
+        self.rank = rank = min(rank, width)  # a wider detour would add nothing
         self.center = nn.Buffer(torch.zeros(len(self.taps), width))
         self.scale = nn.Buffer(torch.ones(len(self.taps), width))
         self.static = nn.ParameterDict(
@@ -110,9 +112,22 @@ class TapNet(nn.Module):
             nn.ModuleDict({kind: nn.Linear(2 * rank, len(span) * units[kind], bias=False) for kind in KINDS})
             for span in self.spans.values()
         )
-        for kinds in self.up:
-            for linear in kinds.values():  # pyright: ignore
-                nn.init.zeros_(linear.weight)  # start from the static mean
+        for linear in self.up.modules():
+            if isinstance(linear, nn.Linear):
+                nn.init.zeros_(linear.weight)  # say what the static mean says
+
+    @torch.no_grad()
+    def set_linear(self, index: int, fit: Fit) -> None:
+        """Make the tap number `index` say what this linear map says."""
+        self.center[index], self.scale[index] = fit.center, fit.scale
+        self.down[index].weight.copy_(fit.down)  # pyright: ignore
+        self.down[index].bias.zero_()  # pyright: ignore
+        first, span = self.taps[index] - self.taps[0], self.spans[self.taps[index]]
+        for kind in KINDS:
+            self.static[kind][first : first + len(span)] = fit.mean[kind]
+            weight = self.up[index][kind].weight  # pyright: ignore
+            weight.zero_()
+            weight[:, : self.rank] = fit.up[kind]
 
     @property
     def n_scored(self) -> int:

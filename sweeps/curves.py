@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-from sweeps.points import MEAN_ACCURACY, is_accuracy, place_of
+from sweeps.points import MEAN_ACCURACY, is_accuracy, is_perplexity, place_of
 from sweeps.records import Measured, Record
 
 CEILING = (
@@ -71,7 +71,7 @@ def chart(records: list[Record]) -> Chart:
         label = ", ".join([record.point.scorer, *(getattr(record.point, name) for name in varying)])
         by_label.setdefault(label, {}).setdefault(record.point.level, []).append(record)
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
-    perplexities = sorted((name for name in names if name.endswith("perplexity")), key=len)
+    perplexities = sorted(filter(is_perplexity, names), key=len)
     dense, notes = find_dense([record for record in records if record.point.level == 0])
     found = Chart(
         model=records[0].point.model,
@@ -95,7 +95,9 @@ def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
     notes: list[str] = []
     for record in records:
         first = by_seed.setdefault(record.point.seed, record)
-        for name in first.metrics.keys() & record.metrics.keys():
+        for name in filter(record.metrics.__contains__, first.metrics):
+            if not (is_accuracy(name) or is_perplexity(name)):
+                continue  # seconds never agree
             ours, theirs = first.metrics[name].value, record.metrics[name].value
             if not math.isclose(ours, theirs, rel_tol=1e-3):
                 notes.append(
@@ -128,11 +130,16 @@ def over_seeds(measured: list[Measured]) -> Measured:
 
 
 def ceiling(chart: Chart) -> float:
-    """The highest perplexity that is drawn."""
+    """The highest perplexity that is drawn; without a dense model, the best point stands in for it."""
     assert chart.perplexity is not None
-    marks = [chart.dense] if chart.dense else [mark for curve in chart.curves for mark in curve.marks]
-    values = [mark.metrics[chart.perplexity].value for mark in marks if chart.perplexity in mark.metrics]
-    return CEILING * min(filter(math.isfinite, values), default=math.inf)
+    dense = finite([chart.dense] if chart.dense else [], chart.perplexity)
+    sparse = finite([mark for curve in chart.curves for mark in curve.marks], chart.perplexity)
+    return CEILING * min(dense or sparse, default=0.0)
+
+
+def finite(marks: list[Mark], metric: str) -> list[float]:
+    values = [mark.metrics[metric].value for mark in marks if metric in mark.metrics]
+    return list(filter(math.isfinite, values))
 
 
 def leaving(chart: Chart) -> list[str]:
@@ -149,5 +156,6 @@ def leaving(chart: Chart) -> list[str]:
         if out:
             worst = max(value for _, value in out)
             levels = f"level {out[0][0]:g}" if len(out) == 1 else f"{len(out)} levels from {out[0][0]:g}"
-            notes.append(f"{curve.label} leaves the perplexity plot at {levels} (up to {worst:.2g}).")
+            reached = f"{worst:,.0f}" if worst < 1e6 else f"{worst:.1e}"
+            notes.append(f"{curve.label} leaves the perplexity plot at {levels} (reaches {reached}).")
     return notes

@@ -24,7 +24,9 @@ def draw(chart: Chart) -> Figure | None:
     panels = [*chart.accuracies[:1], *([chart.perplexity] if chart.perplexity else [])]
     if not panels:
         return None
-    figure = Figure(figsize=(1.6 + 5.0 * len(panels), 4.6), dpi=150, layout="constrained")
+    longest = max(len(curve.label) for curve in chart.curves) if chart.curves else 0
+    width = 5.2 * len(panels) + 0.8 + 0.07 * longest
+    figure = Figure(figsize=(width, 4.4 + 0.15 * len(chart.notes)), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, metric in zip(axes, panels):
         panel(ax, chart, metric)
@@ -39,8 +41,8 @@ def draw(chart: Chart) -> Figure | None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     if chart.notes:
-        notes = "\n".join(line for note in chart.notes for line in textwrap.wrap(note, 62 * len(panels)))
-        figure.supxlabel(notes, fontsize=7.5, color=INK)
+        notes = "\n".join(line for note in chart.notes for line in textwrap.wrap(note, round(14 * width)))
+        figure.supxlabel(notes, fontsize=8, color=INK, x=0.01, ha="left", ma="left")
     return figure
 
 
@@ -106,17 +108,17 @@ def line(ax: Axes, number: int, curve: Curve, metric: str, dense: Mark | None) -
 
 
 def log_scale(ax: Axes, chart: Chart, metric: str) -> None:
-    """A log axis up to the ceiling; an arrow at the top for each mark above it."""
+    """A log axis up to the ceiling, with an arrow at the top where a curve goes above it."""
     top = ceiling(chart)
     marks = [
         *([chart.dense] if chart.dense else []),
         *(mark for curve in chart.curves for mark in curve.marks),
     ]
     drawn = [y for mark in marks if metric in mark.metrics and (y := mark.metrics[metric].value) <= top]
-    ax.set_yscale("log", nonpositive="clip")
     ax.set_ylabel(metric.replace("_", " "))
     if not drawn:
-        return
+        return  # nothing finite; a log axis would have no limits
+    ax.set_yscale("log", nonpositive="clip")
     leaves = any(mark.metrics[metric].value > top for mark in marks if metric in mark.metrics)
     low, high = min(drawn) / 1.15, top if leaves else max(drawn) * 1.15
     ax.set_ylim(low, high)

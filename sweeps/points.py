@@ -89,6 +89,10 @@ def is_accuracy(metric: str) -> bool:
     return metric.endswith("/acc")
 
 
+def is_perplexity(metric: str) -> bool:
+    return metric.endswith("perplexity")
+
+
 def place_of(record: Record) -> tuple[str, str]:
     return record.point.model, record.point.data
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sweeps.curves import Chart, find_charts
 from sweeps.points import tidy, write_csv
-from sweeps.records import Records, read
+from sweeps.records import RecordError, Records, read
 from sweeps.report import write_report
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,10 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     """The same records give the same files, whatever was there before."""
     from sweeps.plot import draw, save  # matplotlib takes a second
 
+    folders = list(folders)
     records, charts = find_points(folders)
+    if not any(records):
+        raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
     write_csv(records.done, out / "curve.csv")
     figures: dict[str, Path] = {}
     for chart in charts:
@@ -42,7 +45,7 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     if len(charts) > 1:
         (out / "curve.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
     write_report(records, charts, figures, out / "report.md")
-    log.info("curve of %d points, %d failed -> %s", len(records.done), len(records.failed), out / "report.md")
+    log.info("points: %d, failed jobs: %d -> %s", len(records.done), len(records.failed), out / "report.md")
     return Rebuilt(records, charts, figures, out / "report.md")
 
 

@@ -33,10 +33,11 @@ class Job:
 
     def __init__(self, cfg: DictConfig) -> None:
         hydra = HydraConfig.get()
-        self.loggers = [
-            _logger(name, node, hydra) for name, node in (cfg.logger or {}).items() if node is not None
-        ]
-        settings = OmegaConf.to_container(cfg, resolve=True)
+        settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore
+        loggers = {name: node for name, node in (settings["logger"] or {}).items() if node is not None}
+        if "wandb" in loggers and loggers["wandb"]["group"] is None and hydra.mode == RunMode.MULTIRUN:
+            loggers["wandb"]["group"] = str(hydra.sweep.dir)
+        self.loggers = [instantiate(node) for node in loggers.values()]
         self.record: dict[str, Any] = {
             "status": "running",
             "error": None,
@@ -57,7 +58,7 @@ class Job:
             "metrics": {},
         }
         for logger in self.loggers:
-            logger.log_hyperparams(settings)  # pyright: ignore
+            logger.log_hyperparams(settings)
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         for logger in self.loggers:
@@ -65,17 +66,13 @@ class Job:
             logger.save()
 
 
-def _logger(name: str, node: DictConfig, hydra: DictConfig):
-    if name == "wandb" and node.group is None and hydra.mode == RunMode.MULTIRUN:
-        return instantiate(node, group=str(hydra.sweep.dir))
-    return instantiate(node)
-
-
 @contextmanager
 def job(cfg: DictConfig) -> Iterator[Job]:
     """Seed first; run.json last, whatever happens. An error that the user can mend ends in its one sentence."""
     start = time.monotonic()
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it tells of devices and products at every start
+    logging.getLogger("pytorch_lightning").setLevel(
+        logging.WARNING
+    )  # it tells of devices and products at every start
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     this = Job(cfg)
     try:
@@ -102,7 +99,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
 
 def commit() -> dict[str, Any]:
     """The git commit of the working tree that this package lies in, if it lies in one."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     try:
         sha = _git(root, "rev-parse", "HEAD")
         return {"sha": sha, "dirty": bool(_git(root, "status", "--porcelain"))}
@@ -119,6 +116,6 @@ def _git(root: Path, *words: str) -> str:
 def code_digest() -> str:
     """Names this package's source, so that a point measured by other code is not taken for this one's."""
     found = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
         found.update(file.read_bytes())
     return found.hexdigest()[:16]

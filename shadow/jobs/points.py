@@ -6,9 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from shadow import stages
 from shadow.artifacts import key_of, write_json
+from shadow.data import CalibrationData
 from shadow.errors import UserError
+from shadow.jobs import settings as names
 from shadow.models import LM
 from shadow.sparse import SparseRun
 from shadow.texts import questions, text_windows
@@ -16,8 +17,8 @@ from shadow.texts import questions, text_windows
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
     return {
-        "model": stages.model_label(cfg),
-        "data": stages.data_label(cfg),
+        "model": names.model_label(cfg),
+        "data": names.data_label(cfg),
         "criterion": cfg.criterion.name,
         "scorer": cfg.predictor.name,
         "decided_at": cfg.sparsity.decided_at,
@@ -33,7 +34,7 @@ def check_measure(cfg: DictConfig) -> None:
     if not (settings.perplexity or settings.choices or settings.tasks):
         raise UserError("measure must ask for at least one of perplexity, choices and tasks")
     if settings.perplexity or settings.choices:
-        stages.calibration_data(cfg).documents("eval")
+        names.calibration_data(cfg).documents("eval")
     if settings.tasks:
         from shadow.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
 
@@ -47,13 +48,13 @@ def task_root(cfg: DictConfig) -> str | None:
 
 def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     """What decides the figures of this point. The dense model's are the same whoever would have scored."""
-    data = stages.calibration_data(cfg)
+    data = names.calibration_data(cfg)
     wants_text = cfg.measure.perplexity or cfg.measure.choices
     settings: dict[str, Any] = {
         "code": code,
-        "model": stages.model_settings(cfg),
+        "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
-        "measure": stages.plain(cfg.measure),
+        "measure": names.plain(cfg.measure),
         "root": task_root(cfg),
         "content": _content(data) if wants_text else None,
         "decided_at": cfg.sparsity.decided_at,
@@ -61,18 +62,18 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     }
     if cfg.sparsity.level > 0:
         settings |= {
-            "sparsity": stages.plain(cfg.sparsity),
+            "sparsity": names.plain(cfg.sparsity),
             "scorer": cfg.predictor.name,
             "criterion": cfg.criterion.name,
         }
-        if cfg.predictor.name in stages.NETS:
-            settings["predictor"] = stages.predictor_settings(cfg)
-        elif stages.needs_traces(cfg):
-            settings["traces"] = stages.trace_settings(cfg)
+        if cfg.predictor.name in names.NETS:
+            settings["predictor"] = names.predictor_settings(cfg)
+        elif names.needs_traces(cfg):
+            settings["traces"] = names.trace_settings(cfg)
     return settings
 
 
-def _content(data: stages.CalibrationData) -> str:
+def _content(data: CalibrationData) -> str:
     from shadow.texts import fingerprint
 
     return fingerprint(data.documents("eval"))
@@ -109,7 +110,7 @@ def measure(cfg: DictConfig, lm: LM, run: SparseRun) -> dict:
     settings = cfg.measure
     metrics: evaluation.Metrics = {}
     if settings.perplexity or settings.choices:
-        texts = stages.calibration_data(cfg).documents("eval")
+        texts = names.calibration_data(cfg).documents("eval")
         if settings.perplexity:
             # the prompt is left out of the loss only where it has been read before the plan was made
             share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0

