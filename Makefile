@@ -23,7 +23,7 @@ fast: $(VENV)/.tested ## run the suite without what takes the real model or seve
 check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 format: $(VENV)/.tested ## let ruff format and mend what it can

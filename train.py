@@ -1,4 +1,4 @@
-"""Load the language model, collect traces or reuse them, fit the predictor or reuse it; returns its recall."""
+"""Load the language model, collect traces or reuse them, fit the predictor or reuse it."""
 
 import sys
 

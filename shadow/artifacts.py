@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 def key_of(settings: dict) -> str:
-    """Ten hex digits that name these settings (plain str, int, float, bool, None, lists and dicts of them)."""
+    """Ten hex digits that name these settings: plain values, and lists and dicts of them."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """A fresh folder to fill, which takes the name `folder` when the block ends well and vanishes when it does not."""
+    """A fresh folder to fill; it takes its name when the block ends well and vanishes when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -32,7 +32,7 @@ def making(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write, which takes its name when the block ends well and vanishes when it does not."""
+    """A path to write; it takes the name `file` when the block ends well and vanishes when it does not."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}-{os.getpid()}")
     try:

@@ -19,8 +19,8 @@ class Example(NamedTuple):
 class Batch(NamedTuple):
     """Right-padded rows: causal attention then leaves the real positions untouched by padding.
 
-    ids: [B, T]; lengths: [B] real tokens; prompt: [B] tokens of the prompt; labels: [B, T], at each position the
-    next token where it counts for the loss and IGNORED elsewhere.
+    ids: [B, T]; lengths: [B] real tokens; prompt: [B] tokens of the prompt; labels: [B, T], at each position
+    the next token where it counts for the loss, and IGNORED elsewhere.
     """
 
     ids: Tensor

@@ -1,4 +1,4 @@
-"""Collecting traces: all criteria of each batch, reduced to window rows and sampled token rows as they appear."""
+"""Collecting traces: all criteria of a batch, reduced to window rows and sampled token rows."""
 
 import logging
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 class CriterionCollector(pl.LightningModule):
     """One forward and one backward a batch; returns its rows as float32 arrays named as in the store.
 
-    Needs `Trainer(inference_mode=False)`. The language model is no child module: it is never moved by Lightning when
-    it is spread over devices, and never part of a checkpoint.
+    Needs `Trainer(inference_mode=False)`. The language model is no child module: Lightning never moves one
+    that is spread over devices, and never makes it part of a checkpoint.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CriterionCollector(pl.LightningModule):
     def on_predict_start(self) -> None:
         (model,) = self.outside
         if not hasattr(model, "hf_device_map"):
-            model.to(self.device)  # pyright: ignore[reportArgumentType]
+            model.to(self.device)  # type: ignore[arg-type]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         (model,) = self.outside
@@ -77,7 +77,7 @@ class CriterionCollector(pl.LightningModule):
         return arrays
 
     def sample(self, lengths: Sequence[int], first: int) -> Tensor:
-        """Positions to keep of each row -> [M, 2] of row and position; drawn by the window's own number, not its batch."""
+        """Positions to keep -> [M, 2] of row and position; drawn by the window's number, not its batch."""
         chosen = []
         for row, length in enumerate(lengths):
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + first + row)
@@ -87,7 +87,7 @@ class CriterionCollector(pl.LightningModule):
 
 
 def last_of(states: Tensor, inside: Tensor) -> Tensor:
-    """states: [B, T, ...], inside: bool [B, T] -> [B, ...]: the state at each row's last inside position (or its first)."""
+    """states: [B, T, ...], inside: bool [B, T] -> [B, ...]: each row's state at its last inside position."""
     last = (inside.sum(1) - 1).clamp(min=0)
     return states[torch.arange(len(states), device=states.device), last]
 
@@ -109,7 +109,14 @@ class ShardWriter(BasePredictionWriter):
         self.waiting: list[dict[str, Tensor]] = []
 
     def write_on_batch_end(
-        self, trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: dict[str, Tensor],
+        batch_indices: Sequence[int] | None,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int,
     ) -> None:
         self.waiting.append(prediction)
         if len(self.waiting) == self.batches:

@@ -29,7 +29,7 @@ class PlainAct:
     Loss units. ShadowLLM (arXiv 2406.16635), section 3.2, in its activation form for heads and for neurons.
     """
 
-    needs_grad = True
+    needs_grad: ClassVar[bool] = True
 
     def per_token(self, act: Tensor, grad: Tensor | None) -> Tensor:
         assert grad is not None
@@ -42,10 +42,10 @@ class PlainAct:
 class L2Norm:
     """||a||_2 over the unit's width, and over tokens: how much the unit says. Activation units.
 
-    For neurons a is what the down projection reads (after the non-linearity), unlike the reference's pre-ReLU form.
+    For neurons a is what the down projection reads, after the non-linearity; the reference takes it before.
     """
 
-    needs_grad = False
+    needs_grad: ClassVar[bool] = False
 
     def per_token(self, act: Tensor, grad: Tensor | None) -> Tensor:
         return torch.linalg.vector_norm(act, dim=-1)
@@ -57,7 +57,7 @@ class L2Norm:
 class GradNorm:
     """||g||_2 over the unit's width, and over tokens: how much the loss listens. Loss per activation unit."""
 
-    needs_grad = True
+    needs_grad: ClassVar[bool] = True
 
     def per_token(self, act: Tensor, grad: Tensor | None) -> Tensor:
         assert grad is not None
@@ -68,12 +68,12 @@ class GradNorm:
 
 
 class Fisher:
-    """sum_d (a·g)^2, summed over tokens: empirical Fisher information of a mask on each channel. Loss units squared.
+    """sum_d (a·g)^2, summed over tokens: empirical Fisher information of a mask on each channel.
 
-    The reference averages over tokens instead of summing, which ranks the units of a window alike.
+    Loss units squared. The reference averages over tokens instead, which ranks the units of a window alike.
     """
 
-    needs_grad = True
+    needs_grad: ClassVar[bool] = True
 
     def per_token(self, act: Tensor, grad: Tensor | None) -> Tensor:
         assert grad is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from shadow import texts
@@ -17,7 +18,7 @@ from shadow.texts import Part
 
 class CalibrationData(Protocol):
     def examples(self, lm: LM) -> list[Example]:
-        """What criteria are collected on. Never overlaps with what `documents("eval")` or a task evaluates."""
+        """What criteria are collected on; disjoint from `documents("eval")` and from what tasks evaluate."""
         ...
 
     def documents(self, part: Part) -> list[str]:
@@ -129,7 +130,7 @@ class CalibrationExamples(pl.LightningDataModule):
         self.start = start
 
     def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.examples[self.start :], batch_size=self.batch_size, collate_fn=collate)  # pyright: ignore
+        return DataLoader(self.examples[self.start :], batch_size=self.batch_size, collate_fn=collate)  # type: ignore[arg-type]
 
-    def transfer_batch_to_device(self, batch: Batch, device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)

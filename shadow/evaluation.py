@@ -40,7 +40,7 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def perplexity(run: SparseRun, lm: LM, windows: Sequence[Example], batch_size: int) -> Metrics:
-    """Token and word perplexity of the windows' loss tokens; words are what white space parts in their decoded text.
+    """Token and word perplexity of the windows' loss tokens; words are what white space parts in the text.
 
     The standard error is that of the mean loss over windows, carried through the exponential.
     """
@@ -49,7 +49,7 @@ def perplexity(run: SparseRun, lm: LM, windows: Sequence[Example], batch_size: i
         for batch in batched(windows, batch_size):
             losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
             for row in batch.labels:
-                words += len(lm.tokenizer.decode(row[row != IGNORED]).split())  # pyright: ignore
+                words += len(str(lm.tokenizer.decode(row[row != IGNORED])).split())
             bar.update(len(batch.ids))
     tokens = sum(len(window.ids) - max(window.prompt, 1) for window in windows)
     return {
@@ -82,21 +82,26 @@ def choice_accuracy(run: SparseRun, questions: Sequence[Question], batch_size: i
 
 
 class SparseHFLM(HFLM):
-    """lm-eval's own `hf` model, whose forward passes go through a `SparseRun` that is told where prompts end."""
+    """lm-eval's own `hf` model; its forward passes go through a `SparseRun` that knows where prompts end."""
 
     def __init__(self, run: SparseRun, lm: LM, batch_size: int) -> None:
-        # one-token answers normally share one forward pass; a gradient oracle needs to see each answer by itself
+        # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
         shared = not (isinstance(run.scorer, Oracle) and CRITERIA[run.scorer.criterion].needs_grad)
         super().__init__(
             pretrained=lm.model,
-            tokenizer=lm.tokenizer,  # pyright: ignore[reportArgumentType]
+            tokenizer=lm.tokenizer,
             batch_size=batch_size,
             logits_cache=shared,
         )
         self.run = run
         self._requests: dict[tuple[int, ...], deque[tuple[int, list[int]]]] = {}
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None):
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
         found = defaultdict(list)
         for _, context, continuation in requests:
             ids = (context + continuation)[-(self.max_length + 1) :]
@@ -121,7 +126,7 @@ class SparseHFLM(HFLM):
         return self.run.logits(batch)
 
     def _unpadded(self, ids: list[int]) -> int:
-        """Length of the request that these right-padded ids hold: lm-eval pads with zeros and does not tell how many."""
+        """Length of the request in these ids: lm-eval pads with zeros and does not say how many."""
         length = len(ids)
         while tuple(ids[:length]) not in self._requests:
             assert length > 1
@@ -146,7 +151,7 @@ def task_metrics(
     load_tasks(manager, specs)  # a missing data set ends here, not after the first task has run
     results = simple_evaluate(
         model=SparseHFLM(run, lm, batch_size),
-        tasks=specs,  # pyright: ignore[reportArgumentType]
+        tasks=specs,
         limit=limit,
         num_fewshot=num_fewshot,
         task_manager=manager,

@@ -40,7 +40,7 @@ Source = Callable[..., LM]  # (dtype=, device_map=) -> LM
 
 
 def load(source: Source, path: str | None, dtype: str, device_map: str | None) -> LM:
-    """The model in evaluation mode with every weight frozen; a local folder `path` takes the place of `source`."""
+    """The model in evaluation mode, every weight frozen; a local folder `path` replaces `source`."""
     chosen = getattr(torch, dtype, None)
     if not isinstance(chosen, torch.dtype):
         raise UserError(f"model.dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
@@ -97,7 +97,7 @@ def _pretrained(
 def from_package(
     package: str, gguf_file: str, install: str, cache: str, dtype: torch.dtype, device_map: str | None
 ) -> LM:
-    """The GGUF file that an installed Python package carries; its dequantised weights are kept in the folder `cache`."""
+    """The GGUF file in an installed Python package; dequantised weights are kept in `cache`."""
     folder = Path(cache)
     if not (folder / "config.json").is_file():
         spec = importlib.util.find_spec(package)
@@ -110,7 +110,7 @@ def from_package(
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
         del model.config.quantization_config  # it describes the file, not these weights,
-        model.hf_quantizer = None  # and with it save_pretrained refuses
+        model.hf_quantizer = None  # type: ignore[assignment]  # and with it save_pretrained refuses
         with making(folder) as unfinished:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)

@@ -1,10 +1,11 @@
 """Training a predictor: rows of a trace store in, a net that ranks out."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
@@ -51,7 +52,7 @@ class TraceRows(Dataset):
 
 
 class EpochShuffle(Sampler):
-    """A shuffle that depends on seed and epoch alone, so that a resumed fit sees the batches of an unbroken one."""
+    """A shuffle by seed and epoch alone, so that a resumed fit sees the batches of an unbroken one."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
@@ -94,7 +95,8 @@ class TraceData(pl.LightningDataModule):
         n_val = round(val_share * len(windows))
         if not 0 < n_val < len(windows):
             raise UserError(
-                f"predictor.val_share={val_share} must leave at least one of the {len(windows)} windows on either side"
+                f"predictor.val_share must leave at least one of the {len(windows)} windows on either side, "
+                f"got {val_share}"
             )
         owner = traces.read(rows, "window", torch.arange(traces.count(rows)))
         in_val = torch.isin(owner, windows[:n_val])
@@ -111,15 +113,15 @@ class TraceData(pl.LightningDataModule):
         return DataLoader(self.val, batch_size=self.batch_size, collate_fn=_as_is)
 
 
-def _as_is(sample: Sample) -> Sample:
+def _as_is(sample: Any) -> Any:
     return sample
 
 
 class PredictorModule(pl.LightningModule):
     """Least squares on log scores, heads and neurons weighing alike, from the ridge solution on.
 
-    floor: what is added to a score before its logarithm, as a share of the mean score of its row's layer and kind, so
-    that units which hardly fire do not rule the loss.
+    floor: what is added to a score before its logarithm, as a share of the mean score of its row's layer and
+    kind, so that units which hardly fire do not rule the loss.
     """
 
     def __init__(self, net: TapNet, floor: float, lr: float, weight_decay: float) -> None:
@@ -129,19 +131,20 @@ class PredictorModule(pl.LightningModule):
 
     @torch.no_grad()
     def start(self, data: TraceData, ridge: float) -> None:
-        """Set the net to the static mean of log scores and the reduced-rank ridge regression of what deviates from it."""
-        moments = [Moments() for _ in self.net.taps]
+        """Set the net to the mean of log scores and the ridge regression of what deviates from it."""
+        moments = {tap: Moments() for tap in self.net.taps}
         with tqdm(total=len(data.train), desc="ridge", leave=False) as bar:
             for rows in torch.arange(len(data.train)).split(data.batch_size):
                 sample = data.train.__getitems__(rows.tolist())
                 targets = self.targets(sample)
-                for index, span in enumerate(self.net.spans.values()):
-                    first = span.start - self.net.taps[0]
-                    spanned = {kind: values[:, first : first + len(span)] for kind, values in targets.items()}
-                    moments[index].add(sample.states[:, index], spanned)
+                for index, (tap, seen) in enumerate(moments.items()):
+                    here = slice(tap - self.net.taps[0], self.net.reader(tap).span.stop - self.net.taps[0])
+                    seen.add(
+                        sample.states[:, index], {kind: values[:, here] for kind, values in targets.items()}
+                    )
                 bar.update(len(rows))
-        for index, seen in enumerate(moments):
-            self.net.set_linear(index, seen.fit(self.net.rank, ridge))
+        for tap, seen in moments.items():
+            self.net.reader(tap).set_linear(seen.fit(self.net.rank, ridge))
 
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
         """-> log scores [N, S, U]."""
@@ -160,7 +163,10 @@ class PredictorModule(pl.LightningModule):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         targets, predicted = self.targets(batch), self.net(batch.states)
-        fixed = {kind: self.net.static[kind].expand_as(targets[kind]) for kind in KINDS}
+        static = {
+            kind: torch.cat([self.net.reader(tap).static[kind] for tap in self.net.taps]) for kind in KINDS
+        }
+        fixed = {kind: static[kind].expand_as(targets[kind]) for kind in KINDS}
         self._log("val/loss", self.loss(predicted, targets), batch)
         self._log("val/static_loss", self.loss(fixed, targets), batch)
         self._log("val/spearman", _mean(spearman, predicted, targets), batch)
@@ -170,7 +176,7 @@ class PredictorModule(pl.LightningModule):
     def _log(self, name: str, value: Tensor, batch: Sample) -> None:
         self.log(name, value, prog_bar=name == "val/recall@50", batch_size=len(batch.states))
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -178,7 +184,9 @@ class PredictorModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _mean(metric, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
+def _mean(
+    metric: Callable[[Tensor, Tensor], Tensor], predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]
+) -> Tensor:
     return torch.stack([metric(predicted[kind], targets[kind]) for kind in KINDS]).mean()
 
 
@@ -190,7 +198,7 @@ def spearman(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def recall_at_half(predicted: Tensor, target: Tensor) -> Tensor:
-    """[N, L, U] x 2 -> share of the target's upper half that is in the predicted upper half, averaged likewise."""
+    """[N, L, U] x 2 -> share of the target's upper half in the predicted upper half, averaged likewise."""
     half = (target.shape[-1] + 1) // 2
     best = torch.zeros_like(target).scatter_(-1, target.topk(half, -1).indices, 1.0)
     return best.gather(-1, predicted.topk(half, -1).indices).mean()

@@ -29,8 +29,10 @@ class Scorer(Protocol):
     def taps(self) -> Sequence[int]: ...
 
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
-        """state: [B, T, E] at this tap -> scores of every unit up to the next tap: [B, T, U] per token, or with
-        pool: bool [B, T], the positions that decide together, [B, U]."""
+        """state: [B, T, E] at this tap -> scores of every unit up to the next tap.
+
+        They are [B, T, U] per token, or with pool: bool [B, T], the positions that decide together, [B, U].
+        """
         ...
 
 
@@ -59,7 +61,7 @@ def random_scores(sites: Sequence[Site], seed: int) -> dict[Unit, Tensor]:
 
 
 class Oracle:
-    """The sample's own criterion, from a dense pass (with its gradients) over the sample: a bound, not a method."""
+    """The sample's own criterion, from a dense pass over the sample: a bound, not a method."""
 
     taps = (0,)
 
@@ -81,83 +83,84 @@ class Oracle:
         return {unit: CRITERIA[self.criterion].reduce(found, pool) for unit, found in self.per_token.items()}
 
 
-class TapNet(nn.Module):
-    """From the state at each tap to log scores of the units up to the next tap.
+class Tap(nn.Module):
+    """From the state at one tap to log scores of its span's units: static mean + low-rank map of the state."""
 
-    score = static mean + low-rank map of the standardised state: what is learnt is only how this prompt deviates from
-    the calibration's mean, through `rank` numbers. One tap is ShadowLLM's unified predictor (arXiv 2406.16635); a tap
-    in every layer is DejaVu's layerwise one (arXiv 2310.17157) reading the layer's own input.
+    def __init__(self, span: range, width: int, units: Mapping[Kind, int], rank: int) -> None:
+        super().__init__()
+        self.span = span
+        self.units = dict(units)
+        self.rank = rank
+        self.center = nn.Buffer(torch.zeros(width))
+        self.scale = nn.Buffer(torch.ones(width))
+        self.static = nn.ParameterDict(
+            {kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False) for kind in KINDS}
+        )
+        self.down = nn.Linear(width, rank)
+        self.up = nn.ModuleDict(
+            {kind: nn.Linear(2 * rank, len(span) * units[kind], bias=False) for kind in KINDS}
+        )
+        for linear in self.up.values():
+            nn.init.zeros_(linear.get_parameter("weight"))
+
+    @torch.no_grad()
+    def set_linear(self, fit: Fit) -> None:
+        """Say what this linear map says."""
+        self.center.copy_(fit.center)
+        self.scale.copy_(fit.scale)
+        self.down.weight.copy_(fit.down)
+        self.down.bias.zero_()
+        for kind in KINDS:
+            self.static[kind].copy_(fit.mean[kind])
+            self.up[kind].get_parameter("weight")[:, : self.rank] = fit.up[kind]
+
+    def forward(self, state: Tensor) -> dict[Kind, Tensor]:
+        """state: [..., E] -> log scores [..., S, U] of the S layers of the span."""
+        hidden = self.down((state.float() - self.center) / self.scale)
+        features = torch.cat([hidden, nn.functional.gelu(hidden)], -1)  # a linear path beside the curved one
+        return {
+            kind: self.static[kind]
+            + self.up[kind](features).unflatten(-1, (len(self.span), self.units[kind]))
+            for kind in KINDS
+        }
+
+
+class TapNet(nn.Module):
+    """Log scores of the whole model from the input states of a few layers, each scoring up to the next.
+
+    What is learnt is only how a prompt deviates from the calibration's mean, through `rank` numbers a tap. One
+    tap is ShadowLLM's unified predictor (arXiv 2406.16635); a tap in every layer, reading that layer's input,
+    is DejaVu's shape (arXiv 2310.17157).
     """
 
     def __init__(
         self, taps: Sequence[int], layers: int, width: int, units: Mapping[Kind, int], rank: int
     ) -> None:
-        """taps: rising layer numbers; layers: of the whole model; width: E; units: of each kind in a layer."""
+        """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer."""
         super().__init__()
         self.taps = list(taps)
-        self.layers = layers
-        self.spans = {tap: range(tap, end) for tap, end in zip(self.taps, [*self.taps[1:], layers])}
-        self.units = dict(units)
-        self.rank = rank = min(rank, width)  # a wider detour would add nothing
-        self.center = nn.Buffer(torch.zeros(len(self.taps), width))
-        self.scale = nn.Buffer(torch.ones(len(self.taps), width))
-        self.static = nn.ParameterDict(
-            {
-                kind: nn.Parameter(torch.zeros(self.n_scored, units[kind]), requires_grad=False)
-                for kind in KINDS
-            }
+        self.rank = min(rank, width)  # a wider detour would add nothing
+        self.readers = nn.ModuleList(
+            Tap(range(tap, end), width, units, self.rank)
+            for tap, end in zip(self.taps, [*self.taps[1:], layers])
         )
-        self.down = nn.ModuleList(nn.Linear(width, rank) for _ in self.taps)
-        self.up = nn.ModuleList(
-            nn.ModuleDict({kind: nn.Linear(2 * rank, len(span) * units[kind], bias=False) for kind in KINDS})
-            for span in self.spans.values()
-        )
-        for linear in self.up.modules():
-            if isinstance(linear, nn.Linear):
-                nn.init.zeros_(linear.weight)  # say what the static mean says
 
-    @torch.no_grad()
-    def set_linear(self, index: int, fit: Fit) -> None:
-        """Make the tap number `index` say what this linear map says."""
-        self.center[index], self.scale[index] = fit.center, fit.scale
-        self.down[index].weight.copy_(fit.down)  # pyright: ignore
-        self.down[index].bias.zero_()  # pyright: ignore
-        first, span = self.taps[index] - self.taps[0], self.spans[self.taps[index]]
-        for kind in KINDS:
-            self.static[kind][first : first + len(span)] = fit.mean[kind]
-            weight = self.up[index][kind].weight  # pyright: ignore
-            weight.zero_()
-            weight[:, : self.rank] = fit.up[kind]
-
-    @property
-    def n_scored(self) -> int:
-        return self.layers - self.taps[0]
-
-    def at(self, tap: int, state: Tensor) -> dict[Kind, Tensor]:
-        """state: [..., E] -> log scores [..., S, U] of the S layers from this tap up to the next."""
-        index = self.taps.index(tap)
-        span = self.spans[tap]
-        hidden = self.down[index]((state.float() - self.center[index]) / self.scale[index])
-        features = torch.cat([hidden, nn.functional.gelu(hidden)], -1)  # a linear path beside the curved one
-        first = tap - self.taps[0]
-        found: dict[Kind, Tensor] = {}
-        for kind in KINDS:
-            deviation = self.up[index][kind](features)  # pyright: ignore
-            static = self.static[kind][first : first + len(span)]
-            found[kind] = static + deviation.unflatten(-1, (len(span), self.units[kind]))
+    def reader(self, tap: int) -> Tap:
+        found = self.readers[self.taps.index(tap)]
+        assert isinstance(found, Tap)
         return found
 
     def forward(self, states: Tensor) -> dict[Kind, Tensor]:
-        """states: [N, taps, E] -> log scores [N, S, U] of all scored layers."""
-        parts = [self.at(tap, states[:, index]) for index, tap in enumerate(self.taps)]
+        """states: [N, taps, E] -> log scores [N, S, U] of all layers from the first tap on."""
+        parts = [self.reader(tap)(states[:, index]) for index, tap in enumerate(self.taps)]
         return {kind: torch.cat([part[kind] for part in parts], 1) for kind in KINDS}
 
 
 class Predicted:
     """A trained net as a scorer.
 
-    pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states are
-    first (`mean`), or only the `last` one is read.
+    pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states
+    are first (`mean`), or only the `last` one is read.
     """
 
     def __init__(self, net: TapNet, pooling: Pooling) -> None:
@@ -167,15 +170,15 @@ class Predicted:
 
     @torch.no_grad()
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
-        net = self.net.to(state.device)
+        reader = self.net.to(state.device).reader(tap)
         if pool is None:
-            found = net.at(tap, state)
+            found = reader(state)
         elif self.pooling == "scores":
-            found = {kind: mean_of(values, pool) for kind, values in net.at(tap, state).items()}
+            found = {kind: mean_of(values, pool) for kind, values in reader(state).items()}
         else:
-            found = net.at(tap, {"mean": mean_of, "last": last_of}[self.pooling](state.float(), pool))
+            found = reader({"mean": mean_of, "last": last_of}[self.pooling](state.float(), pool))
         return {
             (layer, kind): values[..., index, :]
             for kind, values in found.items()
-            for index, layer in enumerate(net.spans[tap])
+            for index, layer in enumerate(reader.span)
         }

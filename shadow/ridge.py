@@ -10,7 +10,7 @@ from shadow.sites import Kind
 
 
 class Fit(NamedTuple):
-    """y = mean + up (down (x - center) / scale); down: [R, E]; mean: [S, U] and up: [S * U, R] of each kind."""
+    """y = mean + up (down (x - center) / scale).  down: [R, E]; of each kind mean: [S, U], up: [S * U, R]."""
 
     center: Tensor
     scale: Tensor

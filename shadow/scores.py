@@ -14,7 +14,7 @@ from shadow.sites import Site, differentiable_embeddings, find_sites, visit, wat
 
 
 def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits: [B, T, V], labels: [B, T] -> [B]: mean cross-entropy over each row's own loss tokens, in nats."""
+    """logits: [B, T, V], labels: [B, T] -> [B]: mean cross-entropy over a row's own loss tokens, in nats."""
     tokens = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     return tokens.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
@@ -26,12 +26,12 @@ def score(
     receive: Callable[[str, Site, Tensor], None],
     taps: Sequence[int] = (),
 ) -> dict[int, Tensor]:
-    """Call receive(criterion, site, per_token) with float32 [B, T, U] for every criterion and site, in any order.
+    """Call receive(criterion, site, per_token) with float32 [B, T, U] for every criterion and site.
 
-    Returns the input states [B, T, E] of the layers `taps`. The loss back-propagated is the sum over rows of each
-    row's own mean, so a row's scores do not depend on what else is in its batch. Only the inputs' gradients are
-    computed, and a site's activation is let go as soon as its gradient has been reduced. Values at padding are
-    meaningless.
+    Returns the input states [B, T, E] of the layers `taps`. The loss back-propagated is the sum over rows of
+    each row's own mean, so a row's scores do not depend on what else is in its batch. Only the inputs'
+    gradients are computed, and a site's activation is let go as soon as its gradient has been reduced. Values
+    at padding are meaningless.
     """
     at_once = {name: CRITERIA[name] for name in criteria if not CRITERIA[name].needs_grad}
     on_backward = {name: CRITERIA[name] for name in criteria if CRITERIA[name].needs_grad}

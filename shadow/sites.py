@@ -15,7 +15,7 @@ KINDS: tuple[Kind, ...] = ("head", "neuron")
 
 
 class Layout(NamedTuple):
-    """Module paths of one model family: the stack of layers, and in a layer the projections that read units."""
+    """Module paths of a model family: the stack of layers, and in a layer the projections that read units."""
 
     stack: str
     head: str
@@ -44,7 +44,8 @@ class Site:
 def require_layout(model_type: str) -> Layout:
     if model_type not in LAYOUTS:
         raise UserError(
-            f"no layout for model_type {model_type!r}: add a row to shadow.sites.LAYOUTS (known: {sorted(LAYOUTS)})"
+            f"no layout for model_type {model_type!r}: add a row to shadow.sites.LAYOUTS "
+            f"(known: {sorted(LAYOUTS)})"
         )
     return LAYOUTS[model_type]
 
@@ -82,14 +83,14 @@ def count_units(sites: Sequence[Site]) -> dict[Kind, int]:
 
 @contextmanager
 def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call fn(site, x) with x: [B, T, U, D] as each site is reached; what fn returns, if anything, replaces x.
+    """Call fn(site, x), x: [B, T, U, D], as each site is reached; what fn returns, if anything, replaces x.
 
-    The projection always reads the tensor that fn saw (or its replacement), so x stands in the autograd graph.
+    The projection reads the very tensor that fn saw, or its replacement, so x stands in the autograd graph.
     Expects `sites` to hold each visited layer's head site, or an FFN that keeps [B, T] apart.
     """
     lead: list[int] = []
 
-    def hook_of(site: Site):
+    def hook_of(site: Site) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
             (x,) = args
             if site.kind == "head":
@@ -117,7 +118,7 @@ def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) ->
 def watch(model: PreTrainedModel, layers: Sequence[int], fn: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call fn(layer, state) with the input state [B, T, E] of each of these layers, just before it runs."""
 
-    def hook_of(index: int):
+    def hook_of(index: int) -> Callable[[nn.Module, tuple, dict], None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             fn(index, args[0] if args else kwargs["hidden_states"])
 
@@ -136,7 +137,7 @@ def watch(model: PreTrainedModel, layers: Sequence[int], fn: Callable[[int, Tens
 
 @contextmanager
 def differentiable_embeddings(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Let gradients flow back to the embeddings' output, though every weight is frozen; yields that output."""
+    """Let gradients flow back to the embeddings' output, every weight being frozen; yields that output."""
     embedded: list[Tensor] = []
 
     def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:

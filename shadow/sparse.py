@@ -21,9 +21,9 @@ DecidedAt = Literal["token", "prompt", "sequence"]
 class SparseRun:
     """What `sparse` yields: runs batches, and counts what was really kept.
 
-    The predictor reads its tap inside the same forward pass that it makes sparse. Decided at the `prompt`, the plan
-    of a row comes from its prompt and holds for all its positions; a call that goes on from a key-value cache keeps
-    the plan that was made when the cache was empty.
+    The predictor reads its tap inside the same forward pass that it makes sparse. Decided at the `prompt`,
+    the plan of a row comes from its prompt and holds for all its positions; a call that goes on from a
+    key-value cache keeps the plan that was made when the cache was empty.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SparseRun:
             self._batch = None
 
     def achieved(self, kind: Kind) -> float:
-        """Share of the units of this kind that was really skipped, over all layers and the tokens run so far."""
+        """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
         total = sum(count for (_, k), count in self.total.items() if k == kind)
         kept = sum(count for (_, k), count in self.kept.items() if k == kind)
         return 1 - kept / total if total else 0.0
@@ -129,11 +129,11 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         return
     if not set(range(scorer.taps[0])) <= set(policy.dense_layers):
         raise UserError(
-            f"sparsity.dense_layers must hold every layer before the predictor's first tap ({scorer.taps[0]}), "
-            f"got {list(policy.dense_layers)}"
+            "sparsity.dense_layers must hold every layer before the predictor's first tap "
+            f"({scorer.taps[0]}), got {list(policy.dense_layers)}"
         )
     if policy.scope == "global" and len(scorer.taps) > 1:
         raise UserError(
-            f"sparsity.scope=global ranks over layers that a predictor with {len(scorer.taps)} taps has not scored yet: "
-            "use sparsity.scope=layer, or a predictor with one tap"
+            f"sparsity.scope=global ranks over layers that a predictor with {len(scorer.taps)} taps has not "
+            "scored yet: use sparsity.scope=layer, or a predictor with one tap"
         )

@@ -19,8 +19,8 @@ Plan = dict[Unit, Tensor]  # bool [..., U], True where the unit stays; what is n
 class SparsityPolicy:
     """How many units go, and where.
 
-    level: share of units removed, in [0, 1), of each kind in `kinds` in the layers that are not in `dense_layers`.
-    scope: `layer` removes that share in every layer; `global` ranks the units of a kind over all layers at once.
+    level: share of units removed, in [0, 1), of each kind in `kinds`, in the layers not in `dense_layers`.
+    scope: `layer` removes that share in every layer; `global` ranks the units of a kind over all layers.
     min_units: units of a kind that stay in every layer, whatever their scores.
     """
 
@@ -49,7 +49,7 @@ class SparsityPolicy:
         return self.level > 0 and kind in self.kinds and layer not in self.dense_layers
 
     def plan(self, scores: Mapping[Unit, Tensor]) -> Plan:
-        """scores: [..., U] for each layer and kind, higher stays longer -> the plan for those that this policy prunes."""
+        """scores: [..., U] of layers and kinds, higher stays longer -> the plan of those that are pruned."""
         pruned = {unit: values for unit, values in scores.items() if self.prunes(unit)}
         if self.scope == "layer":
             return {
@@ -77,12 +77,12 @@ class SparsityPolicy:
 
 
 def kept(units: int, level: float) -> int:
-    """Units that stay of `units` when the share `level` goes: never more than that share, as in the reference."""
+    """Units that stay of `units` when the share `level` goes, and never more than that share."""
     return units - math.floor(level * units + 1e-9)  # 0.3 * 10 is 2.9999999999999996
 
 
 def keep_top(scores: Tensor, n: int) -> Tensor:
-    """scores: [..., U] -> bool [..., U] with exactly n True, at the highest scores; among equals the first stay.
+    """scores: [..., U] -> bool [..., U], exactly n True, at the highest scores; among equals the first stay.
 
     Which units of equal score stay must not depend on the batch, so ties are not left to topk.
     """

@@ -19,7 +19,7 @@ FILES = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "vali
 
 
 def task_specs(names: Sequence[str], root: str | None) -> list[dict]:
-    """What lm-eval loads for each name; under a local `root`, <root>/<name>/{train,validation}.jsonl replace the hub."""
+    """What lm-eval loads for each name; <root>/<name>/{train,validation}.jsonl, if given, replace the hub."""
     if not root:
         return [{"task": name} for name in names]
     specs = []
@@ -52,13 +52,13 @@ def require_tasks(names: Sequence[str]) -> TaskManager:
 def few_shot_examples(
     lm: LM, names: Sequence[str], root: str | None, count: int, num_fewshot: int, max_tokens: int, seed: int
 ) -> list[Example]:
-    """`count` documents of each task's *train* split as prompt and gold answer, formatted and tokenised by lm-eval.
+    """`count` train documents of each task as prompt and gold answer, formatted and tokenised by lm-eval.
 
-    The shots come from the train split too, never the document itself. Prompts longer than `max_tokens` lose their
-    beginning, as in lm-eval.
+    The shots come from the train split too, never the document itself. Prompts longer than `max_tokens` lose
+    their beginning, as in lm-eval.
     """
     manager = require_tasks(names)
-    encode = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer)._encode_pair  # pyright: ignore[reportArgumentType]
+    encode = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer)._encode_pair
     examples = []
     for spec in task_specs(names, root):
         # with test_split = train, lm-eval's sampler knows that the document must not be among its own shots
@@ -69,7 +69,7 @@ def few_shot_examples(
             context = task.fewshot_context(document, num_fewshot)
             requests = task.construct_requests(document, context)
             gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-            before, answer = encode(*requests[gold].args)  # pyright: ignore
+            before, answer = encode(*requests[gold].args)
             ids = (before + answer)[-max_tokens:]
             examples.append(Example(ids, len(ids) - len(answer)))
         if count > len(documents):
@@ -84,7 +84,7 @@ def few_shot_examples(
 
 def load_tasks(manager: TaskManager, specs: Sequence[dict]) -> dict[str, ConfigurableTask]:
     try:
-        return manager.load(list(specs))["tasks"]  # pyright: ignore[reportReturnType]
+        return manager.load(list(specs))["tasks"]
     except (OSError, ConnectionError) as error:
         raise UserError(
             f"could not load the data of {[spec['task'] for spec in specs]} ({str(error).splitlines()[0]}): "

@@ -17,7 +17,7 @@ Part = Literal["train", "eval"]
 
 
 def builtin_topics(part: Part, eval_share: float, seed: int) -> list[str]:
-    """The language help that ships with Python, split by topic; a paragraph that topics share stays in the first."""
+    """The language help that ships with Python, split by topic; what topics share stays in the first."""
     topics: dict[str, str] = pydoc_data.topics.topics
     seen: set[str] = set()
     texts = {}
@@ -58,13 +58,13 @@ def fingerprint(texts: Sequence[str]) -> str:
 
 
 def cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
-    """Every whole, disjoint window of `tokens` tokens, begun with what the tokenizer begins a text with (if anything)."""
-    start: list[int] = tokenizer("")["input_ids"]  # pyright: ignore[reportAssignmentType]
+    """Every whole, disjoint window of `tokens` tokens, begun as the tokenizer begins a text."""
+    start: list[int] = tokenizer("")["input_ids"]
     step = tokens - len(start)
     windows = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        windows += [start + ids[i : i + step] for i in range(0, len(ids) - step + 1, step)]  # pyright: ignore
+        windows += [start + ids[i : i + step] for i in range(0, len(ids) - step + 1, step)]
     return windows
 
 

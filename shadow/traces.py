@@ -19,9 +19,9 @@ POOLED = ("prompt/last", "prompt/mean", "sequence/last", "sequence/mean")  # the
 
 
 def pack(values: Tensor) -> tuple[Tensor, Tensor]:
-    """values: float32 [..., U] -> float16 [..., U] and float32 scales [...]: values = float16 x scale, to 11 bits.
+    """values: float32 [..., U] -> float16 [..., U] and float32 scales [...]: factors of values, to 11 bits.
 
-    The scale is the power of two that brings a row's largest value near 2**14, so that squared gradients survive.
+    The scale is the power of two that brings a row's largest value near 2**14: squared gradients survive.
     """
     if not torch.isfinite(values).all():
         raise ValueError(
@@ -57,7 +57,7 @@ def write_shard(folder: Path, index: int, arrays: Mapping[str, Tensor]) -> None:
 
 
 def finish(folder: Path, settings: dict, facts: dict) -> None:
-    """Write the manifest, which makes the store complete: what it holds, why, and a checksum of every shard."""
+    """Write the manifest, which makes the store complete: what it holds, why, and each shard's checksum."""
     shards = []
     for index in range(finished_shards(folder)):
         file = folder / shard_name(index)
@@ -85,7 +85,7 @@ class Traces:
     def require(self, criterion: str) -> None:
         if criterion not in self.criteria:
             raise UserError(
-                f"criterion={criterion} must be among traces.criteria={self.criteria}: these traces do not have it"
+                f"criterion={criterion} is not in these traces, which have traces.criteria={self.criteria}"
             )
 
     def read(self, rows: Rows, name: str, indices: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The jobs that train.py and evaluate.py run: the only place in the library that knows Hydra and its configs."""
+"""What train.py and evaluate.py run: the only place in the library that knows Hydra and its configs."""

@@ -17,11 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 
 from shadow.artifacts import write_json
 from shadow.errors import UserError
+from shadow.jobs.settings import plain
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Job:
 
     def __init__(self, cfg: DictConfig) -> None:
         hydra = HydraConfig.get()
-        settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore
+        settings = plain(cfg)
         loggers = {name: node for name, node in (settings["logger"] or {}).items() if node is not None}
         if "wandb" in loggers and loggers["wandb"]["group"] is None and hydra.mode == RunMode.MULTIRUN:
             loggers["wandb"]["group"] = str(hydra.sweep.dir)
@@ -68,7 +69,7 @@ class Job:
 
 @contextmanager
 def job(cfg: DictConfig) -> Iterator[Job]:
-    """Seed first; run.json last, whatever happens. An error that the user can mend ends in its one sentence."""
+    """Seed first; run.json last, whatever happens. What the user can mend is told in one sentence."""
     start = time.monotonic()
     logging.getLogger("pytorch_lightning").setLevel(
         logging.WARNING

@@ -1,4 +1,4 @@
-"""What decides a result: the settings that name it, where it lies, and what can be refused before work starts."""
+"""What decides a result: the settings that name it, where it lies, what is refused before work starts."""
 
 import shlex
 from pathlib import Path
@@ -43,7 +43,7 @@ TRAIN_GROUPS = (
 def plain(node: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(node, resolve=True)
     assert isinstance(content, dict)
-    return content  # pyright: ignore[reportReturnType]
+    return {str(key): value for key, value in content.items()}
 
 
 def model_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -88,7 +88,8 @@ def check_traces(cfg: DictConfig) -> None:
         raise UserError(f"traces.criteria must name some of {list(CRITERIA)}, got {list(settings.criteria)}")
     if settings.batch_size < 1 or settings.shard_windows < 1 or settings.shard_windows % settings.batch_size:
         raise UserError(
-            f"traces.shard_windows={settings.shard_windows} must be a multiple of traces.batch_size={settings.batch_size}"
+            "traces.shard_windows must be a multiple of traces.batch_size, got "
+            f"{settings.shard_windows} and {settings.batch_size}"
         )
     if needs_traces(cfg) and cfg.criterion.name not in settings.criteria:
         raise UserError(
@@ -105,8 +106,8 @@ def reads(cfg: DictConfig) -> tuple[Rows, str]:
         return "token", "state"
     if decided_at == "token":
         raise UserError(
-            f"sparsity.decided_at=token needs predictor.pooling=scores, got {pooling!r}: one state of a whole prompt "
-            "says nothing about a single token"
+            f"sparsity.decided_at=token needs predictor.pooling=scores, got {pooling!r}: "
+            "one state of a whole prompt says nothing about a single token"
         )
     return "window", f"{decided_at}/{pooling}"
 
@@ -147,7 +148,7 @@ def check_train(cfg: DictConfig) -> None:
 
 
 def check_scorer(cfg: DictConfig) -> None:
-    """What can be known before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
+    """Before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
     if cfg.sparsity.level == 0:
         return
     name = cfg.predictor.name
@@ -166,7 +167,7 @@ def check_scorer(cfg: DictConfig) -> None:
 
 
 def train_command() -> str:
-    """The `python train.py ...` that makes what this job misses: this job's own overrides, as far as they concern it."""
+    """The `python train.py ...` that makes what this job misses, from this job's own overrides."""
     kept = [
         override
         for override in HydraConfig.get().overrides.task

@@ -65,7 +65,8 @@ def digest(model: PreTrainedModel) -> str:
 def require_weights(folder: Path, recorded: str, lm: LM) -> None:
     if recorded != digest(lm.model):
         raise UserError(
-            f"{folder} was made with other weights than the model now loaded: remove that folder, or name the model anew"
+            f"{folder} was made with other weights than the model now loaded: "
+            "remove that folder, or give the model another model.name"
         )
 
 
@@ -145,7 +146,7 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> None:
 
 
 def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
-    """The folder of the finished predictor of these settings; it is fitted, or its fit goes on, if it is not there."""
+    """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
     if not (folder / "meta.json").is_file():
         fit(cfg, get_traces(cfg, lm), folder, loggers)
@@ -156,7 +157,7 @@ def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
     taps = list(range(1, layers)) if cfg.predictor.taps == "each" else list(cfg.predictor.taps)
     if not taps or taps != sorted(set(taps)) or not all(isinstance(t, int) and 0 <= t < layers for t in taps):
         raise UserError(
-            f"predictor.taps must be rising layer numbers in [0, {layers}) or `each`, got {cfg.predictor.taps}"
+            f"predictor.taps must be `each` or rising layers in [0, {layers}), got {cfg.predictor.taps}"
         )
     return taps
 
