@@ -130,9 +130,9 @@ class PredictorModule(pl.LightningModule):
         self.floor, self.lr, self.weight_decay = floor, lr, weight_decay
 
     @torch.no_grad()
-    def start(self, data: TraceData, ridge: float) -> None:
-        """Set the net to the mean of log scores and the ridge regression of what deviates from it."""
-        moments = {tap: Moments() for tap in self.net.taps}
+    def start(self, data: TraceData, ridge: float | None) -> None:
+        """Set the net to the mean of log scores and, if `ridge`, the regression of what deviates from it."""
+        moments = {tap: Moments(ridge is not None) for tap in self.net.taps}
         with tqdm(total=len(data.train), desc="ridge", leave=False) as bar:
             for rows in torch.arange(len(data.train)).split(data.batch_size):
                 sample = data.train.__getitems__(rows.tolist())
@@ -144,7 +144,10 @@ class PredictorModule(pl.LightningModule):
                     )
                 bar.update(len(rows))
         for tap, seen in moments.items():
-            self.net.reader(tap).set_linear(seen.fit(self.net.rank, ridge))
+            reader = self.net.reader(tap)
+            reader.set_static(seen.center(), seen.scale(), seen.mean())
+            if ridge is not None:
+                reader.set_linear(*seen.regress(self.net.rank, ridge))
 
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
         """-> log scores [N, S, U]."""

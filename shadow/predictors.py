@@ -11,7 +11,6 @@ from shadow.batches import Batch
 from shadow.collector import last_of, mean_of
 from shadow.criteria import CRITERIA
 from shadow.errors import UserError
-from shadow.ridge import Fit
 from shadow.scores import score
 from shadow.sites import KINDS, Kind, Site
 from shadow.sparsity import Unit
@@ -84,7 +83,7 @@ class Oracle:
 
 
 class Tap(nn.Module):
-    """From the state at one tap to log scores of its span's units: static mean + low-rank map of the state."""
+    """From the state at one tap to log scores of its span's units: its mean + a low-rank map of the state."""
 
     def __init__(self, span: range, width: int, units: Mapping[Kind, int], rank: int) -> None:
         super().__init__()
@@ -104,15 +103,20 @@ class Tap(nn.Module):
             nn.init.zeros_(linear.get_parameter("weight"))
 
     @torch.no_grad()
-    def set_linear(self, fit: Fit) -> None:
-        """Say what this linear map says."""
-        self.center.copy_(fit.center)
-        self.scale.copy_(fit.scale)
-        self.down.weight.copy_(fit.down)
+    def set_static(self, center: Tensor, scale: Tensor, mean: Mapping[Kind, Tensor]) -> None:
+        """Scale states by these [E], and say this mean, [S, U] of each kind, whatever the state."""
+        self.center.copy_(center)
+        self.scale.copy_(scale)
+        for kind in KINDS:
+            self.static[kind].copy_(mean[kind])
+
+    @torch.no_grad()
+    def set_linear(self, down: Tensor, up: Mapping[Kind, Tensor]) -> None:
+        """Add this linear map of the scaled state to it; down: [R, E], up: [S * U, R] of each kind."""
+        self.down.weight.copy_(down)
         self.down.bias.zero_()
         for kind in KINDS:
-            self.static[kind].copy_(fit.mean[kind])
-            self.up[kind].get_parameter("weight")[:, : self.rank] = fit.up[kind]
+            self.up[kind].get_parameter("weight")[:, : self.rank] = up[kind]
 
     def forward(self, state: Tensor) -> dict[Kind, Tensor]:
         """state: [..., E] -> log scores [..., S, U] of the S layers of the span."""
@@ -128,7 +132,7 @@ class Tap(nn.Module):
 class TapNet(nn.Module):
     """Log scores of the whole model from the input states of a few layers, each scoring up to the next.
 
-    What is learnt is only how a prompt deviates from the calibration's mean, through `rank` numbers a tap. One
+    What is learnt is only how a prompt deviates from the calibration's mean, through `rank` numbers. One
     tap is ShadowLLM's unified predictor (arXiv 2406.16635); a tap in every layer, reading that layer's input,
     is DejaVu's shape (arXiv 2310.17157).
     """

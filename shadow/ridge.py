@@ -1,7 +1,6 @@
-"""Reduced-rank ridge regression in one pass over rows: where a predictor's training starts."""
+"""Means, and reduced-rank ridge regression, in one pass over rows: where a predictor's training starts."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,22 +8,13 @@ from torch import Tensor
 from shadow.sites import Kind
 
 
-class Fit(NamedTuple):
-    """y = mean + up (down (x - center) / scale).  down: [R, E]; of each kind mean: [S, U], up: [S * U, R]."""
-
-    center: Tensor
-    scale: Tensor
-    down: Tensor
-    mean: dict[Kind, Tensor]
-    up: dict[Kind, Tensor]
-
-
 class Moments:
-    """Sums of x, y, xx' and xy' over the rows seen. Memory: E x (outputs + E) numbers."""
+    """Sums over rows of x and y, and for the regression of xx' and xy': width x outputs numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, regression: bool) -> None:
+        self.regression = regression
         self.count = 0
-        self.x = self.xx = torch.zeros(0)
+        self.x = self.x2 = self.xx = torch.zeros(0)
         self.y: dict[Kind, Tensor] = {}
         self.xy: dict[Kind, Tensor] = {}
         self.shift = torch.zeros(0)  # near the mean, so that differences of large sums keep their digits
@@ -32,39 +22,50 @@ class Moments:
     def add(self, x: Tensor, y: Mapping[Kind, Tensor]) -> None:
         """x: [N, E]; y: [N, S, U] of each kind."""
         if not self.count:
-            self.shift = x.mean(0)
-            self.x, self.xx = torch.zeros(x.shape[1]), torch.zeros(x.shape[1], x.shape[1])
+            width = x.shape[1]
+            self.shift, self.x, self.x2 = x.mean(0), torch.zeros(width), torch.zeros(width)
             self.y = {kind: torch.zeros(values[0].shape) for kind, values in y.items()}
-            self.xy = {kind: torch.zeros(x.shape[1], values[0].numel()) for kind, values in y.items()}
+            if self.regression:
+                self.xx = torch.zeros(width, width)
+                self.xy = {kind: torch.zeros(width, values[0].numel()) for kind, values in y.items()}
         x = x - self.shift
         self.count += len(x)
         self.x += x.sum(0)
-        self.xx.addmm_(x.T, x)
+        self.x2 += x.square().sum(0)
         for kind, values in y.items():
             self.y[kind] += values.sum(0)
-            self.xy[kind].addmm_(x.T, values.flatten(1))
+            if self.regression:
+                self.xy[kind].addmm_(x.T, values.flatten(1))
+        if self.regression:
+            self.xx.addmm_(x.T, x)
 
-    def fit(self, rank: int, ridge: float) -> Fit:
-        """The rank-`rank` map with the least ridge loss, kinds weighing alike.
+    def center(self) -> Tensor:
+        """-> [E]: mean of x."""
+        return self.shift + self.x / self.count
 
-        ridge: penalty on the standardised weights, in units of the mean squared state (its variance is 1).
+    def scale(self) -> Tensor:
+        """-> [E]: standard deviation of x."""
+        return (self.x2 / self.count - (self.x / self.count).square()).clamp(min=1e-12).sqrt()
+
+    def mean(self) -> dict[Kind, Tensor]:
+        """-> [S, U]: mean of y."""
+        return {kind: y / self.count for kind, y in self.y.items()}
+
+    def regress(self, rank: int, ridge: float) -> tuple[Tensor, dict[Kind, Tensor]]:
+        """-> down: [R, E], and up: [S * U, R] of each kind: y is about mean + up down (x - center) / scale.
+
+        Of all maps of that rank it has the least ridge loss, the kinds weighing alike. ridge: penalty on the
+        weights, in units of the variance of the scaled x, which is 1.
         """
-        mean = self.x / self.count
-        covariance = self.xx / self.count - mean.outer(mean)
-        scale = covariance.diagonal().clamp(min=1e-12).sqrt()
-        gram = covariance / scale.outer(scale) + ridge * torch.eye(len(mean))
+        mean, scale = self.x / self.count, self.scale()
+        gram = (self.xx / self.count - mean.outer(mean)) / scale.outer(scale) + ridge * torch.eye(len(mean))
         root = torch.linalg.cholesky(gram.double()).float()  # gram = root root'
         whitened: dict[Kind, Tensor] = {}
         spread = torch.zeros_like(gram)
         for kind, xy in self.xy.items():
-            cross = (xy / self.count - mean.outer(self.y[kind].flatten() / self.count)) / scale[:, None]
+            cross = (xy - self.x.outer(self.y[kind].flatten() / self.count)) / self.count / scale[:, None]
             whitened[kind] = torch.linalg.solve_triangular(root, cross, upper=False)
             spread += whitened[kind] @ whitened[kind].T / whitened[kind].shape[1]
         directions = torch.linalg.eigh(spread.double()).eigenvectors[:, -rank:].flip(-1).float()
-        return Fit(
-            self.shift + mean,
-            scale,
-            torch.linalg.solve_triangular(root.T, directions, upper=True).T,
-            {kind: y / self.count for kind, y in self.y.items()},
-            {kind: (directions.T @ values).T for kind, values in whitened.items()},
-        )
+        down = torch.linalg.solve_triangular(root.T, directions, upper=True).T
+        return down, {kind: (directions.T @ values).T for kind, values in whitened.items()}

@@ -1,5 +1,6 @@
 """What decides a result: the settings that name it, where it lies, what is refused before work starts."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,9 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 NETS = ("unified", "layerwise")
-TRAIN_GROUPS = (
-    "model",
-    "data",
-    "traces",
-    "criterion",
-    "predictor",
-    "sparsity",
-    "trainer",
-    "seed",
-    "paths",
-    "debug",
-)
+SCORERS = (*NETS, "static", "random", "oracle")
+# what an override of evaluate.py must begin with to concern the artifacts that train.py makes
+TRAINS = "model data traces criterion predictor sparsity.decided_at trainer seed paths experiment debug".split()
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -149,9 +141,11 @@ def check_train(cfg: DictConfig) -> None:
 
 def check_scorer(cfg: DictConfig) -> None:
     """Before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
+    name = cfg.predictor.name
+    if name not in SCORERS:
+        raise UserError(f"predictor.name must be one of {list(SCORERS)}, got {name!r}")
     if cfg.sparsity.level == 0:
         return
-    name = cfg.predictor.name
     if name in NETS:
         wanted = predictor_folder(cfg) / "meta.json"
     elif name == "static":
@@ -171,6 +165,6 @@ def train_command() -> str:
     kept = [
         override
         for override in HydraConfig.get().overrides.task
-        if override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in TRAIN_GROUPS
+        if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
     ]
     return shlex.join(["python", "train.py", *kept])

@@ -1,0 +1,193 @@
+"""Tiny models, batches and configs that every subject needs; nothing here touches the network."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+HERE = {"", ".", str(ROOT)}
+# `python -m pytest` puts the project first in the path, where evaluate.py hides Hugging Face's `evaluate`
+sys.path[:] = [p for p in sys.path if p not in HERE] + [p for p in sys.path if p in HERE]
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
+
+from shadow.batches import Batch, Example, collate  # noqa: E402
+from shadow.models import LM, random_llama, random_opt  # noqa: E402
+from shadow.predictors import TapNet  # noqa: E402
+from shadow.sites import count_units, find_sites  # noqa: E402
+
+torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
+
+LAYERS, HIDDEN, HEADS, NEURONS = 4, 32, 4, 64
+
+MakeLM = Callable[..., LM]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real tasks and WikiText, which lie beside the project where there are any."""
+    folder = ROOT.parent / "shared" / "data"
+    if not (folder / "README.md").is_file():
+        pytest.skip("the evaluation data (../shared/data) is not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_lm() -> MakeLM:
+    """make_lm("opt" or "llama", dtype=, layers=, seed=) -> a fresh random model, frozen and in evaluation mode."""
+
+    def make(
+        family: str, dtype: torch.dtype = torch.float32, layers: int = LAYERS, seed: int = 0, heads: int = HEADS
+    ) -> LM:
+        if family == "opt":
+            lm = random_opt(layers, HIDDEN, heads, NEURONS, 512, seed, dtype, None)
+        else:
+            lm = random_llama(layers, HIDDEN, heads, 2, NEURONS, 512, seed, dtype, None)
+        lm.model.eval().requires_grad_(False)
+        return lm
+
+    return make
+
+
+@pytest.fixture
+def tiny_opt(make_lm: MakeLM) -> LM:
+    return make_lm("opt")
+
+
+@pytest.fixture
+def tiny_llama(make_lm: MakeLM) -> LM:
+    """4 query heads on 2 key-value heads."""
+    return make_lm("llama")
+
+
+@pytest.fixture(params=["opt", "llama"])
+def lm(request: pytest.FixtureRequest, make_lm: MakeLM) -> LM:
+    """Both families, one after the other."""
+    return make_lm(request.param)
+
+
+@pytest.fixture(params=["opt", "llama"])
+def lm64(request: pytest.FixtureRequest, make_lm: MakeLM) -> LM:
+    """Both families in float64."""
+    return make_lm(request.param, dtype=torch.float64)
+
+
+def draw_examples(lengths: list[int], prompts: list[int] | None = None, seed: int = 0) -> list[Example]:
+    draw = torch.Generator().manual_seed(seed)
+    prompts = prompts or [length // 2 for length in lengths]
+    return [
+        Example(torch.randint(1, 257, (length,), generator=draw).tolist(), prompt)
+        for length, prompt in zip(lengths, prompts)
+    ]
+
+
+@pytest.fixture(scope="session")
+def examples() -> Callable[..., list[Example]]:
+    """examples(lengths, prompts=half, seed=0): random bytes; no token is the padding's 0."""
+    return draw_examples
+
+
+@pytest.fixture(scope="session")
+def batch() -> Batch:
+    """Eight rows of different lengths, with prompts of different lengths."""
+    return collate(draw_examples([12, 5, 9, 16, 7, 13, 10, 3]))
+
+
+@pytest.fixture(scope="session")
+def dense() -> Callable[[LM, Batch], Tensor]:
+    """The stock model's logits."""
+
+    @torch.no_grad()
+    def run(lm: LM, batch: Batch) -> Tensor:
+        return lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def hooks_on() -> Callable[[nn.Module], int]:
+    """How many hooks of any kind stand on a model's modules."""
+
+    def count(model: nn.Module) -> int:
+        books = (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+            "_forward_hooks_with_kwargs",
+            "_forward_pre_hooks_with_kwargs",
+            "_forward_hooks_always_called",
+        )
+        return sum(len(getattr(module, book)) for module in model.modules() for book in books)
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def make_net() -> Callable[..., TapNet]:
+    """make_net(lm, taps): a predictor of random weights whose scores depend on what it reads."""
+
+    def make(lm: LM, taps: list[int], rank: int = 8, seed: int = 0) -> TapNet:
+        units = count_units(find_sites(lm.model))
+        net = TapNet(taps, LAYERS, HIDDEN, units, rank)
+        draw = torch.Generator().manual_seed(seed)
+        for name, values in net.state_dict().items():
+            values.copy_(torch.randn(values.shape, generator=draw))
+            if "scale" in name:
+                values.abs_().add_(0.5)
+            elif "static" in name:
+                values.mul_(0.1)  # small beside what the state says
+        return net.eval()
+
+    return make
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for artifacts, which SHADOW_ROOT makes the configs' own."""
+    monkeypatch.setenv("SHADOW_ROOT", str(tmp_path))
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def data_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what `datasets` makes of the test's files out of the user's cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def compose(artifacts: Path, tmp_path: Path) -> Iterator[Callable]:
+    """compose("train" or "evaluate", *overrides): the config that the script gets, results under tmp_path."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, open_dict
+
+    def run(script: str, *overrides: str) -> DictConfig:
+        cfg = hydra_compose(script, list(overrides), return_hydra_config=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(tmp_path / "output")
+            cfg.hydra.job.num = 0
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    with initialize_config_module("shadow.conf", version_base="1.3"):
+        yield run
+    HydraConfig.instance().cfg = None
+    GlobalHydra.instance().clear()

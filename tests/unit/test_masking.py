@@ -1,0 +1,161 @@
+"""The masked executor against the plain model: nothing dropped is nothing changed, dropped is weights of zero."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from shadow.batches import Batch
+from shadow.criteria import CRITERIA
+from shadow.predictors import Fixed, Oracle, Predicted, random_scores
+from shadow.sites import find_sites
+from shadow.sparse import SparseRun, sparse
+from shadow.sparsity import SparsityPolicy
+
+DENSE = SparsityPolicy(0.0)
+SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CRITERIA)]
+
+
+@pytest.fixture(params=SCORERS)
+def scorer(request, lm, make_net):
+    if request.param == "fixed":
+        return Fixed(random_scores(find_sites(lm.model), 0))
+    if request.param.startswith("oracle-"):
+        return Oracle(request.param.removeprefix("oracle-"))
+    return Predicted(make_net(lm, [1] if request.param == "unified" else [1, 2, 3]), "scores")
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
+def test_level_0_is_the_dense_model_bit_for_bit(lm, scorer, batch, dense, decided_at):
+    with sparse(lm.model, scorer, DENSE, decided_at) as run:
+        assert torch.equal(run.logits(batch), dense(lm, batch))
+    assert run.achieved("head") == run.achieved("neuron") == 0.0
+
+
+@pytest.mark.parametrize("pooling", ["scores", "mean", "last"])
+def test_level_0_is_the_dense_model_whatever_the_pooling(lm, make_net, batch, dense, pooling):
+    with sparse(lm.model, Predicted(make_net(lm, [1]), pooling), DENSE, "prompt") as run:
+        assert torch.equal(run.logits(batch), dense(lm, batch))
+
+
+def test_after_the_block_the_model_is_dense_again(lm, scorer, batch, dense, hooks_on):
+    before = dense(lm, batch)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        assert not torch.equal(run.logits(batch), before)
+    assert hooks_on(lm.model) == 0
+    assert torch.equal(dense(lm, batch), before)
+
+
+def test_no_hook_is_left_after_an_exception(lm, scorer, batch, hooks_on):
+    with pytest.raises(RuntimeError, match="mid-way"), sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        run.logits(batch)
+        raise RuntimeError("mid-way")
+    assert hooks_on(lm.model) == 0
+
+
+def test_no_hook_is_left_when_the_forward_pass_fails(lm, scorer, batch, hooks_on):
+    outside = batch._replace(ids=batch.ids + 1_000_000)
+    with pytest.raises(IndexError), sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        run.logits(outside)
+    assert hooks_on(lm.model) == 0
+
+
+def test_a_call_after_one_that_failed_is_sound(lm, scorer, batch):
+    """A failed call must not leave the run in the middle of looking, or with another batch's rows."""
+    outside = batch._replace(ids=batch.ids + 1_000_000)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        expected = run.logits(batch)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        with pytest.raises(IndexError):
+            run.logits(outside)
+        assert torch.equal(run.logits(batch), expected)
+
+
+# A mask is weights of zero
+
+
+def reader(model: nn.Module, layer: int, kind: str) -> nn.Linear:
+    if model.config.model_type == "opt":
+        module = model.model.decoder.layers[layer]
+        return module.self_attn.out_proj if kind == "head" else module.fc2
+    module = model.model.layers[layer]
+    return module.self_attn.o_proj if kind == "head" else module.mlp.down_proj
+
+
+def without(model: nn.Module, layer: int, kind: str, unit: int) -> nn.Module:
+    """A copy whose reading projection has zeros in the unit's columns."""
+    copy = deepcopy(model)
+    width = 8 if kind == "head" else 1
+    reader(copy, layer, kind).weight.data[:, unit * width : (unit + 1) * width] = 0
+    return copy
+
+
+def keep_all_but(run: SparseRun, batch: Batch, kind: str, unit: int, where: torch.Tensor, layer: int) -> None:
+    """where: bool, [B] or [B, T]: there the unit goes."""
+    keep = torch.ones(*where.shape, 4 if kind == "head" else 64, dtype=torch.bool)
+    keep[..., unit] = ~where
+    run.plan = {(layer, kind): keep}
+
+
+UNITS = [("head", 0), ("head", 1), ("head", 3), ("neuron", 0), ("neuron", 37), ("neuron", 63)]
+
+
+@pytest.mark.parametrize(("kind", "unit"), UNITS)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_masking_a_unit_in_some_rows_equals_zeroing_its_columns_for_them(lm, batch, dense, kind, unit, layer):
+    rows = torch.tensor([True, False, False, True, True, False, True, False])
+    plain, zeroed = dense(lm, batch), dense(lm._replace(model=without(lm.model, layer, kind, unit)), batch)
+    with sparse(lm.model, Fixed({}), DENSE) as run:
+        keep_all_but(run, batch, kind, unit, rows, layer)
+        masked = run.logits(batch)
+    assert not torch.equal(zeroed, plain)
+    assert torch.equal(masked[rows], zeroed[rows])
+    assert torch.equal(masked[~rows], plain[~rows])
+
+
+@pytest.mark.parametrize(("kind", "unit"), UNITS)
+def test_masking_a_unit_at_some_positions_equals_zeroing_its_columns_there(lm, batch, dense, kind, unit):
+    """The reference runs both projections and takes each position from the one that it asks for."""
+    where = torch.rand(batch.ids.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    zeroed = reader(without(lm.model, 2, kind, unit), 2, kind)
+
+    def choose(module, args, output):
+        x = args[0]
+        return torch.where(where.view(*x.shape[:-1], 1), F.linear(x, zeroed.weight, zeroed.bias), output)
+
+    handle = reader(lm.model, 2, kind).register_forward_hook(choose)
+    expected = dense(lm, batch)
+    handle.remove()
+    assert not torch.equal(expected, dense(lm, batch))
+    with sparse(lm.model, Fixed({}), DENSE) as run:
+        keep_all_but(run, batch, kind, unit, where, 2)
+        assert torch.equal(run.logits(batch), expected)
+
+
+class Rigged:
+    """Each row of the batch loses its own head: row r scores head r % 4 lowest, in every layer from 1 on."""
+
+    taps = (1,)
+
+    def at(self, tap, state, pool):
+        rows, width = state.shape[:2]
+        lowest = torch.arange(rows) % 4
+        scores = torch.ones(rows, 4).scatter_(1, lowest[:, None], 0.0)
+        if pool is None:
+            scores = scores[:, None].expand(rows, width, 4)
+        return {(layer, "head"): scores for layer in range(1, 4)}
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_rows_of_a_batch_lose_the_heads_that_their_own_scores_rank_last(lm, batch, dense, decided_at):
+    policy = SparsityPolicy(0.25, kinds=("head",))
+    with sparse(lm.model, Rigged(), policy, decided_at) as run:
+        masked = run.logits(batch)
+    for head in range(4):
+        copy = lm.model
+        for layer in range(1, 4):
+            copy = without(copy, layer, "head", head)
+        expected = dense(lm._replace(model=copy), batch)
+        assert torch.equal(masked[head::4], expected[head::4])
