@@ -109,6 +109,13 @@ class TraceData(pl.LightningDataModule):
         sampler = EpochShuffle(len(self.train), self.seed)
         return DataLoader(self.train, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_is)
 
+    def passed(self, name: str) -> Iterator[Sample]:
+        """The training rows once, in order, with a progress bar of this name."""
+        with tqdm(total=len(self.train), desc=name, leave=False) as bar:
+            for rows in torch.arange(len(self.train)).split(self.batch_size):
+                yield self.train.__getitems__(rows.tolist())
+                bar.update(len(rows))
+
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, batch_size=self.batch_size, collate_fn=_as_is)
 
@@ -120,29 +127,31 @@ def _as_is(sample: Any) -> Any:
 class PredictorModule(pl.LightningModule):
     """Least squares on log scores, heads and neurons weighing alike, from the ridge solution on.
 
-    floor: what is added to a score before its logarithm, as a share of the mean score of its row's layer and
-    kind, so that units which hardly fire do not rule the loss.
+    floor: what is added to a score before its logarithm, as a share of the mean score of its layer and kind, so
+    that units which hardly fire, and tokens at which a layer says little, do not rule the loss.
     """
 
     def __init__(self, net: TapNet, floor: float, lr: float, weight_decay: float) -> None:
         super().__init__()
         self.net = net
         self.floor, self.lr, self.weight_decay = floor, lr, weight_decay
+        layers = sum(len(net.reader(tap).span) for tap in net.taps)
+        self.mean_scores = torch.nn.ParameterDict(
+            {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in KINDS}
+        )
 
     @torch.no_grad()
     def start(self, data: TraceData, ridge: float | None) -> None:
         """Set the net to the mean of log scores and, if `ridge`, the regression of what deviates from it."""
+        for sample in data.passed("means"):
+            for kind in KINDS:
+                self.mean_scores[kind] += sample.scores[kind].mean(-1, keepdim=True).sum(0) / len(data.train)
         moments = {tap: Moments(ridge is not None) for tap in self.net.taps}
-        with tqdm(total=len(data.train), desc="ridge", leave=False) as bar:
-            for rows in torch.arange(len(data.train)).split(data.batch_size):
-                sample = data.train.__getitems__(rows.tolist())
-                targets = self.targets(sample)
-                for index, (tap, seen) in enumerate(moments.items()):
-                    here = slice(tap - self.net.taps[0], self.net.reader(tap).span.stop - self.net.taps[0])
-                    seen.add(
-                        sample.states[:, index], {kind: values[:, here] for kind, values in targets.items()}
-                    )
-                bar.update(len(rows))
+        for sample in data.passed("ridge"):
+            targets = self.targets(sample)
+            for index, (tap, seen) in enumerate(moments.items()):
+                here = slice(tap - self.net.taps[0], self.net.reader(tap).span.stop - self.net.taps[0])
+                seen.add(sample.states[:, index], {kind: values[:, here] for kind, values in targets.items()})
         for tap, seen in moments.items():
             reader = self.net.reader(tap)
             reader.set_static(seen.center(), seen.scale(), seen.mean())
@@ -152,7 +161,7 @@ class PredictorModule(pl.LightningModule):
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
         """-> log scores [N, S, U]."""
         return {
-            kind: (scores + self.floor * scores.mean(-1, keepdim=True) + 1e-30).log_()
+            kind: (scores + self.floor * self.mean_scores[kind] + 1e-30).log_()
             for kind, scores in sample.scores.items()
         }
 

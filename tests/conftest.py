@@ -1,5 +1,6 @@
 """Tiny models, batches and configs that every subject needs; nothing here touches the network."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -160,12 +161,67 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "artifacts"
 
 
+TASKS: dict[str, list[dict]] = {
+    "piqa": [
+        {"goal": f"Mend thing {word}.", "sol1": f"Glue the {word}.", "sol2": f"Eat {word} with care.", "label": i % 2}
+        for i, word in enumerate(["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel"])
+    ],
+    "copa": [
+        {
+            "premise": f"The {word} fell.",
+            "choice1": f"Somebody pushed the {word}.",
+            "choice2": f"It rained on {word}.",
+            "question": ["cause", "effect"][i % 2],
+            "label": (i // 2) % 2,
+            "idx": i,
+        }
+        for i, word in enumerate(["apple", "brick", "cup", "door", "egg", "fence", "glass", "hat"])
+    ],
+    "winogrande": [
+        {
+            "sentence": f"The {word} hit the wall because the _ was quick as {word}.",
+            "option1": word,
+            "option2": "wall",
+            "answer": str(1 + i % 2),
+        }
+        for i, word in enumerate(["arrow", "ball", "car", "dart", "eagle", "fly", "goat", "horse"])
+    ],
+    "rte": [
+        {"sentence1": f"All of {word} is wet.", "sentence2": f"Some of {word} is dry.", "label": i % 2, "idx": i}
+        for i, word in enumerate(["Asia", "Bonn", "Cuba", "Delhi", "Egypt", "Fiji", "Goa", "Haiti"])
+    ],
+}
+
+
+@pytest.fixture(scope="session")
+def task_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks as JSON lines in the columns that lm-eval's definitions read: 5 rows to train on, 3 to evaluate."""
+    root = tmp_path_factory.mktemp("tasks")
+    for task, rows in TASKS.items():
+        (root / task).mkdir()
+        for part, chosen in (("train", rows[:5]), ("validation", rows[5:])):
+            text = "".join(json.dumps(row) + "\n" for row in chosen)
+            (root / task / f"{part}.jsonl").write_text(text)
+    return root
+
+
+@pytest.fixture(scope="session")
+def task_manager():
+    """lm-eval's index of its tasks, which takes 6 s to make."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
 @pytest.fixture
-def data_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what `datasets` makes of the test's files out of the user's cache."""
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_manager) -> None:
+    """For tests that run lm-eval: one index for all of them, and the user's cache of data sets is left alone."""
     import datasets
 
+    import shadow.tasks
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(shadow.tasks, "TaskManager", lambda: task_manager)
 
 
 @pytest.fixture

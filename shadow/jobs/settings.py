@@ -29,7 +29,19 @@ TRAINER_WHERE = {
 NETS = ("unified", "layerwise")
 SCORERS = (*NETS, "static", "random", "oracle")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
-TRAINS = "model data traces criterion predictor sparsity.decided_at trainer seed paths experiment debug".split()
+TRAINS = [
+    "model",
+    "data",
+    "traces",
+    "criterion",
+    "predictor",
+    "sparsity.decided_at",
+    "trainer",
+    "seed",
+    "paths",
+    "experiment",
+    "debug",
+]
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

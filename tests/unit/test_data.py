@@ -1,0 +1,119 @@
+"""Where calibration examples come from."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shadow.batches import Example, collate
+from shadow.data import BuiltinText, CalibrationExamples, TaskPrompts, TextFiles
+from shadow.errors import UserError
+
+
+def builtin(**changes):
+    settings = {"windows": 20, "tokens": 32, "prompt_share": 0.5, "eval_share": 0.3, "split_seed": 0, "seed": 1}
+    return BuiltinText(**settings | changes)
+
+
+def files(tmp_path, **changes):
+    pages = {"train": ["calibration " * 40, "more of it " * 30], "eval": ["evaluation " * 40]}
+    for part, texts in pages.items():
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps({"page": text}) + "\n" for text in texts))
+    settings = {
+        "train": str(tmp_path / "train.jsonl"),
+        "eval": str(tmp_path / "eval.jsonl"),
+        "column": "page",
+        "windows": 10,
+        "tokens": 32,
+        "prompt_share": 0.5,
+        "seed": 1,
+    }
+    return TextFiles(**settings | changes)
+
+
+def test_builtin_examples_come_from_the_train_topics_alone(tiny_opt):
+    data = builtin(tokens=120)  # long enough not to be a line that occurs everywhere
+    for example in data.examples(tiny_opt):
+        text = tiny_opt.tokenizer.decode(example.ids)
+        assert any(text in topic for topic in data.documents("train"))
+        assert not any(text in topic for topic in data.documents("eval"))
+
+
+def test_examples_are_as_many_and_as_long_as_asked_for(tiny_opt, tmp_path):
+    for data in (builtin(windows=7, tokens=20), files(tmp_path, windows=7, tokens=20)):
+        found = data.examples(tiny_opt)
+        assert len(found) == 7
+        assert {len(example.ids) for example in found} == {20}
+        assert {example.prompt for example in found} == {10}
+
+
+def test_text_files_keep_calibration_and_evaluation_apart(tiny_opt, tmp_path):
+    data = files(tmp_path)
+    assert data.documents("eval") == ["evaluation " * 40]
+    for example in data.examples(tiny_opt):
+        assert "evaluation" not in tiny_opt.tokenizer.decode(example.ids)
+
+
+def test_a_plain_text_file_will_do(tiny_opt, tmp_path):
+    (tmp_path / "a.txt").write_text("plain words " * 100)
+    found = files(tmp_path, train=str(tmp_path / "a.txt")).examples(tiny_opt)
+    assert "plain words" in tiny_opt.tokenizer.decode(found[0].ids)
+
+
+def test_a_missing_file_names_its_setting(tiny_opt, tmp_path):
+    with pytest.raises(UserError, match=r"data\.train"):
+        files(tmp_path, train=None).examples(tiny_opt)
+    with pytest.raises(UserError, match=r"data\.eval.*nowhere"):
+        files(tmp_path, eval="nowhere.txt").documents("eval")
+
+
+def test_too_many_windows_name_their_setting(tiny_opt, tmp_path):
+    for data in (builtin(windows=10**6), files(tmp_path, windows=10**6)):
+        with pytest.raises(UserError, match=r"data\.windows must be at most \d+.*1000000"):
+            data.examples(tiny_opt)
+
+
+def test_the_fingerprint_follows_the_content_of_the_file_and_not_its_place(tmp_path):
+    data = files(tmp_path)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes((tmp_path / "train.jsonl").read_bytes())
+    moved = replace(data, train=str(copy))
+    assert moved.fingerprint() == data.fingerprint()
+    with copy.open("a") as file:
+        file.write('{"page": "one more"}\n')
+    assert moved.fingerprint() != data.fingerprint()
+
+
+def test_the_fingerprint_of_tasks_follows_their_files(tmp_path):
+    (tmp_path / "copa").mkdir()
+    file = tmp_path / "copa" / "train.jsonl"
+    file.write_text("{}\n")
+    data = TaskPrompts(["copa"], str(tmp_path), 1, 0, 64, 0)
+    before = data.fingerprint()
+    file.write_text("{}\n{}\n")
+    assert data.fingerprint() != before
+
+
+def test_tasks_have_no_running_text_and_say_what_to_use():
+    with pytest.raises(UserError, match="measure=tasks"):
+        TaskPrompts(["copa"], None, 1, 0, 64, 0).documents("eval")
+
+
+@pytest.mark.parametrize("start", [0, 3, 6])
+def test_examples_are_served_in_order_from_the_one_that_is_asked_for(start):
+    rows = [Example([i + 1] * (i + 1), 1) for i in range(7)]
+    batches = list(CalibrationExamples(rows, 2, start).predict_dataloader())
+    expected = [collate(rows[i : i + 2]) for i in range(start, 7, 2)]
+    assert len(batches) == len(expected)
+    for batch, wanted in zip(batches, expected):
+        for got, want in zip(batch, wanted):
+            assert torch.equal(got, want)
+
+
+def test_wikitext_is_read_from_json_lines(shared_data, tiny_opt):
+    wikitext = shared_data / "wikitext"
+    data = TextFiles(str(wikitext / "train.jsonl"), str(wikitext / "test.jsonl"), "page", 50, 64, 0.5, 0)
+    assert len(data.documents("train")) == len(data.documents("eval")) == 31
+    assert not set(data.documents("train")) & set(data.documents("eval"))
+    assert len(data.examples(tiny_opt)) == 50

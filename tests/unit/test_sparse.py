@@ -1,0 +1,153 @@
+"""What `sparse` counts, and what it refuses."""
+
+import pytest
+import torch
+
+from shadow.batches import collate
+from shadow.errors import UserError
+from shadow.predictors import Fixed, Oracle, Predicted, random_scores
+from shadow.sites import find_sites
+from shadow.sparse import sparse
+from shadow.sparsity import SparsityPolicy
+
+
+@pytest.fixture
+def unified(lm, make_net):
+    return Predicted(make_net(lm, [1]), "scores")
+
+
+@pytest.fixture
+def layerwise(lm, make_net):
+    return Predicted(make_net(lm, [1, 2, 3]), "scores")
+
+
+# Achieved sparsity
+
+
+@pytest.mark.parametrize("level", [0.25, 0.5, 0.75])
+def test_achieved_is_the_share_of_all_layers_the_dense_one_included(lm, unified, batch, level):
+    with sparse(lm.model, unified, SparsityPolicy(level)) as run:
+        run.logits(batch)
+    # 4 heads and 64 neurons: these levels are whole numbers of both; 3 of 4 layers are pruned
+    assert run.achieved("head") == 1 - (1 - 0.75 * level)
+    assert run.achieved("neuron") == 1 - (1 - 0.75 * level)
+
+
+def test_achieved_is_what_a_level_can_really_take(lm, batch):
+    """A third of 4 heads is one head; a third of 64 neurons is 21."""
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    with sparse(lm.model, scorer, SparsityPolicy(0.34, dense_layers=())) as run:
+        run.logits(batch)
+    assert run.achieved("head") == 1 - 3 / 4
+    assert run.achieved("neuron") == 1 - 43 / 64
+
+
+def test_achieved_of_a_kind_that_is_not_pruned_is_0(lm, unified, batch):
+    with sparse(lm.model, unified, SparsityPolicy(0.5, kinds=("neuron",))) as run:
+        run.logits(batch)
+    assert run.achieved("head") == 0.0
+    assert run.achieved("neuron") == 0.375
+
+
+def test_achieved_before_anything_ran_is_0(lm, unified):
+    with sparse(lm.model, unified, SparsityPolicy(0.5)) as run:
+        assert run.achieved("head") == 0.0
+
+
+def test_achieved_counts_real_tokens_and_not_padding(lm, batch):
+    """A plan that drops everything at padding and nothing elsewhere, and one the other way round."""
+    real = batch.real()
+    for where, achieved in ((~real, 0.0), (real, 0.25)):
+        with sparse(lm.model, Fixed({}), SparsityPolicy(0.0)) as run:
+            run.plan = {(2, "neuron"): (~where)[..., None].expand(*real.shape, 64)}
+            run.logits(batch)
+        assert run.achieved("neuron") == achieved
+        assert run.total[2, "neuron"] == 64 * int(batch.lengths.sum())
+
+
+def test_achieved_weighs_rows_by_their_tokens(lm, examples):
+    batch = collate(examples([12, 4]))
+    with sparse(lm.model, Fixed({}), SparsityPolicy(0.0)) as run:
+        run.plan = {(0, "head"): torch.tensor([[True] * 4, [False] * 4])}  # the short row loses all heads
+        run.logits(batch)
+    assert run.achieved("head") == 1 - (1 - 4 / 16 / 4)
+
+
+def test_achieved_adds_up_over_calls_and_does_not_count_what_an_oracle_looks_at(lm, examples):
+    with sparse(lm.model, Oracle("plainact"), SparsityPolicy(0.5)) as run:
+        run.logits(collate(examples([10, 6])))
+        run.logits(collate(examples([5])))
+    assert run.total[0, "head"] == 4 * (10 + 6 + 5)
+    assert run.achieved("head") == 0.375
+
+
+def test_the_dense_model_counts_every_unit_as_kept(lm, unified, batch):
+    with sparse(lm.model, unified, SparsityPolicy(0.0)) as run:
+        run.logits(batch)
+    tokens = int(batch.lengths.sum())
+    for layer in range(4):
+        assert run.kept[layer, "head"] == run.total[layer, "head"] == 4 * tokens
+        assert run.kept[layer, "neuron"] == run.total[layer, "neuron"] == 64 * tokens
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("decided_at", ["answer", "Token", "", None])
+def test_an_unknown_time_of_decision_is_refused(lm, unified, decided_at):
+    with (
+        pytest.raises(UserError, match=r"sparsity\.decided_at.*token, prompt or sequence"),
+        sparse(lm.model, unified, SparsityPolicy(0.5), decided_at),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("layers", [(4,), (-1,), (0, 99)])
+def test_dense_layers_outside_the_model_are_refused(lm, unified, layers):
+    with (
+        pytest.raises(UserError, match=r"sparsity\.dense_layers.*\[0, 4\)"),
+        sparse(lm.model, unified, SparsityPolicy(0.5, dense_layers=(0, *layers))),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("taps", "dense_layers"), [([1], ()), ([2], (0,)), ([2], (1,)), ([3], (0, 2))])
+def test_layers_before_the_first_tap_must_be_dense(lm, make_net, taps, dense_layers):
+    with (
+        pytest.raises(UserError, match=r"sparsity\.dense_layers.*first tap"),
+        sparse(lm.model, Predicted(make_net(lm, taps), "scores"), SparsityPolicy(0.5, dense_layers=dense_layers)),
+    ):
+        pass
+
+
+def test_global_scope_is_refused_for_several_taps(lm, layerwise):
+    with (
+        pytest.raises(UserError, match=r"sparsity\.scope=global.*3 taps"),
+        sparse(lm.model, layerwise, SparsityPolicy(0.5, "global")),
+    ):
+        pass
+
+
+def test_global_scope_is_fine_with_one_tap(lm, unified, batch):
+    with sparse(lm.model, unified, SparsityPolicy(0.5, "global", 0)) as run:
+        run.logits(batch)
+    assert run.achieved("neuron") == 0.375
+
+
+def test_level_0_is_never_refused_for_its_taps(lm, layerwise):
+    with sparse(lm.model, layerwise, SparsityPolicy(0.0, "global", dense_layers=())):
+        pass
+
+
+def test_what_is_refused_leaves_no_hook(lm, layerwise, hooks_on):
+    with pytest.raises(UserError), sparse(lm.model, layerwise, SparsityPolicy(0.5, "global")):
+        pass
+    assert hooks_on(lm.model) == 0
+
+
+def test_an_oracle_that_has_not_seen_the_sample_says_so(lm, batch):
+    with (
+        pytest.raises(UserError, match="oracle.*SparseRun"),
+        sparse(lm.model, Oracle("fisher"), SparsityPolicy(0.5)),
+    ):
+        lm.model(batch.ids)
