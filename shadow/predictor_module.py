@@ -127,8 +127,8 @@ def _as_is(sample: Any) -> Any:
 class PredictorModule(pl.LightningModule):
     """Least squares on log scores, heads and neurons weighing alike, from the ridge solution on.
 
-    floor: what is added to a score before its logarithm, as a share of the mean score of its layer and kind, so
-    that units which hardly fire, and tokens at which a layer says little, do not rule the loss.
+    floor: what is added to a score before its logarithm, in mean scores of its layer and kind, so that units
+    which hardly fire, and tokens at which a layer says little, do not rule the loss.
     """
 
     def __init__(self, net: TapNet, floor: float, lr: float, weight_decay: float) -> None:
