@@ -50,11 +50,24 @@ def load(source: Source, path: str | None, dtype: str, device_map: str | None) -
     return lm
 
 
-def from_folder(path: str, dtype: torch.dtype, device_map: str | None) -> LM:
+def require_folder(path: str) -> Path:
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path must be a Hugging Face model folder with a config.json, got {path!r}")
-    return _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
+    return folder
+
+
+def describe_folder(path: str) -> dict[str, int]:
+    """Name and time of change of every file in a model folder: tells one state of it from another."""
+    return {
+        file.name: file.stat().st_mtime_ns
+        for file in sorted(require_folder(path).iterdir())
+        if file.is_file()
+    }
+
+
+def from_folder(path: str, dtype: torch.dtype, device_map: str | None) -> LM:
+    return _pretrained(str(require_folder(path)), None, dtype, device_map, local_files_only=True)
 
 
 def from_hub(hub_id: str, revision: str | None, dtype: torch.dtype, device_map: str | None) -> LM:

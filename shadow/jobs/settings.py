@@ -13,6 +13,7 @@ from shadow.artifacts import key_of
 from shadow.criteria import CRITERIA
 from shadow.data import CalibrationData
 from shadow.errors import UserError
+from shadow.models import describe_folder
 from shadow.sparsity import SparsityPolicy
 from shadow.traces import Rows
 
@@ -52,7 +53,10 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 def model_settings(cfg: DictConfig) -> dict[str, Any]:
     model = plain(cfg.model)
-    source = model["path"] or {key: value for key, value in model["source"].items() if key not in WHERE}
+    if model["path"]:
+        source = describe_folder(model["path"])
+    else:
+        source = {key: value for key, value in model["source"].items() if key not in WHERE}
     return {"name": model["name"], "source": source, "dtype": model["dtype"]}
 
 

@@ -140,6 +140,7 @@ def evaluate_with(model, task_manager, task_root, num_fewshot=0):
     return simple_evaluate(
         model=model,
         tasks=list(load_tasks(task_manager, tasks).values()),
+        task_manager=task_manager,
         num_fewshot=num_fewshot,
         fewshot_random_seed=0,
         bootstrap_iters=0,
@@ -150,8 +151,9 @@ def evaluate_with(model, task_manager, task_root, num_fewshot=0):
 @lm_eval_tasks
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_at_level_0_every_sample_of_a_task_scores_as_with_lm_evals_own_model(
-    lm, task_manager, task_root, batch_size
+    tiny_llama, task_manager, task_root, batch_size
 ):
+    lm = tiny_llama
     expected = evaluate_with(HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size), task_manager, task_root)
     with sparse(lm.model, Fixed({}), DENSE) as run:
         ours = evaluate_with(SparseHFLM(run, lm, batch_size), task_manager, task_root)
@@ -163,7 +165,8 @@ def test_at_level_0_every_sample_of_a_task_scores_as_with_lm_evals_own_model(
 
 @lm_eval_tasks
 @pytest.mark.parametrize("num_fewshot", [0, 2])
-def test_task_metrics_at_level_0_are_lm_evals_own(lm, task_manager, task_root, num_fewshot):
+def test_task_metrics_at_level_0_are_lm_evals_own(tiny_llama, task_manager, task_root, num_fewshot):
+    lm = tiny_llama
     own = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=4)
     expected = evaluate_with(own, task_manager, task_root, num_fewshot)["results"]
     with sparse(lm.model, Fixed({}), DENSE) as run:
@@ -199,7 +202,7 @@ def test_task_metrics_of_an_oracle_do_not_depend_on_the_batch_size(
     results = []
     for batch_size in (1, 8):
         with sparse(tiny_llama.model, Oracle(criterion), HALF, decided_at) as run:
-            results.append(task_metrics(run, tiny_llama, TASKS, str(task_root), None, 1, batch_size, 0))
+            results.append(task_metrics(run, tiny_llama, ["rte"], str(task_root), None, 1, batch_size, 0))
     assert results[0] == results[1]
 
 

@@ -1,0 +1,281 @@
+"""Every option of every group composes, and builds on tiny models."""
+
+import importlib.resources
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from shadow.criteria import CRITERIA
+from shadow.jobs import points, settings, stages
+from shadow.predictors import Fixed
+from shadow.sites import find_sites
+from shadow.sparse import sparse
+
+CONF = Path(__file__).parents[2] / "conf"
+SCRIPTS = ("train", "evaluate")
+OPTIONS = sorted(
+    (str(file.parent.relative_to(CONF)), file.stem) for file in CONF.rglob("*.yaml") if file.parent != CONF
+)
+NAMED = pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(pair) for pair in OPTIONS])
+SMALL = (
+    "model=tiny-llama",
+    "traces.batch_size=2",
+    "traces.shard_windows=4",
+    "traces.tokens_per_window=5",
+    "predictor.epochs=1",
+    "callbacks.progress=null",
+    "+trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+)
+MEASURE = (
+    "measure.windows=3",
+    "measure.tokens=16",
+    "measure.questions=3",
+    "measure.context_tokens=8",
+    "measure.continuation_tokens=4",
+    "measure.limit=2",
+)
+
+
+def groups_of(script: str) -> set[str]:
+    """The groups in the script's defaults list."""
+    defaults = yaml.safe_load((CONF / f"{script}.yaml").read_text())["defaults"]
+    return {name.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for name in entry}
+
+
+@pytest.fixture
+def text_files(tmp_path):
+    """Overrides that name two text files."""
+    for part in ("train", "eval"):
+        (tmp_path / f"{part}.txt").write_text(f"Words of the {part} file, one by one. " * 60)
+    return [f"data.{part}={tmp_path / part}.txt" for part in ("train", "eval")]
+
+
+@NAMED
+def test_every_option_composes_and_resolves(compose, group, option):
+    """With both scripts; `measure` with evaluate.py alone, as train.py measures nothing."""
+    assert group in groups_of("train") | groups_of("evaluate")
+    for script in SCRIPTS:
+        if group in groups_of(script):
+            cfg = compose(script, f"{group}={option}")
+            assert cfg.task_name == script
+            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        else:
+            assert (group, script) == ("measure", "train")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_defaults_compose_and_every_default_is_an_option(compose, script):
+    OmegaConf.to_container(compose(script), resolve=True, throw_on_missing=True)
+    for group in groups_of(script):
+        assert group == "local" or any(group == other for other, _ in OPTIONS), group
+
+
+@NAMED
+def test_every_option_says_in_its_first_line_when_to_choose_it(group, option):
+    first = (CONF / group / f"{option}.yaml").read_text().splitlines()
+    line = next(line for line in first if "@package" not in line)
+    assert line.startswith("# ")
+
+
+@pytest.mark.parametrize(
+    "group", ["model", "criterion", "predictor", "sparsity", "measure", "trainer", "traces", "paths"]
+)
+def test_the_options_of_a_group_have_the_same_keys(compose, group):
+    """So that a sweep over the options can set any of them. (Data sets and loggers are classes of their own.)"""
+    keys = {
+        option: set(compose("evaluate", f"{group}={option}")[group]) for other, option in OPTIONS if other == group
+    }
+    assert len({frozenset(found) for found in keys.values()}) == 1, keys
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] == "model"])
+def test_every_model_builds_or_is_ready_to(compose, group, option):
+    cfg = compose("train", f"model={option}")
+    source = instantiate(cfg.model.source)
+    assert callable(source)
+    assert cfg.model.name == option
+    if option.startswith("tiny"):
+        lm = stages.load_lm(cfg)
+        assert len(find_sites(lm.model)) == 8
+        assert lm.model.dtype.is_floating_point
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "criterion"])
+def test_every_criterion_has_a_formula_and_its_file_the_formulas_name(compose, option):
+    assert compose("train", f"criterion={option}").criterion.name == option
+    assert option in CRITERIA
+
+
+def test_every_formula_has_an_option():
+    assert {option for group, option in OPTIONS if group == "criterion"} == set(CRITERIA)
+
+
+@pytest.mark.usefixtures("tasks")
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
+def test_every_data_gives_calibration_examples(compose, text_files, task_root, tiny_llama, option):
+    more = {
+        "text": [*text_files, "data.windows=4", "data.tokens=16"],
+        "builtin": ["data.windows=4", "data.tokens=16"],
+        "tasks": [f"data.root={task_root}", "data.tasks=[piqa,rte]", "data.examples_per_task=2", "data.num_fewshot=1"],
+    }[option]
+    data = settings.calibration_data(compose("train", f"data={option}", *more))
+    examples = data.examples(tiny_llama)
+    assert len(examples) == 4
+    assert all(0 < example.prompt < len(example.ids) for example in examples)
+    assert data.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "predictor"])
+def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, option):
+    cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12")
+    assert cfg.predictor.name == option
+    lm = stages.load_lm(cfg)
+    scorer = stages.get_scorer(cfg, lm, [])
+    with sparse(lm.model, scorer, settings.policy_of(cfg), cfg.sparsity.decided_at) as run:
+        run.logits(batch)
+    assert run.achieved("head") == run.achieved("neuron") == 0.375
+
+
+def test_a_predictor_decides_at_the_prompt_with_every_pooling(compose, batch):
+    for pooling in ("scores", "mean", "last"):
+        cfg = compose(
+            "evaluate",
+            *SMALL,
+            "data.windows=10",
+            "data.tokens=12",
+            "sparsity.decided_at=prompt",
+            f"predictor.pooling={pooling}",
+        )
+        lm = stages.load_lm(cfg)
+        with sparse(lm.model, stages.get_scorer(cfg, lm, []), settings.policy_of(cfg), "prompt") as run:
+            run.logits(batch)
+        assert run.achieved("neuron") == 0.375
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sparsity"])
+def test_every_sparsity_is_a_policy(compose, option):
+    policy = settings.policy_of(compose("train", f"sparsity={option}", "sparsity.level=0.25"))
+    assert policy.level == 0.25
+    assert policy.scope == option
+
+
+@pytest.mark.usefixtures("tasks")
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "measure"])
+def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
+    root = [f"measure.root={task_root}", "measure.tasks=[piqa,rte]"] if option == "tasks" else []
+    cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *root)
+    points.check_measure(cfg)
+    lm = stages.load_lm(cfg)
+    with sparse(lm.model, Fixed({}), settings.policy_of(cfg)) as run:
+        metrics = points.measure(cfg, lm, run)
+    expected = {
+        "default": {"perplexity", "word_perplexity", "choices/acc"},
+        "perplexity": {"perplexity", "word_perplexity"},
+        "choices": {"choices/acc"},
+        "tasks": {"piqa/acc", "piqa/acc_norm", "rte/acc"},
+    }[option]
+    assert expected <= set(metrics)
+    assert {name.split("/")[0] for name in metrics} == {name.split("/")[0] for name in expected}
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "trainer"])
+def test_every_trainer_builds_with_the_callbacks(compose, option):
+    cfg = compose("train", f"trainer={option}")
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
+    assert isinstance(trainer, pl.Trainer)
+    assert trainer.max_epochs == cfg.predictor.epochs
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "callbacks"])
+def test_every_callback_builds(compose, option):
+    for callback in compose("train", f"callbacks={option}").callbacks.values():
+        assert isinstance(instantiate(callback), pl.Callback)
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "logger"])
+def test_every_logger_builds(compose, option, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_OFFLINE", "true")
+    cfg = compose("train", f"logger={option}")
+    for node in OmegaConf.to_container(cfg, resolve=True)["logger"].values():
+        logger = instantiate(node)
+        assert isinstance(logger, pl.loggers.Logger)
+        assert Path(logger.save_dir) == tmp_path / "output"
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "traces"])
+def test_every_trace_setting_is_accepted(compose, option):
+    settings.check_traces(compose("train", f"traces={option}"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
+def test_every_experiment_passes_the_checks_before_a_model_is_loaded(compose, text_files, script, option):
+    cfg = compose(script, f"experiment={option}", *text_files)
+    settings.check_train(cfg)
+    if script == "evaluate":
+        points.check_measure(cfg)
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep"])
+def test_every_sweep_is_a_multirun_over_settings_that_there_are(compose, option):
+    grid = yaml.safe_load((CONF / "sweep" / f"{option}.yaml").read_text())["hydra"]
+    assert grid["mode"] == "MULTIRUN"
+    for name, values in grid["sweeper"]["params"].items():
+        for value in str(values).split(","):
+            compose("evaluate", f"{name}={value.strip()}")
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "debug"])
+def test_every_debug_run_collects_and_fits_in_no_time(compose, option, batch):
+    cfg = compose("train", f"debug={option}", *(s for s in SMALL if not s.startswith("predictor")), "data.tokens=16")
+    lm = stages.load_lm(cfg)
+    folder = stages.get_predictor(cfg, lm, [])
+    assert (folder / "meta.json").is_file()
+
+
+# Composition
+
+
+def test_an_experiment_overrides_a_primary_key_and_a_groups(compose, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /predictor: layerwise\n"
+        "seed: 7\ntags: [mine]\nsparsity:\n  level: 0.9\n"
+    )
+    where = f"hydra.searchpath=[file://{tmp_path}/own]"
+    for script in SCRIPTS:
+        cfg = compose(script, where, "experiment=mine")
+        assert (cfg.seed, list(cfg.tags), cfg.sparsity.level) == (7, ["mine"], 0.9)
+        assert cfg.predictor.name == "layerwise"
+        assert cfg.data.seed == 7
+        assert compose(script, where, "experiment=mine", "seed=8").seed == 8  # the command line has the last word
+
+
+def test_paths_follow_shadow_root(compose, tmp_path):
+    assert compose("train").paths.artifact_dir == f"{tmp_path}/artifacts"
+
+
+def test_without_shadow_root_paths_begin_where_the_command_is_given(compose, monkeypatch):
+    monkeypatch.delenv("SHADOW_ROOT")
+    assert compose("train").paths.artifact_dir == "./artifacts"
+
+
+def test_a_setting_that_does_not_exist_is_refused(compose):
+    with pytest.raises(Exception, match=r"sparsity\.lvl"):
+        compose("evaluate", "sparsity.lvl=0.5")
+
+
+def test_the_configs_are_a_package_with_every_file():
+    """What a wheel ships: `conf/` under the name shadow.conf."""
+    packaged = importlib.resources.files("shadow.conf")
+    for script in SCRIPTS:
+        assert (packaged / f"{script}.yaml").read_text() == (CONF / f"{script}.yaml").read_text()
+    for group, option in OPTIONS:
+        assert (packaged / group / f"{option}.yaml").is_file()

@@ -1,0 +1,282 @@
+"""Training a predictor on made-up traces whose answer is known."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from shadow.errors import UserError
+from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData, recall_at_half, spearman
+from shadow.predictors import TapNet
+from shadow.traces import Traces, finish, write_shard
+
+WINDOWS, TOKENS, LAYERS, WIDTH = 30, 10, 3, 8
+UNITS = {"head": 4, "neuron": 16}
+
+
+@pytest.fixture(params=["linear", "curved"])
+def store(request, tmp_path):
+    """Log scores that are a linear map of the tap's state, or of its absolute values."""
+    draw = torch.Generator().manual_seed(0)
+    weights = {kind: torch.randn(WIDTH, LAYERS * units, generator=draw) / 3 for kind, units in UNITS.items()}
+
+    def scores(state, kind):
+        seen = state[:, 1].abs() - 0.8 if request.param == "curved" else state[:, 1]
+        return (seen @ weights[kind]).exp().view(-1, LAYERS, UNITS[kind])
+
+    for shard in range(3):
+        states = torch.randn(10 * TOKENS, LAYERS, WIDTH, generator=draw)
+        pooled = torch.randn(10, LAYERS, WIDTH, generator=draw)
+        window = torch.arange(10 * shard, 10 * shard + 10)
+        arrays = {
+            "window/window": window,
+            "window/prompt/last": pooled,
+            "token/window": window.repeat_interleave(TOKENS),
+            "token/state": states,
+        }
+        for kind in UNITS:
+            arrays[f"window/fisher/{kind}"] = scores(pooled, kind)
+            arrays[f"token/fisher/{kind}"] = scores(states, kind)
+        write_shard(tmp_path, shard, arrays)
+    finish(tmp_path, {}, {"criteria": ["fisher"], "taps": [0, 1, 2]})
+    return Traces(tmp_path)
+
+
+def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0):
+    return TraceData(store, "fisher", list(taps), rows, state, val_share, 64, seed)
+
+
+def make_module(taps=(1,), rank=8, floor=0.0, seed=0):
+    torch.manual_seed(seed)
+    return PredictorModule(TapNet(list(taps), LAYERS, WIDTH, UNITS, rank), floor, lr=0.02, weight_decay=0.0)
+
+
+def everything(data, rows="train"):
+    part = getattr(data, rows)
+    return part.__getitems__(list(range(len(part))))
+
+
+def losses(module, data, rows="val"):
+    """(loss of the net, loss of the static mean)"""
+    sample = everything(data, rows)
+    with torch.no_grad():
+        targets = module.targets(sample)
+        mean = {kind: values.mean(0) for kind, values in module.targets(everything(data)).items()}
+        static = {kind: mean[kind].expand_as(values) for kind, values in targets.items()}
+        return float(module.loss(module.net(sample.states), targets)), float(module.loss(static, targets))
+
+
+def fit(module, data, epochs):
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+# Rows
+
+
+def test_training_and_validation_share_no_window_and_lose_none(store):
+    data = make_data(store)
+    windows = [set(store.read("token", "window", rows.indices).tolist()) for rows in (data.train, data.val)]
+    assert not windows[0] & windows[1]
+    assert windows[0] | windows[1] == set(range(WINDOWS))
+    assert len(windows[1]) == 6
+    assert len(data.train) == 24 * TOKENS
+
+
+def test_the_split_depends_on_the_seed(store):
+    assert torch.equal(make_data(store).val.indices, make_data(store).val.indices)
+    assert not torch.equal(make_data(store).val.indices, make_data(store, seed=1).val.indices)
+
+
+def test_samples_hold_the_taps_states_and_the_scores_from_the_first_tap_on(store):
+    sample = make_data(store, taps=(1, 2)).train.__getitems__([5, 3])
+    rows = make_data(store, taps=(1, 2)).train.indices[[5, 3]]
+    assert torch.equal(sample.states, store.read("token", "state", rows)[:, 1:])
+    for kind in UNITS:
+        assert torch.equal(sample.scores[kind], store.read("token", f"fisher/{kind}", rows)[:, 1:])
+
+
+def test_window_rows_are_read_with_the_state_that_is_asked_for(store):
+    data = make_data(store, rows="window", state="prompt/last")
+    sample = everything(data)
+    assert len(sample.states) == 24
+    assert torch.equal(sample.states, store.read("window", "prompt/last", data.train.indices)[:, 1:2])
+
+
+def test_an_epoch_has_every_row_once_in_an_order_of_its_own(store):
+    shuffle = EpochShuffle(50, seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        shuffle.set_epoch(epoch)
+        orders.append(list(shuffle))
+    assert sorted(orders[0]) == list(range(50))
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_lightning_gives_every_epoch_its_own_order(store):
+    orders = []
+
+    class Spy(PredictorModule):
+        def training_step(self, batch, batch_idx):
+            orders.append(batch.states.sum().item())
+            return super().training_step(batch, batch_idx)
+
+    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, 2), 0.0, 0.0, 0.0)
+    fit(module, make_data(store), 2)
+    half = len(orders) // 2
+    assert orders[:half] != orders[half:]
+
+
+# The start
+
+
+@pytest.mark.parametrize("taps", [(1,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("ridge", [1e9, None])
+def test_without_regression_the_start_is_the_static_mean(store, taps, ridge):
+    data, module = make_data(store, taps), make_module(taps)
+    module.start(data, ridge)
+    targets = module.targets(everything(data))
+    with torch.no_grad():
+        found = module.net(everything(data, "val").states)
+    for kind, values in found.items():
+        expected = targets[kind].mean(0).expand_as(values)
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)  # float32 mean of 240 rows
+
+
+@pytest.mark.parametrize("store", ["linear"], indirect=True)
+@pytest.mark.parametrize("taps", [(1,), (1, 2)])
+def test_the_start_finds_a_linear_map(store, taps):
+    """With a tap at layer 2 as well, whose state says nothing of the scores, layer 2 stays at its mean."""
+    data, module = make_data(store, taps), make_module(taps)
+    module.start(data, 1e-6)
+    with torch.no_grad():
+        found = module.net(everything(data, "val").states)
+    targets = module.targets(everything(data, "val"))
+    for kind in UNITS:
+        # scores are packed to 11 bits, so their logarithms to 2**-11
+        torch.testing.assert_close(found[kind][:, 0], targets[kind][:, 0], rtol=0, atol=0.01)
+        last = (found[kind][:, 1] - targets[kind][:, 1]).abs().mean()
+        assert (last < 0.01) if taps == (1,) else (last > 0.1)
+
+
+@pytest.mark.parametrize("ridge", [0.01, 0.1, 1.0])
+def test_the_start_never_fits_worse_than_the_mean(store, ridge):
+    data, module = make_data(store), make_module()
+    module.start(data, ridge)
+    loss, static = losses(module, data, "train")
+    assert loss <= static * (1 + 1e-5)
+
+
+def test_starting_twice_is_starting_once(store):
+    data, module, other = make_data(store), make_module(floor=0.1), make_module(floor=0.1)
+    module.start(data, 0.1)
+    other.start(data, 0.1)
+    other.start(data, 0.1)
+    for name, values in module.state_dict().items():
+        assert torch.equal(values, other.state_dict()[name]), name
+
+
+# Training
+
+
+@pytest.mark.parametrize("ridge", [None, 1.0])
+def test_training_learns_a_map_that_it_can_say(store, ridge):
+    data, module = make_data(store), make_module()
+    module.start(data, ridge)
+    before, static = losses(module, data, "train")
+    fit(module, data, 60)
+    after = losses(module, data, "train")[0]
+    assert after < 0.25 * min(before, static)
+    assert losses(module, data)[0] < 0.5 * losses(module, data)[1]
+
+
+def test_training_is_deterministic(store):
+    weights = []
+    for _ in range(2):
+        data, module = make_data(store), make_module(floor=0.1)
+        torch.manual_seed(0)
+        module.start(data, 0.1)
+        fit(module, data, 3)
+        weights.append(module.state_dict())
+    for name, values in weights[0].items():
+        assert torch.equal(values, weights[1][name]), name
+
+
+def test_training_leaves_the_static_mean_alone(store):
+    data, module = make_data(store), make_module()
+    module.start(data, 0.1)
+    fixed = {name: p.clone() for name, p in module.named_parameters() if not p.requires_grad}
+    fit(module, data, 2)
+    assert any("static" in name for name in fixed)
+    for name, values in module.named_parameters():
+        if name in fixed:
+            assert torch.equal(values, fixed[name])
+
+
+def test_validation_logs_loss_rank_correlation_and_recall(store):
+    data, module = make_data(store), make_module()
+    module.start(data, 1e-3)
+    trainer = fit(module, data, 1)
+    logged = trainer.callback_metrics
+    assert {"val/loss", "val/static_loss", "val/spearman", "val/recall@50", "train/loss"} <= set(logged)
+    assert float(logged["val/loss"]) == pytest.approx(losses(module, data)[0], rel=1e-4)
+    assert float(logged["val/static_loss"]) == pytest.approx(losses(module, data)[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("floor", [0.01, 0.5])
+def test_a_score_of_zero_has_a_finite_target(store, floor):
+    data, module = make_data(store), make_module(floor=floor)
+    module.start(data, None)
+    sample = everything(data)
+    for values in sample.scores.values():
+        values[:, :, 0] = 0
+    for kind, values in module.targets(sample).items():
+        assert torch.isfinite(values).all()
+        assert (values[:, :, 0] <= values.amin(-1)).all(), kind
+
+
+# Metrics
+
+
+def test_spearman_is_the_rank_correlation():
+    target = torch.tensor([[[1.0, 5.0, 3.0, 2.0, 4.0]]])
+    assert spearman(target.exp(), target) == 1
+    assert spearman(-target, target) == -1
+    swapped = torch.tensor([[[2.0, 5.0, 3.0, 1.0, 4.0]]])
+    assert float(spearman(swapped, target)) == pytest.approx(1 - 6 * 2 / (5 * 24))  # 1 - 6 sum d^2 / (n (n^2 - 1))
+
+
+def test_recall_is_the_share_of_the_upper_half_that_is_found():
+    target = torch.tensor([[[1.0, 2.0, 3.0, 4.0]], [[4.0, 3.0, 2.0, 1.0]]])
+    assert recall_at_half(target, target) == 1
+    assert recall_at_half(-target, target) == 0
+    half = torch.tensor([[[1.0, 4.0, 2.0, 3.0]], [[4.0, 3.0, 2.0, 1.0]]])
+    assert recall_at_half(half, target) == 0.75
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0, 1.5, -0.1])
+def test_a_validation_share_that_leaves_a_side_empty_is_refused(store, share):
+    with pytest.raises(UserError, match=r"predictor\.val_share.*30 windows"):
+        make_data(store, val_share=share)
+
+
+def test_taps_that_were_not_collected_are_refused(store):
+    with pytest.raises(UserError, match=r"predictor\.taps.*traces\.taps"):
+        make_data(store, taps=(1, 3))
+
+
+def test_a_criterion_that_was_not_collected_is_refused(store):
+    with pytest.raises(UserError, match="criterion=l2_norm"):
+        TraceData(store, "l2_norm", [1], "token", "state", 0.2, 64, 0)

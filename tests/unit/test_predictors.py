@@ -1,0 +1,131 @@
+"""The nets: which layers a tap scores, and what is learnt beside the static mean."""
+
+import pytest
+import torch
+
+from shadow.predictors import Fixed, Oracle, Predicted, TapNet, random_scores
+from shadow.sites import find_sites
+
+UNITS = {"head": 4, "neuron": 64}
+
+
+def states(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, 32, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("taps", [[0], [1], [1, 3], [1, 2, 3], [0, 1, 2, 3]])
+def test_a_net_scores_every_layer_from_its_first_tap_on(tiny_llama, make_net, taps):
+    found = make_net(tiny_llama, taps)(states(5, len(taps)))
+    assert {kind: tuple(values.shape) for kind, values in found.items()} == {
+        "head": (5, 4 - taps[0], 4),
+        "neuron": (5, 4 - taps[0], 64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("taps", "spans"), [([1], [[1, 2, 3]]), ([1, 3], [[1, 2], [3]]), ([1, 2, 3], [[1], [2], [3]])]
+)
+def test_a_tap_scores_the_layers_up_to_the_next(tiny_llama, make_net, taps, spans):
+    scorer = Predicted(make_net(tiny_llama, taps), "scores")
+    assert list(scorer.taps) == taps
+    for tap, span in zip(taps, spans):
+        found = scorer.at(tap, states(2, 7), None)
+        assert set(found) == {(layer, kind) for layer in span for kind in UNITS}
+        for (_, kind), values in found.items():
+            assert values.shape == (2, 7, UNITS[kind])
+
+
+def test_a_tap_sees_its_own_state_alone(tiny_llama, make_net):
+    net = make_net(tiny_llama, [1, 2, 3])
+    one, other = states(5, 3), states(5, 3)
+    other[:, 1] = states(5, seed=1)
+    for kind in UNITS:
+        a, b = net(one)[kind], net(other)[kind]
+        assert torch.equal(a[:, 0], b[:, 0])
+        assert not torch.equal(a[:, 1], b[:, 1])
+        assert torch.equal(a[:, 2], b[:, 2])
+
+
+def test_one_tap_in_every_layer_is_a_net_a_layer(tiny_llama, make_net):
+    """What the whole net says of a layer is what its tap says of it."""
+    net = make_net(tiny_llama, [1, 2, 3])
+    scorer, x = Predicted(net, "scores"), states(6, 3)
+    with torch.no_grad():
+        whole = net(x)
+    for index, layer in enumerate((1, 2, 3)):
+        for kind in UNITS:
+            assert torch.equal(scorer.at(layer, x[:, index], None)[layer, kind], whole[kind][:, index])
+
+
+def test_an_untrained_net_says_the_same_of_every_state():
+    net = TapNet([1], 4, 32, UNITS, 8)
+    for values in net(states(5, 1)).values():
+        assert torch.equal(values, values[:1].expand_as(values))
+
+
+def test_a_rank_wider_than_the_state_adds_nothing():
+    wide, square = TapNet([1], 4, 32, UNITS, 1000), TapNet([1], 4, 32, UNITS, 32)
+    assert sum(p.numel() for p in wide.parameters()) == sum(p.numel() for p in square.parameters())
+
+
+def test_the_size_of_a_net_follows_its_rank():
+    def size(rank):
+        return sum(p.numel() for p in TapNet([1], 4, 32, UNITS, rank).parameters() if p.requires_grad)
+
+    assert size(8) == 2 * size(4)
+
+
+@pytest.mark.parametrize("pooling", ["scores", "mean", "last"])
+def test_a_pooled_row_does_not_see_what_lies_outside(tiny_llama, make_net, pooling):
+    scorer = Predicted(make_net(tiny_llama, [1]), pooling)
+    inside = torch.arange(9) < torch.tensor([4, 9, 1])[:, None]
+    one, other = states(3, 9), states(3, 9, seed=1)
+    other[inside] = one[inside]
+    first, second = scorer.at(1, one, inside), scorer.at(1, other, inside)
+    for unit, values in first.items():
+        assert values.shape == (3, UNITS[unit[1]])
+        assert torch.equal(values, second[unit])
+
+
+@pytest.mark.parametrize("pooling", ["scores", "mean", "last"])
+def test_a_row_of_one_position_needs_no_pooling(tiny_llama, make_net, pooling):
+    scorer = Predicted(make_net(tiny_llama, [1]), pooling)
+    x = states(3, 1)
+    pooled, single = scorer.at(1, x, torch.ones(3, 1, dtype=torch.bool)), scorer.at(1, x, None)
+    for unit in single:
+        torch.testing.assert_close(pooled[unit], single[unit][:, 0], rtol=1e-5, atol=1e-5)  # matmuls of other shape
+
+
+def test_half_precision_states_are_read_in_float32(tiny_llama, make_net):
+    scorer = Predicted(make_net(tiny_llama, [1]), "scores")
+    x = states(2, 5).bfloat16()
+    for unit, values in scorer.at(1, x, None).items():
+        assert values.dtype == torch.float32
+        assert torch.equal(values, scorer.at(1, x.float(), None)[unit])
+
+
+def test_a_scorer_keeps_no_graph(tiny_llama, make_net):
+    scorer = Predicted(make_net(tiny_llama, [1]), "scores")
+    assert not any(values.requires_grad for values in scorer.at(1, states(2, 5), None).values())
+
+
+# Trivial scorers
+
+
+def test_random_scores_depend_on_the_seed_alone(lm):
+    sites = find_sites(lm.model)
+    torch.manual_seed(1)
+    one = random_scores(sites, 3)
+    torch.manual_seed(2)
+    assert all(torch.equal(values, one[unit]) for unit, values in random_scores(sites, 3).items())
+    assert not torch.equal(one[2, "neuron"], random_scores(sites, 4)[2, "neuron"])
+    assert set(one) == {(layer, kind) for layer in range(4) for kind in UNITS}
+
+
+def test_fixed_scores_read_nothing():
+    assert list(Fixed({}).taps) == []
+
+
+def test_an_oracle_has_nothing_to_say_before_it_has_looked():
+    with pytest.raises(ValueError, match="oracle must see the sample first"):
+        Oracle("fisher").at(0, states(1, 1), None)
