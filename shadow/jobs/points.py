@@ -1,6 +1,7 @@
 """One point of a curve: what it is, measuring it, and finding it again."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def find(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
 def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, metrics: dict) -> None:
     record["achieved"] = achieved
     record["metrics"] = {name: {"value": m.value, "stderr": m.stderr} for name, m in metrics.items()}
-    where = {"measured_in": cfg.paths.output_dir, "settings": settings_of(cfg, record["code"])}
+    measured_in = os.path.relpath(cfg.paths.output_dir, cfg.paths.root_dir)
+    where = {"measured_in": measured_in, "settings": settings_of(cfg, record["code"])}
     write_json(_file(cfg, record["code"]), {"achieved": achieved, "metrics": record["metrics"], **where})
 
 
