@@ -17,6 +17,7 @@ from shadow.batches import IGNORED, Batch, Example, batched
 from shadow.criteria import CRITERIA
 from shadow.models import LM
 from shadow.predictors import Oracle
+from shadow.scores import token_losses
 from shadow.sparse import SparseRun
 from shadow.tasks import load_tasks, require_tasks, task_specs
 from shadow.texts import Question
@@ -30,13 +31,6 @@ class Metric(NamedTuple):
 
 
 Metrics = dict[str, Metric]
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits: [B, T, V], labels: [B, T] -> [B, T] in nats, 0 where the label is IGNORED."""
-    return torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
 
 
 def perplexity(run: SparseRun, lm: LM, windows: Sequence[Example], batch_size: int) -> Metrics:

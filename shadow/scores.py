@@ -13,10 +13,14 @@ from shadow.criteria import CRITERIA
 from shadow.sites import Site, differentiable_embeddings, find_sites, visit, watch
 
 
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """logits: [B, T, V], labels: [B, T] -> [B, T]: cross-entropy in nats, 0 where the label is IGNORED."""
+    return F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+
+
 def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """logits: [B, T, V], labels: [B, T] -> [B]: mean cross-entropy over a row's own loss tokens, in nats."""
-    tokens = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    return tokens.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
+    """-> [B]: the mean over each row's own loss tokens."""
+    return token_losses(logits, labels).sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 
 def score(

@@ -183,7 +183,10 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
     trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    metrics = dict(trainer.validate(module, data, verbose=False)[0])
+    logged = {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+    }
+    metrics = logged or dict(trainer.validate(module, data, verbose=False)[0])
     parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
     with writing(folder / "predictor.safetensors") as unfinished:
         save_file({name: values.cpu().contiguous() for name, values in net.state_dict().items()}, unfinished)
