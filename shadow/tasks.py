@@ -3,11 +3,13 @@
 import logging
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml  # there is no public way to a task's whole config
 
 from shadow.batches import Example
 from shadow.errors import UserError
@@ -19,30 +21,30 @@ FILES = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "vali
 
 
 def task_specs(names: Sequence[str], root: str | None) -> list[dict]:
-    """What lm-eval loads for each name; <root>/<name>/{train,validation}.jsonl, if given, replace the hub."""
-    if not root:
-        return [{"task": name} for name in names]
+    """lm-eval's own config of each task; <root>/<name>/{train,validation}.jsonl, if given, replace the hub."""
+    index = require_tasks(names).task_index
     specs = []
     for name in names:
-        files = {split: str(Path(root).expanduser() / name / file) for split, file in FILES.items()}
-        missing = [file for file in files.values() if not Path(file).is_file()]
-        if missing:
-            raise UserError(
-                f"data.root={root!r} must hold <task>/train.jsonl and validation.jsonl; missing: {missing[0]}"
-            )
-        specs.append(
-            {
-                "task": name,
-                "dataset_path": "json",
-                "dataset_name": None,
-                "dataset_kwargs": {"data_files": files},
-            }
-        )
+        spec = {**load_yaml(index[name].yaml_path, resolve_func=True), "task": name}
+        if root:
+            files = {split: str(Path(root).expanduser() / name / file) for split, file in FILES.items()}
+            missing = [file for file in files.values() if not Path(file).is_file()]
+            if missing:
+                raise UserError(
+                    f"data.root must hold <task>/{{train,validation}}.jsonl; missing: {missing[0]}"
+                )
+            spec |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        specs.append(spec)
     return specs
 
 
+@cache
+def task_manager() -> TaskManager:
+    return TaskManager()  # reads every task's file: seconds
+
+
 def require_tasks(names: Sequence[str]) -> TaskManager:
-    manager = TaskManager()
+    manager = task_manager()
     unknown = [name for name in names if name not in manager.all_subtasks]
     if unknown:
         raise UserError(f"unknown lm-eval task {unknown[0]!r}: `lm_eval ls tasks` lists those there are")
