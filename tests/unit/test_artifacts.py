@@ -9,6 +9,10 @@ def contents(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def fail_after(_):
+    raise RuntimeError("mid-way")
+
+
 def test_a_key_depends_on_the_settings_and_not_on_their_order():
     one = key_of({"a": 1, "b": [1, 2.5, None], "c": {"d": True, "e": "x"}})
     assert one == key_of({"c": {"e": "x", "d": True}, "b": [1, 2.5, None], "a": 1})
@@ -42,8 +46,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     file = tmp_path / "result.txt"
     file.write_text("old")
     with pytest.raises(RuntimeError, match="mid-way"), writing(file) as unfinished:
-        unfinished.write_text("half")
-        raise RuntimeError("mid-way")
+        fail_after(unfinished.write_text("half"))
     assert file.read_text() == "old"
     assert contents(tmp_path) == ["result.txt"]
 
@@ -59,8 +62,7 @@ def test_a_folder_appears_whole(tmp_path):
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="mid-way"), making(tmp_path / "model") as unfinished:
-        (unfinished / "weights").write_text("w")
-        raise RuntimeError("mid-way")
+        fail_after((unfinished / "weights").write_text("w"))
     assert contents(tmp_path) == []
 
 

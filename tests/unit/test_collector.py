@@ -31,12 +31,24 @@ def contents(folder):
 
 
 @pytest.fixture
-def collected(compose):
-    """collected(*overrides): the finished store of these settings."""
+def collect(compose):
+    """collect(*overrides): the finished store of these settings, collected here as far as it is not there."""
 
     def run(*overrides: str) -> Traces:
         cfg = compose("train", *SMALL, *overrides)
         return stages.get_traces(cfg, stages.load_lm(cfg))
+
+    return run
+
+
+@pytest.fixture
+def collected(compose, collect, shelf):
+    """collected(*overrides): the finished store of these settings, perhaps collected for an earlier test."""
+
+    def run(*overrides: str) -> Traces:
+        folder = settings.traces_folder(compose("train", *SMALL, *overrides))
+        shelf(folder, lambda: collect(*overrides))
+        return Traces(folder)
 
     return run
 
@@ -93,7 +105,7 @@ def test_taps_and_criteria_are_those_asked_for(collected):
 @pytest.mark.parametrize("model", ["tiny-llama", "tiny-opt"])
 @pytest.mark.parametrize("name", list(CRITERIA))
 def test_the_score_of_a_window_is_its_criterion_reduced_over_its_tokens(collected, name, model):
-    """All 12 tokens are sampled; both rows are packed to 11 bits, sums of positive numbers keep their precision."""
+    """All 12 tokens are sampled; both kinds of rows are packed to 11 bits, which sums of them keep."""
     store = collected(f"model={model}", "traces.tokens_per_window=12")
     for kind, count in (("head", 4), ("neuron", 64)):
         tokens = store.read("token", f"{name}/{kind}", torch.arange(11 * 12)).view(11, 12, 4, count)
@@ -177,17 +189,17 @@ def test_the_sample_of_a_window_depends_on_its_number_alone(lm):
 # Resuming
 
 
-def test_collecting_twice_gives_the_same_bytes(collected, tmp_path, monkeypatch):
-    first = collected()
+def test_collecting_twice_gives_the_same_bytes(collect, tmp_path, monkeypatch):
+    first = collect()
     monkeypatch.setenv("SHADOW_ROOT", str(tmp_path / "elsewhere"))
-    second = collected()
+    second = collect()
     assert first.folder.parents[2] != second.folder.parents[2]
     assert first.folder.name == second.folder.name  # named by settings, not by place
     assert contents(first.folder) == contents(second.folder)
 
 
 @pytest.mark.parametrize("lost", [[2], [1, 2], [0, 1, 2], []])
-def test_a_broken_collection_goes_on_and_ends_with_the_same_bytes(collected, lost):
+def test_a_broken_collection_goes_on_and_ends_with_the_same_bytes(collected, collect, lost):
     folder = collected().folder
     whole = contents(folder)
     assert set(whole) == {"manifest.json", *(shard_name(index) for index in range(3))}
@@ -195,12 +207,12 @@ def test_a_broken_collection_goes_on_and_ends_with_the_same_bytes(collected, los
     for index in lost:
         (folder / shard_name(index)).unlink()
     kept = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert contents(collected().folder) == whole
+    assert contents(collect().folder) == whole
     for file, written in kept.items():
         assert file.stat().st_mtime_ns == written, f"{file.name} was collected again"
 
 
-def test_a_shard_that_a_kill_left_half_written_is_gone_after_the_rerun(collected):
+def test_a_shard_that_a_kill_left_half_written_is_gone_after_the_rerun(collected, collect):
     """A killed process cannot remove its unfinished file: the rerun must, or it stays there for ever."""
     folder = collected().folder
     whole = contents(folder)
@@ -208,26 +220,26 @@ def test_a_shard_that_a_kill_left_half_written_is_gone_after_the_rerun(collected
     half = (folder / shard_name(2)).read_bytes()[:1000]
     (folder / shard_name(2)).unlink()
     (folder / f".{shard_name(2)}-99999").write_bytes(half)  # as shadow.artifacts.writing names it
-    assert contents(collected().folder) == whole
+    assert contents(collect().folder) == whole
 
 
-def test_a_finished_store_is_not_collected_again(collected):
+def test_a_finished_store_is_not_collected_again(collected, collect):
     folder = collected().folder
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert collected().folder == folder
+    assert collect().folder == folder
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
 
 
-def test_a_store_of_other_weights_is_refused(collected, compose):
+def test_a_store_of_other_weights_is_refused(collected, collect):
     folder = collected().folder
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"weights": key_of({})}))
     with pytest.raises(UserError, match="other weights"):
-        collected()
+        collect()
 
 
-def test_collecting_leaves_no_hook_on_the_model(collected, compose, hooks_on):
-    collected()
+def test_collecting_leaves_no_hook_on_the_model(collect, compose, hooks_on):
+    collect()
     assert hooks_on(stages.load_lm(compose("train", *SMALL)).model) == 0
 
 
@@ -246,6 +258,6 @@ def test_collecting_leaves_no_hook_on_the_model(collected, compose, hooks_on):
         ("traces.taps=[-1]", "traces.taps"),
     ],
 )
-def test_bad_settings_are_refused_by_name(collected, override, message):
+def test_bad_settings_are_refused_by_name(collect, override, message):
     with pytest.raises(UserError, match=message):
-        collected(override)
+        collect(override)

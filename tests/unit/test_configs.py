@@ -86,9 +86,11 @@ def test_every_option_says_in_its_first_line_when_to_choose_it(group, option):
     "group", ["model", "criterion", "predictor", "sparsity", "measure", "trainer", "traces", "paths"]
 )
 def test_the_options_of_a_group_have_the_same_keys(compose, group):
-    """So that a sweep over the options can set any of them. (Data sets and loggers are classes of their own.)"""
+    """So that a sweep over the options can set any of them. (Data and loggers are classes of their own.)"""
     keys = {
-        option: set(compose("evaluate", f"{group}={option}")[group]) for other, option in OPTIONS if other == group
+        option: set(compose("evaluate", f"{group}={option}")[group])
+        for other, option in OPTIONS
+        if other == group
     }
     assert len({frozenset(found) for found in keys.values()}) == 1, keys
 
@@ -121,7 +123,12 @@ def test_every_data_gives_calibration_examples(compose, text_files, task_root, t
     more = {
         "text": [*text_files, "data.windows=4", "data.tokens=16"],
         "builtin": ["data.windows=4", "data.tokens=16"],
-        "tasks": [f"data.root={task_root}", "data.tasks=[piqa,rte]", "data.examples_per_task=2", "data.num_fewshot=1"],
+        "tasks": [
+            f"data.root={task_root}",
+            "data.tasks=[piqa,rte]",
+            "data.examples_per_task=2",
+            "data.num_fewshot=1",
+        ],
     }[option]
     data = settings.calibration_data(compose("train", f"data={option}", *more))
     examples = data.examples(tiny_llama)
@@ -233,7 +240,9 @@ def test_every_sweep_is_a_multirun_over_settings_that_there_are(compose, option)
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "debug"])
 def test_every_debug_run_collects_and_fits_in_no_time(compose, option, batch):
-    cfg = compose("train", f"debug={option}", *(s for s in SMALL if not s.startswith("predictor")), "data.tokens=16")
+    cfg = compose(
+        "train", f"debug={option}", *(s for s in SMALL if not s.startswith("predictor")), "data.tokens=16"
+    )
     lm = stages.load_lm(cfg)
     folder = stages.get_predictor(cfg, lm, [])
     assert (folder / "meta.json").is_file()
@@ -255,7 +264,9 @@ def test_an_experiment_overrides_a_primary_key_and_a_groups(compose, tmp_path):
         assert (cfg.seed, list(cfg.tags), cfg.sparsity.level) == (7, ["mine"], 0.9)
         assert cfg.predictor.name == "layerwise"
         assert cfg.data.seed == 7
-        assert compose(script, where, "experiment=mine", "seed=8").seed == 8  # the command line has the last word
+        assert (
+            compose(script, where, "experiment=mine", "seed=8").seed == 8
+        )  # the command line has the last word
 
 
 def test_paths_follow_shadow_root(compose, tmp_path):

@@ -88,7 +88,10 @@ def test_scores_equal_the_formula_computed_sample_by_sample_and_unit_by_unit(lm6
             width = 8 if kind == "head" else 1
             expected = torch.tensor(
                 [
-                    [by_hand(name, act[t], grad[t], unit * width, width) for unit in range(4 if width == 8 else 64)]
+                    [
+                        by_hand(name, act[t], grad[t], unit * width, width)
+                        for unit in range(4 if width == 8 else 64)
+                    ]
                     for t in range(len(example.ids))
                 ]
             )
@@ -164,7 +167,7 @@ def test_values_at_padding_do_not_reach_a_window_score(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_and_batch_size_do_not_change_a_score(lm, examples, name):
-    """Alone and unpadded against a row among longer ones: other kernels, so equal to float32 rounding of sums."""
+    """Alone and unpadded, or a row among longer ones: other kernels, so equal up to float32 rounding."""
     rows = examples([12, 5, 9, 16, 7, 13, 10, 3])
     together = scores_of(lm, collate(rows), [name])
     for row, example in enumerate(rows):

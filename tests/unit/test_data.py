@@ -12,7 +12,14 @@ from shadow.errors import UserError
 
 
 def builtin(**changes):
-    settings = {"windows": 20, "tokens": 32, "prompt_share": 0.5, "eval_share": 0.3, "split_seed": 0, "seed": 1}
+    settings = {
+        "windows": 20,
+        "tokens": 32,
+        "prompt_share": 0.5,
+        "eval_share": 0.3,
+        "split_seed": 0,
+        "seed": 1,
+    }
     return BuiltinText(**settings | changes)
 
 

@@ -84,9 +84,7 @@ def test_batch_size_1_and_8_give_the_same_plans(
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("decided_at", ["token", "prompt"])
-def test_a_row_has_the_same_logits_alone_and_among_others(
-    lm64, make_scorer, examples, scope, decided_at
-):
+def test_a_row_has_the_same_logits_alone_and_among_others(lm64, make_scorer, examples, scope, decided_at):
     rows, policy = examples([12, 5, 9, 16]), SparsityPolicy(0.5, scope)
     scorer = make_scorer("unified-scores", lm64)
     together = plan_of(lm64, scorer, collate(rows), decided_at, policy)[1]
@@ -145,7 +143,8 @@ def test_a_plan_decided_at_the_token_has_not_seen_later_tokens(lm, make_scorer, 
     for row in range(1, len(pairs)):
         assert_same(of_row(plan, 0, 6), of_row(plan, row, 6))
     assert differ(
-        {unit: keep[0, 6:8] for unit, keep in plan.items()}, {unit: keep[1, 6:8] for unit, keep in plan.items()}
+        {unit: keep[0, 6:8] for unit, keep in plan.items()},
+        {unit: keep[1, 6:8] for unit, keep in plan.items()},
     )
 
 

@@ -111,7 +111,8 @@ def test_an_answer_is_judged_under_the_plan_of_its_own_loss(make_lm):
     with sparse(lm.model, Oracle("plainact"), HALF, "sequence") as run:
         together = SparseHFLM(run, lm, 4)._loglikelihood_tokens(requests, disable_tqdm=True)
         alone = [
-            SparseHFLM(run, lm, 1)._loglikelihood_tokens([request], disable_tqdm=True)[0] for request in requests
+            SparseHFLM(run, lm, 1)._loglikelihood_tokens([request], disable_tqdm=True)[0]
+            for request in requests
         ]
     assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], rel=1e-9)
 
@@ -154,7 +155,9 @@ def test_at_level_0_every_sample_of_a_task_scores_as_with_lm_evals_own_model(
     tiny_llama, task_manager, task_root, batch_size
 ):
     lm = tiny_llama
-    expected = evaluate_with(HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size), task_manager, task_root)
+    expected = evaluate_with(
+        HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size), task_manager, task_root
+    )
     with sparse(lm.model, Fixed({}), DENSE) as run:
         ours = evaluate_with(SparseHFLM(run, lm, batch_size), task_manager, task_root)
     for task in TASKS:

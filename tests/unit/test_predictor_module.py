@@ -252,7 +252,9 @@ def test_spearman_is_the_rank_correlation():
     assert spearman(target.exp(), target) == 1
     assert spearman(-target, target) == -1
     swapped = torch.tensor([[[2.0, 5.0, 3.0, 1.0, 4.0]]])
-    assert float(spearman(swapped, target)) == pytest.approx(1 - 6 * 2 / (5 * 24))  # 1 - 6 sum d^2 / (n (n^2 - 1))
+    assert float(spearman(swapped, target)) == pytest.approx(
+        1 - 6 * 2 / (5 * 24)
+    )  # 1 - 6 sum d^2 / (n (n^2 - 1))
 
 
 def test_recall_is_the_share_of_the_upper_half_that_is_found():

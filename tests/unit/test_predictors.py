@@ -93,7 +93,9 @@ def test_a_row_of_one_position_needs_no_pooling(tiny_llama, make_net, pooling):
     x = states(3, 1)
     pooled, single = scorer.at(1, x, torch.ones(3, 1, dtype=torch.bool)), scorer.at(1, x, None)
     for unit in single:
-        torch.testing.assert_close(pooled[unit], single[unit][:, 0], rtol=1e-5, atol=1e-5)  # matmuls of other shape
+        torch.testing.assert_close(
+            pooled[unit], single[unit][:, 0], rtol=1e-5, atol=1e-5
+        )  # matmuls of other shape
 
 
 def test_half_precision_states_are_read_in_float32(tiny_llama, make_net):

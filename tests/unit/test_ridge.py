@@ -26,7 +26,9 @@ def rows():
 def seen(x, y, batch=64):
     moments = Moments(True)
     for start in range(0, len(x), batch):
-        moments.add(x[start : start + batch], {kind: values[start : start + batch] for kind, values in y.items()})
+        moments.add(
+            x[start : start + batch], {kind: values[start : start + batch] for kind, values in y.items()}
+        )
     return moments
 
 
@@ -38,7 +40,7 @@ def standardised(x, y):
 
 
 def loss_of(weights, x, y, ridge):
-    """Mean squared error and penalty, each kind divided by its number of outputs. weights: [E, outputs] a kind."""
+    """Squared error and penalty, each kind divided by its number of outputs; weights: [E, outputs]."""
     return float(
         sum(
             ((y[kind] - x @ w).square().sum() / len(x) + ridge * w.square().sum()) / w.shape[1]
@@ -100,7 +102,9 @@ def test_at_lower_rank_no_map_of_that_rank_has_a_smaller_loss(rows, rank, ridge)
 def test_batches_of_rows_add_up(rows):
     whole, parts = seen(*rows, batch=N).regress(R, 0.1), seen(*rows, batch=7).regress(R, 0.1)
     for kind, found in maps(*parts).items():
-        torch.testing.assert_close(found, maps(*whole)[kind], rtol=1e-2, atol=2e-3)  # float32 sums in other order
+        torch.testing.assert_close(
+            found, maps(*whole)[kind], rtol=1e-2, atol=2e-3
+        )  # float32 sums in other order
 
 
 def test_a_huge_penalty_leaves_the_mean(rows):

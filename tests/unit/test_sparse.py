@@ -115,7 +115,9 @@ def test_dense_layers_outside_the_model_are_refused(lm, unified, layers):
 def test_layers_before_the_first_tap_must_be_dense(lm, make_net, taps, dense_layers):
     with (
         pytest.raises(UserError, match=r"sparsity\.dense_layers.*first tap"),
-        sparse(lm.model, Predicted(make_net(lm, taps), "scores"), SparsityPolicy(0.5, dense_layers=dense_layers)),
+        sparse(
+            lm.model, Predicted(make_net(lm, taps), "scores"), SparsityPolicy(0.5, dense_layers=dense_layers)
+        ),
     ):
         pass
 
@@ -147,7 +149,7 @@ def test_what_is_refused_leaves_no_hook(lm, layerwise, hooks_on):
 
 def test_an_oracle_that_has_not_seen_the_sample_says_so(lm, batch):
     with (
-        pytest.raises(UserError, match="oracle.*SparseRun"),
+        pytest.raises(UserError, match=r"oracle.*SparseRun"),
         sparse(lm.model, Oracle("fisher"), SparsityPolicy(0.5)),
     ):
         lm.model(batch.ids)

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_what_stays_scores_higher_than_what_goes(scores):
 @pytest.mark.parametrize("min_units", [0, 1, 5])
 def test_plans_are_nested_as_the_level_grows(scores, scope, min_units):
     plans = [SparsityPolicy(level, scope, min_units).plan(scores) for level in LEVELS[1:]]
-    for wider, narrower in zip(plans, plans[1:]):
+    for wider, narrower in pairwise(plans):
         for unit in wider:
             assert not (narrower[unit] & ~wider[unit]).any()
 

@@ -44,7 +44,9 @@ def test_without_shots_the_prompt_is_the_question_and_the_loss_on_the_gold_answe
 ):
     found = few_shot_examples(tiny_opt, [task], str(task_root), 5, 0, 512, 0)
     decode = tiny_opt.tokenizer.decode
-    texts = [(decode(example.ids[: example.prompt]), decode(example.ids[example.prompt :])) for example in found]
+    texts = [
+        (decode(example.ids[: example.prompt]), decode(example.ids[example.prompt :])) for example in found
+    ]
     assert sorted(texts) == sorted(prompt_and_answer(task, row) for row in rows(task))
     batch = collate(found)
     for row, (_, answer) in enumerate(texts):
@@ -121,7 +123,7 @@ def test_the_seven_tasks_of_the_paper_can_be_read_from_local_files(tiny_opt, sha
 
 
 def test_an_unknown_task_is_refused_by_name():
-    with pytest.raises(UserError, match="no_such_task.*lm_eval ls tasks"):
+    with pytest.raises(UserError, match=r"no_such_task.*lm_eval ls tasks"):
         require_tasks(["piqa", "no_such_task"])
 
 

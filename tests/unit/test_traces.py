@@ -126,7 +126,7 @@ def test_the_mean_window_scores_are_the_mean_over_all_windows(tmp_path, written)
 
 def test_a_criterion_that_was_not_collected_is_refused_by_name(tmp_path, written):
     store = Traces(tmp_path)
-    with pytest.raises(UserError, match="plainact.*fisher.*l2_norm"):
+    with pytest.raises(UserError, match=r"plainact.*fisher.*l2_norm"):
         store.require("plainact")
     with pytest.raises(UserError, match="plainact"):
         store.mean_window_scores("plainact", "head")
