@@ -65,23 +65,29 @@ def few_shot_examples(
     for spec in task_specs(names, root):
         # with test_split = train, lm-eval's sampler knows that the document must not be among its own shots
         task = load_tasks(manager, [spec | {"test_split": "train", "fewshot_split": "train"}])[spec["task"]]
+        if task.OUTPUT_TYPE != "multiple_choice":
+            raise UserError(
+                f"data.tasks must be multiple-choice tasks, {spec['task']!r} is {task.OUTPUT_TYPE}"
+            )
         task.set_fewshot_seed(seed)
         documents = list(task.test_docs())
         for document in random.Random(seed).sample(documents, min(count, len(documents))):
             context = task.fewshot_context(document, num_fewshot)
             requests = task.construct_requests(document, context)
-            gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-            before, answer = encode(*requests[gold].args)
+            before, answer = encode(*requests[gold_choice(task, document)].args)
             ids = (before + answer)[-max_tokens:]
             examples.append(Example(ids, len(ids) - len(answer)))
         if count > len(documents):
             log.warning(
-                "%s has only %d train documents; data.examples asks for %d",
-                spec["task"],
-                len(documents),
-                count,
+                "%s has only %d train documents, of %d asked for", spec["task"], len(documents), count
             )
     return examples
+
+
+def gold_choice(task: ConfigurableTask, document: dict) -> int:
+    """Number of the true choice; lm-eval's tasks give it in one of three ways."""
+    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    return gold if isinstance(gold, int) else task.doc_to_choice(document).index(gold)
 
 
 def load_tasks(manager: TaskManager, specs: Sequence[dict]) -> dict[str, ConfigurableTask]:
