@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ def making(folder: Path) -> Iterator[Path]:
 def writing(file: Path) -> Iterator[Path]:
     """A path to write; it takes the name `file` when the block ends well and vanishes when it does not."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}-{os.getpid()}")
+    unfinished = file.with_name(f".{file.name}.part")  # always the same: a rerun takes over what a kill left
     try:
         yield unfinished
         unfinished.replace(file)

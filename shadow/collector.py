@@ -88,7 +88,8 @@ class CriterionCollector(pl.LightningModule):
 
 def last_of(states: Tensor, inside: Tensor) -> Tensor:
     """states: [B, T, ...], inside: bool [B, T] -> [B, ...]: each row's state at its last inside position."""
-    last = (inside.sum(1) - 1).clamp(min=0)
+    positions = torch.arange(inside.shape[1], device=inside.device)
+    last = torch.where(inside, positions, 0).amax(1)  # generation pads on the left
     return states[torch.arange(len(states), device=states.device), last]
 
 

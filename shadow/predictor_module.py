@@ -144,6 +144,8 @@ class PredictorModule(pl.LightningModule):
     @torch.no_grad()
     def start(self, data: TraceData, ridge: float | None) -> None:
         """Set the net to the mean of log scores and, if `ridge`, the regression of what deviates from it."""
+        for values in self.mean_scores.values():
+            values.zero_()
         for sample in data.passed("means"):
             for kind in KINDS:
                 self.mean_scores[kind] += sample.scores[kind].mean(-1, keepdim=True).sum(0) / len(data.train)

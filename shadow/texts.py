@@ -44,7 +44,10 @@ def read_documents(setting: str, file: str | None, column: str) -> list[str]:
     text = Path(file).expanduser().read_text(encoding="utf-8")
     if not file.endswith(".jsonl"):
         return [text]
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    try:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{setting}={file!r} must be JSON lines with a {column!r} column: {error}") from error
     if not rows or any(column not in row for row in rows):
         raise UserError(f"{setting}={file!r} must have at least one line, and a {column!r} column in each")
     return [row[column] for row in rows]
@@ -70,10 +73,8 @@ def cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -
 
 def choose(windows: list, count: int, seed: int, setting: str) -> list:
     """`count` of the windows, spread over the texts by a seeded shuffle."""
-    if count > len(windows):
-        raise UserError(
-            f"{setting} must be at most {len(windows)}, the windows that the text holds, got {count}"
-        )
+    if not 1 <= count <= len(windows):
+        raise UserError(f"{setting} must be in [1, {len(windows)}], the windows in the text, got {count}")
     return random.Random(seed).sample(windows, count)
 
 
@@ -110,6 +111,9 @@ def questions(
 ) -> list[Question]:
     """Contexts with their true continuation and `options` - 1 continuations from elsewhere in the texts."""
     windows = cut(texts, tokenizer, context_tokens + continuation_tokens)
+    others = len({tuple(window[context_tokens:]) for window in windows}) - 1
+    if not 2 <= options <= others + 1:
+        raise UserError(f"measure.options must be in [2, {others + 1}] for this text, got {options}")
     chosen = choose(windows, count, seed, "measure.questions")
     draw = random.Random(seed)
     found = []

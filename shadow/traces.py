@@ -28,7 +28,9 @@ def pack(values: Tensor) -> tuple[Tensor, Tensor]:
             "scores or states are not finite: the model overflows in its dtype (try model.dtype=float32)"
         )
     _, exponent = torch.frexp(values.abs().amax(-1))
-    scale = torch.ldexp(torch.ones_like(values[..., 0]), exponent - 14)
+    scale = torch.ldexp(
+        torch.ones_like(values[..., 0]), (exponent - 14).clamp(min=-126)
+    )  # below, floats run out
     return (values / scale[..., None]).half(), scale
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -238,21 +240,36 @@ def task_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def task_manager():
-    """lm-eval's index of its tasks, which takes 6 s to make."""
-    from lm_eval.tasks import TaskManager
+    """lm-eval's index of its tasks, which takes 6 s to make: the project keeps it."""
+    from shadow.tasks import require_tasks
 
-    return TaskManager()
+    return require_tasks([])
 
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_manager) -> None:
-    """For tests that run lm-eval: one index for all, and the user's cache of data sets is left alone."""
+    """For tests that run lm-eval: the user's cache of data sets is left alone."""
     import datasets
 
-    import shadow.tasks
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(shadow.tasks, "TaskManager", lambda: task_manager)
+
+
+@pytest.fixture(scope="session")
+def kill_while_writing() -> Callable[[Path], None]:
+    """kill_while_writing(file): what another process leaves that got `kill -9` half-way through the file."""
+    program = (
+        "import os, sys, pathlib, shadow.artifacts\n"
+        "with shadow.artifacts.writing(pathlib.Path(sys.argv[1])) as unfinished:\n"
+        "    unfinished.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+
+    def kill(file: Path) -> None:
+        done = subprocess.run([sys.executable, "-c", program, str(file)], cwd=ROOT)
+        assert done.returncode == -signal.SIGKILL
+        assert not file.exists()
+
+    return kill
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from shadow.artifacts import key_of, write_json
-from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.jobs import settings as names
 from shadow.models import LM
 from shadow.sparse import SparseRun
-from shadow.texts import questions, text_windows
+from shadow.texts import fingerprint, questions, text_windows
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
@@ -55,9 +54,9 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         "code": code,
         "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
-        "measure": names.plain(cfg.measure),
-        "root": task_root(cfg),
-        "content": _content(data) if wants_text else None,
+        "measure": {key: value for key, value in names.plain(cfg.measure).items() if key != "root"},
+        "content": fingerprint(data.documents("eval")) if wants_text else None,
+        "task_content": [_task_content(task, task_root(cfg)) for task in cfg.measure.tasks],
         "decided_at": cfg.sparsity.decided_at,
         "seed": cfg.seed,
     }
@@ -74,10 +73,11 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     return settings
 
 
-def _content(data: CalibrationData) -> str:
-    from shadow.texts import fingerprint
-
-    return fingerprint(data.documents("eval"))
+def _task_content(task: str, root: str | None) -> str:
+    if not root:
+        return "hub"
+    files = sorted((Path(root).expanduser() / task).glob("*.jsonl"))
+    return fingerprint([file.read_text(encoding="utf-8") for file in files])
 
 
 def _file(cfg: DictConfig, code: str) -> Path:

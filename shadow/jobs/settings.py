@@ -19,6 +19,7 @@ from shadow.traces import Rows
 
 FORMAT = 1  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is
+DATA_WHERE = {"train", "eval", "root"}  # files: their content counts
 TRAINER_WHERE = {
     "_target_",
     "accelerator",
@@ -77,7 +78,7 @@ def trace_settings(cfg: DictConfig) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model": model_settings(cfg),
-        "data": plain(cfg.data),
+        "data": {key: value for key, value in plain(cfg.data).items() if key not in DATA_WHERE},
         "content": calibration_data(cfg).fingerprint(),
         "traces": plain(cfg.traces),
         "seed": cfg.seed,
@@ -148,18 +149,27 @@ def needs_traces(cfg: DictConfig) -> bool:
 
 def check_train(cfg: DictConfig) -> None:
     """What can be known before the model is loaded."""
+    check_predictor(cfg)
     check_traces(cfg)
     policy_of(cfg)
     calibration_data(cfg)
-    if cfg.predictor.name in NETS:
-        reads(cfg)
+
+
+def check_predictor(cfg: DictConfig) -> None:
+    name, taps = cfg.predictor.name, cfg.predictor.taps
+    if name not in SCORERS:
+        raise UserError(f"predictor.name must be one of {list(SCORERS)}, got {name!r}")
+    if name not in NETS:
+        return
+    reads(cfg)
+    if taps != "each" and (not taps or list(taps) != sorted(set(taps))):
+        raise UserError(f"predictor.taps must be `each` or rising layer numbers, got {taps}")
 
 
 def check_scorer(cfg: DictConfig) -> None:
     """Before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
+    check_predictor(cfg)
     name = cfg.predictor.name
-    if name not in SCORERS:
-        raise UserError(f"predictor.name must be one of {list(SCORERS)}, got {name!r}")
     if cfg.sparsity.level == 0:
         return
     if name in NETS:

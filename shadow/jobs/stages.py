@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -150,6 +151,7 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     folder = predictor_folder(cfg)
     if not (folder / "meta.json").is_file():
         fit(cfg, get_traces(cfg, lm), folder, loggers)
+    (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
 
 
@@ -175,6 +177,9 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
     module = PredictorModule(net, settings.floor, settings.lr, settings.weight_decay)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
     last = folder / "last.ckpt"
+    if last.is_file() and not zipfile.is_zipfile(last):
+        log.warning("%s is damaged: the fit begins anew", last)
+        last.unlink()
     if not last.is_file():
         module.start(data, settings.ridge)
     keeper = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
@@ -202,7 +207,6 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
         "metrics": metrics,
     }
     write_json(folder / "meta.json", meta)
-    last.unlink(missing_ok=True)
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
         parameters / 1e6,

@@ -51,6 +51,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert contents(tmp_path) == ["result.txt"]
 
 
+def test_a_file_that_a_killed_process_left_half_written_is_taken_over(tmp_path, kill_while_writing):
+    file = tmp_path / "result.txt"
+    kill_while_writing(file)
+    with writing(file) as unfinished:
+        unfinished.write_text("whole")
+    assert file.read_text() == "whole"
+    assert contents(tmp_path) == ["result.txt"]
+
+
 def test_a_folder_appears_whole(tmp_path):
     folder = tmp_path / "new" / "model"
     with making(folder) as unfinished:

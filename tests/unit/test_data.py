@@ -77,7 +77,7 @@ def test_a_missing_file_names_its_setting(tiny_opt, tmp_path):
 
 def test_too_many_windows_name_their_setting(tiny_opt, tmp_path):
     for data in (builtin(windows=10**6), files(tmp_path, windows=10**6)):
-        with pytest.raises(UserError, match=r"data\.windows must be at most \d+.*1000000"):
+        with pytest.raises(UserError, match=r"data\.windows.*\d+.*1000000"):
             data.examples(tiny_opt)
 
 

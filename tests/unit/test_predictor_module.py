@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from shadow.errors import UserError
-from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData, recall_at_half, spearman
+from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData, ranks, recall_at_half, spearman
 from shadow.predictors import TapNet
 from shadow.traces import Traces, finish, write_shard
 
@@ -247,22 +247,31 @@ def test_a_score_of_zero_has_a_finite_target(store, floor):
 # Metrics
 
 
+def test_ranks_count_from_the_lowest():
+    scores = torch.tensor([[0.3, -1.0, 7.0, 0.0], [4.0, 3.0, 2.0, 1.0]])
+    assert ranks(scores).tolist() == [[2, 0, 3, 1], [3, 2, 1, 0]]
+
+
 def test_spearman_is_the_rank_correlation():
-    target = torch.tensor([[[1.0, 5.0, 3.0, 2.0, 4.0]]])
-    assert spearman(target.exp(), target) == 1
-    assert spearman(-target, target) == -1
-    swapped = torch.tensor([[[2.0, 5.0, 3.0, 1.0, 4.0]]])
+    target = ranks(torch.tensor([[[1.0, 5.0, 3.0, 2.0, 4.0]]]))
+    assert spearman(target, target) == 1
+    assert spearman(4 - target, target) == -1
+    swapped = ranks(torch.tensor([[[2.0, 5.0, 3.0, 1.0, 4.0]]]))
     assert float(spearman(swapped, target)) == pytest.approx(
         1 - 6 * 2 / (5 * 24)
     )  # 1 - 6 sum d^2 / (n (n^2 - 1))
 
 
-def test_recall_is_the_share_of_the_upper_half_that_is_found():
-    target = torch.tensor([[[1.0, 2.0, 3.0, 4.0]], [[4.0, 3.0, 2.0, 1.0]]])
+@pytest.mark.parametrize("units", [4, 5])
+def test_recall_is_the_share_of_the_upper_half_that_is_found(units):
+    target = torch.stack([torch.arange(units), torch.arange(units).flip(0)])[:, None]
+    half = (units + 1) // 2
     assert recall_at_half(target, target) == 1
-    assert recall_at_half(-target, target) == 0
-    half = torch.tensor([[[1.0, 4.0, 2.0, 3.0]], [[4.0, 3.0, 2.0, 1.0]]])
-    assert recall_at_half(half, target) == 0.75
+    expected = (2 * half - units) / half  # halves turned round share at most the middle one
+    assert float(recall_at_half(units - 1 - target, target)) == pytest.approx(expected)
+    one_off = torch.tensor([[[0, 3, 1, 2]], [[3, 2, 1, 0]]])
+    if units == 4:
+        assert recall_at_half(one_off, target) == 0.75
 
 
 # Refusals

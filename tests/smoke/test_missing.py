@@ -1,0 +1,53 @@
+"""What is missing is answered with the command that makes it, or in one sentence."""
+
+import re
+import shlex
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_missing_predictor_is_answered_with_the_command_that_makes_it(run, small, small_measure, tmp_path):
+    job = [*small, *small_measure, "predictor=unified", "seed=5", "measure.choices=false", "tags=[a, b]"]
+    refused = run(tmp_path, "evaluate.py", *job)
+    assert refused.returncode != 0
+    assert "Traceback" not in refused.stdout
+    (command,) = set(re.findall(r"`(python train\.py .*?)`", refused.stdout))
+    assert not (tmp_path / "artifacts").exists()
+
+    python, script, *overrides = shlex.split(command)
+    assert (python, script) == ("python", "train.py")
+    trained = run(tmp_path, script, *overrides)
+    assert trained.returncode == 0, trained.stdout[-3000:]
+
+    measured = run(tmp_path, "evaluate.py", *job)
+    assert measured.returncode == 0, measured.stdout[-3000:]
+    assert "perplexity" in measured.stdout
+
+
+def test_a_model_that_cannot_be_had_is_one_sentence_at_once(run, tmp_path):
+    start = time.monotonic()
+    done = run(tmp_path, "train.py", "model=opt-13b", HF_HUB_OFFLINE="")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    (sentence,) = [line for line in done.stdout.splitlines() if "facebook/opt-13b" in line]
+    assert "could not load" in sentence
+    assert "model.path=" in sentence
+    assert not (tmp_path / "artifacts").exists()  # before other work
+    assert time.monotonic() - start < 60  # within seconds; this machine may be busy
+
+
+def test_tasks_that_cannot_be_had_are_one_sentence(run, tmp_path, small):
+    done = run(tmp_path, "train.py", "model=tiny-llama", "data=tasks", "data.tasks=[copa]")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    assert "data.root=" in done.stdout
+
+
+def test_a_setting_that_only_the_data_can_refuse_is_one_sentence_too(run, tmp_path):
+    done = run(tmp_path, "evaluate.py", "model=tiny-llama", "predictor=random", "measure.windows=999999")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout
+    assert "measure.windows must be" in done.stdout

@@ -1,0 +1,95 @@
+"""Killed while collecting, and while training: the same command ends with the files of an unbroken run."""
+
+import csv
+import re
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+JOB = [
+    "model=tiny-llama",
+    "data.windows=200",
+    "data.tokens=32",
+    "traces.batch_size=4",
+    "traces.shard_windows=4",
+    "traces.tokens_per_window=8",
+    "predictor.epochs=15",
+    "predictor.batch_size=128",
+    "predictor.rank=8",
+]
+
+
+def contents(folder):
+    """Every file under artifacts/traces and artifacts/predictors."""
+    return {
+        str(file.relative_to(folder / "artifacts")): file.read_bytes()
+        for kind in ("traces", "predictors")
+        for file in (folder / "artifacts" / kind).rglob("*")
+        if file.is_file()
+    }
+
+
+def kill_when(process, happens, log):
+    """kill -9 as soon as it happens; the process must not have ended by itself."""
+    give_up = time.monotonic() + 120
+    try:
+        while not happens():
+            assert process.poll() is None, f"it ended before it could be killed:\n{log.read_text()[-3000:]}"
+            assert time.monotonic() < give_up
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def unbroken(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    done = run(folder, "train.py", *JOB)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return contents(folder)
+
+
+def test_an_unbroken_run_leaves_traces_and_a_predictor(unbroken):
+    names = [name.rpartition("/")[2] for name in unbroken]
+    assert (
+        names.count("manifest.json") == names.count("meta.json") == names.count("predictor.safetensors") == 1
+    )
+    assert sum(name.startswith("shard-") for name in names) == 50
+    assert len(names) == 53
+
+
+def test_killed_twice_the_same_command_ends_with_the_same_files(unbroken, run, start, tmp_path):
+    log = tmp_path / "output.txt"
+
+    def found(pattern):
+        return list(tmp_path.glob(f"artifacts/{pattern}"))
+
+    process = start(tmp_path, log, "train.py", *JOB)
+    kill_when(process, lambda: len(found("traces/*/shard-*")) >= 5, log)
+    shards = len(found("traces/*/shard-*"))
+    assert 5 <= shards < 50
+    assert not found("traces/*/manifest.json")
+
+    process = start(tmp_path, log, "train.py", *JOB)
+    kill_when(process, lambda: found("predictors/*/last.ckpt"), log)
+    assert f"{4 * shards} done" in log.read_text()  # of the windows: collecting went on where it stopped
+    assert found("traces/*/manifest.json")
+    assert found("predictors/*/last.ckpt")
+    assert not found("predictors/*/meta.json")
+
+    done = run(tmp_path, "train.py", *JOB)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "collecting" not in done.stdout
+    last = max(tmp_path.glob("logs/train/runs/*"), key=lambda folder: folder.name)
+    (metrics,) = last.glob("csv/*/metrics.csv")
+    with metrics.open() as stream:
+        epochs = [int(row["epoch"]) for row in csv.DictReader(stream) if row["epoch"]]
+    assert min(epochs) > 0  # so did training
+    assert not re.search(r"Traceback", done.stdout)
+
+    again = contents(tmp_path)
+    assert again.keys() == unbroken.keys()
+    assert [name for name in unbroken if again[name] != unbroken[name]] == []

@@ -1,0 +1,186 @@
+"""A point that was measured before is found again, and never taken for another."""
+
+import json
+
+import pytest
+
+from shadow.errors import UserError
+from shadow.evaluation import Metric
+from shadow.jobs import points
+
+CODE = "0123456789abcdef"
+METRICS = {"perplexity": Metric(12.5, 0.25), "choices/acc": Metric(0.5, None)}
+
+
+def keep(cfg):
+    points.keep(cfg, {"code": CODE}, {"head": 0.375, "neuron": 0.375}, METRICS)
+
+
+def is_found(cfg, code=CODE) -> bool:
+    return points.find(cfg, {"code": code}) is not None
+
+
+def test_a_point_is_found_with_its_figures(compose):
+    keep(compose("evaluate", "predictor=random"))
+    record = {"code": CODE}
+    assert points.find(compose("evaluate", "predictor=random"), record).is_file()
+    assert record["achieved"] == {"head": 0.375, "neuron": 0.375}
+    assert record["metrics"] == {
+        "perplexity": {"value": 12.5, "stderr": 0.25},
+        "choices/acc": {"value": 0.5, "stderr": None},
+    }
+    assert record["reused_from"].endswith("output")
+
+
+SAME = [
+    "tags=[a]",
+    "logger=wandb",
+    "callbacks.progress=null",
+    "make_missing=true",
+    "model.source.cache=/elsewhere",
+]
+OTHER = [
+    "predictor=oracle",
+    "predictor=static",
+    "sparsity.level=0.3",
+    "sparsity=global",
+    "sparsity.min_units=2",
+    "sparsity.dense_layers=[0,1]",
+    "sparsity.kinds=[head]",
+    "sparsity.decided_at=prompt",
+    "criterion=fisher",
+    "seed=2",
+    "model=tiny-opt",
+    "model.dtype=bfloat16",
+    "measure.windows=3",
+    "measure.batch_size=1",
+    "measure=choices",
+    "data.split_seed=1",
+    "data.eval_share=0.5",
+]
+
+
+@pytest.mark.parametrize("override", SAME)
+def test_a_point_is_found_whatever_does_not_concern_it(compose, override):
+    keep(compose("evaluate", "predictor=random"))
+    assert is_found(compose("evaluate", "predictor=random", override))
+
+
+@pytest.mark.parametrize("override", OTHER)
+def test_a_point_of_other_settings_is_not_found(compose, override):
+    keep(compose("evaluate", "predictor=random"))
+    overrides = [override] if override.startswith("predictor") else ["predictor=random", override]
+    assert not is_found(compose("evaluate", *overrides))
+
+
+@pytest.mark.parametrize("override", ["predictor.rank=3", "data.windows=50", "traces.tokens_per_window=3"])
+def test_a_point_of_another_predictor_is_not_found(compose, override):
+    keep(compose("evaluate"))
+    assert is_found(compose("evaluate"))
+    assert not is_found(compose("evaluate", override))
+
+
+def test_the_dense_point_is_the_same_for_every_scorer(compose):
+    keep(compose("evaluate", "sparsity.level=0.0", "predictor=unified"))
+    for predictor in ("static", "random", "oracle", "layerwise"):
+        assert is_found(
+            compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "criterion=fisher")
+        )
+    assert not is_found(compose("evaluate", "sparsity.level=0.1"))
+
+
+def test_a_point_of_other_code_is_not_found(compose):
+    keep(compose("evaluate", "predictor=random"))
+    assert not is_found(compose("evaluate", "predictor=random"), code="another")
+
+
+def test_reuse_can_be_refused(compose):
+    keep(compose("evaluate", "predictor=random"))
+    assert not is_found(compose("evaluate", "predictor=random", "reuse_points=false"))
+
+
+def test_a_point_of_another_text_is_not_found_though_its_file_has_the_same_name(compose, tmp_path):
+    job = ["predictor=random", "data=text"]
+    job += [f"data.{part}={tmp_path / part}.txt" for part in ("train", "eval")]
+    for part in ("train", "eval"):
+        (tmp_path / f"{part}.txt").write_text("some words " * 100)
+    keep(compose("evaluate", *job))
+    assert is_found(compose("evaluate", *job))
+    (tmp_path / "eval.txt").write_text("other words " * 100)
+    assert not is_found(compose("evaluate", *job))
+
+
+def test_a_point_of_other_questions_is_not_found_though_the_tasks_have_the_same_name(compose, tmp_path):
+    (tmp_path / "rte").mkdir()
+    row = {"sentence1": "a", "sentence2": "b", "label": 0, "idx": 0}
+    for part in ("train", "validation"):
+        (tmp_path / "rte" / f"{part}.jsonl").write_text(json.dumps(row) + "\n")
+    job = ["predictor=random", "measure=tasks", "measure.tasks=[rte]", f"measure.root={tmp_path}"]
+    keep(compose("evaluate", *job))
+    assert is_found(compose("evaluate", *job))
+    (tmp_path / "rte" / "validation.jsonl").write_text(json.dumps(row | {"label": 1}) + "\n")
+    assert not is_found(compose("evaluate", *job))
+
+
+def test_a_point_of_other_weights_is_not_found_though_they_lie_in_the_same_folder(compose, tmp_path, make_lm):
+    """A model that was trained further and saved to its place again."""
+    job = ["predictor=random", f"model.path={tmp_path / 'model'}"]
+    make_lm("opt").model.save_pretrained(tmp_path / "model")
+    keep(compose("evaluate", *job))
+    assert is_found(compose("evaluate", *job))
+    make_lm("opt", seed=1).model.save_pretrained(tmp_path / "model")
+    assert not is_found(compose("evaluate", *job))
+
+
+# Descriptions and refusals
+
+
+def test_a_point_is_described_in_the_words_of_a_curve(compose):
+    cfg = compose("evaluate", "model=tiny-opt", "predictor=oracle", "criterion=fisher", "sparsity.level=0.3")
+    assert points.describe(cfg) == {
+        "model": "tiny-opt",
+        "data": "builtin",
+        "criterion": "fisher",
+        "scorer": "oracle",
+        "decided_at": "token",
+        "scope": "layer",
+        "level": 0.3,
+        "seed": 1234,
+    }
+
+
+def test_a_local_model_is_called_by_its_folder(compose):
+    assert points.describe(compose("evaluate", "model.path=/some/my-model"))["model"] == "my-model"
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (["measure.perplexity=false", "measure.choices=false"], "measure must ask for at least one"),
+        (["data=text"], r"data\.eval"),
+        (["data=text", "measure=choices"], r"data\.eval"),
+        (["data=tasks"], "measure=tasks"),
+    ],
+)
+def test_a_measure_that_cannot_be_is_refused_before_the_model_is_loaded(compose, job, message):
+    with pytest.raises(UserError, match=message):
+        points.check_measure(compose("evaluate", *job))
+
+
+@pytest.mark.usefixtures("tasks")
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (["measure.tasks=[no_such_task]"], "no_such_task"),
+        (["measure.tasks=[piqa]", "measure.root=/nowhere"], "/nowhere"),
+    ],
+)
+def test_tasks_that_cannot_be_are_refused_before_the_model_is_loaded(compose, job, message):
+    with pytest.raises(UserError, match=message):
+        points.check_measure(compose("evaluate", "measure=tasks", *job))
+
+
+def test_the_folder_of_the_tasks_of_calibration_is_that_of_measuring_unless_another_is_given(compose):
+    assert points.task_root(compose("evaluate", "data=tasks", "data.root=/a")) == "/a"
+    assert points.task_root(compose("evaluate", "data=tasks", "data.root=/a", "measure.root=/b")) == "/b"
+    assert points.task_root(compose("evaluate")) is None
