@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,22 +17,23 @@ def key_of(settings: dict) -> str:
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill; it takes its name when the block ends well and vanishes when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.with_name(
+        f".{folder.name}.part"
+    )  # always the same: a rerun takes over what a kill left
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        unfinished.chmod(0o755)
         unfinished.rename(folder)
     finally:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager
 def writing(file: Path) -> Iterator[Path]:
     """A path to write; it takes the name `file` when the block ends well and vanishes when it does not."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.part")  # always the same: a rerun takes over what a kill left
+    unfinished = file.with_name(f".{file.name}.part")
     try:
         yield unfinished
         unfinished.replace(file)
