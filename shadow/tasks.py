@@ -31,7 +31,8 @@ def task_specs(names: Sequence[str], root: str | None) -> list[dict]:
             missing = [file for file in files.values() if not Path(file).is_file()]
             if missing:
                 raise UserError(
-                    f"data.root (or measure.root) must hold <task>/{{train,validation}}.jsonl; missing: {missing[0]}"
+                    "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl; "
+                    f"missing: {missing[0]}"
                 )
             spec |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         specs.append(spec)
