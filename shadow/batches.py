@@ -1,12 +1,16 @@
 """Token sequences whose prompt ends somewhere, side by side in a padded batch."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 IGNORED = -100  # the label that cross-entropy skips, as everywhere in transformers
+
+
+Loss = Literal["answer", "next_token"]  # which tokens' loss is back-propagated
+Positions = Literal["answer", "prompt", "all"]
 
 
 class Example(NamedTuple):
@@ -35,6 +39,21 @@ class Batch(NamedTuple):
     def in_prompt(self) -> Tensor:
         """-> bool [B, T], True at tokens of the prompt."""
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.prompt[:, None]
+
+    def targets(self, loss: Loss) -> Tensor:
+        """-> [B, T]: the labels of the answer, or of every position at which a next token is known."""
+        if loss == "answer":
+            return self.labels
+        following = torch.nn.functional.pad(self.ids[:, 1:], (0, 1))
+        known = torch.nn.functional.pad(self.real()[:, 1:], (0, 1))
+        # lm-eval keeps an answer's last token out of the ids: there only the label knows it
+        return torch.where(known & (self.labels == IGNORED), following, self.labels)
+
+    def positions(self, which: Positions) -> Tensor:
+        """-> bool [B, T], True at the real positions of the answer, of the prompt, or of both."""
+        if which == "prompt":
+            return self.in_prompt()
+        return self.real() if which == "all" else self.real() & ~self.in_prompt()
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in self))

@@ -1,7 +1,7 @@
 """Collecting traces: all criteria of a batch, reduced to window rows and sampled token rows."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -10,80 +10,120 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.batches import Batch
-from shadow.criteria import CRITERIA
+from shadow.batches import Batch, Loss, Positions
+from shadow.criteria import Seen
+from shadow.criteria.statistics import STATISTICS, Shown
+from shadow.data import Numbered
+from shadow.packing import Stored, encode, pack
 from shadow.scores import score
-from shadow.sites import Site, count_units, find_layers, find_sites
-from shadow.traces import write_shard
+from shadow.sites import KINDS, Site, count_units, find_layers, find_sites
+from shadow.traces import FEATURES, write_shard
 
-log = logging.getLogger(__name__)
+Arrays = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept of a window, and how: the settings `traces` of the same names."""
+
+    taps: Sequence[int]
+    tokens_per_window: int
+    statistic_tokens: int
+    loss: Loss
+    summed: Positions
+    dtype: Stored
+    top: float | None
+    seed: int
+
+    def sample(self, window: int, length: int) -> Tensor:
+        """Positions to keep, in order; drawn by the window's number, not its batch."""
+        return self._draw(window, length)[: self.tokens_per_window].sort().values
+
+    def statistic_sample(self, window: int, length: int) -> Tensor:
+        """As many positions for every window, to compare them; a short window gives its own again."""
+        drawn = self._draw(window, length)
+        return drawn.repeat(-(-self.statistic_tokens // length))[: self.statistic_tokens]
+
+    def _draw(self, window: int, length: int) -> Tensor:
+        return torch.randperm(length, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + window))
 
 
 class CriterionCollector(pl.LightningModule):
-    """One forward and one backward a batch; returns its rows as float32 arrays named as in the store.
+    """One forward and one backward a batch; returns arrays for each part of the store that misses them.
 
     Needs `Trainer(inference_mode=False)`. The language model is no child module: Lightning never moves one
     that is spread over devices, and never makes it part of a checkpoint.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        criteria: Sequence[str],
-        taps: Sequence[int],
-        tokens_per_window: int,
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, keeping: Keeping) -> None:
         super().__init__()
         self.outside = (model,)
-        self.criteria = list(criteria)
-        self.taps = list(taps)
-        self.tokens_per_window = tokens_per_window
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
+        self.keeping = keeping
+        self.layers, self.units = len(find_layers(model)), count_units(find_sites(model))
 
     def on_predict_start(self) -> None:
         (model,) = self.outside
         if not hasattr(model, "hf_device_map"):
             model.to(self.device)  # type: ignore[arg-type]
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        (model,) = self.outside
-        first = self.start + batch_idx * self.batch_size
-        where = self.sample(batch.lengths.tolist(), first)  # [M, 2] of row and position
-        row, position = where[:, 0].to(batch.ids.device), where[:, 1].to(batch.ids.device)
-        real, layers, units = batch.real(), len(find_layers(model)), count_units(find_sites(model))
-        arrays: dict[str, Tensor] = {}
-        for name in self.criteria:
-            for kind, count in units.items():
-                arrays[f"window/{name}/{kind}"] = torch.empty(len(batch.ids), layers, count)
-                arrays[f"token/{name}/{kind}"] = torch.empty(len(where), layers, count)
+    def predict_step(self, numbered: Numbered, batch_idx: int) -> dict[str, Arrays]:
+        """-> each part's arrays; of a statistic what it compares, as `shown/<kind>`: [B, L, K, U, D]."""
+        (model,), keeping, batch = self.outside, self.keeping, numbered.batch
+        lengths = batch.lengths.tolist()
+        windows = range(numbered.first, numbered.first + len(lengths))
+        sampled = [keeping.sample(window, length) for window, length in zip(windows, lengths)]
+        row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(list(map(len, sampled))))
+        position = torch.cat(sampled)
+        compared = torch.stack([keeping.statistic_sample(w, n) for w, n in zip(windows, lengths)])
+        summed = batch.positions(keeping.summed)
+        parts: dict[str, Arrays] = {name: {} for name in numbered.parts}
 
-        def receive(name: str, site: Site, per_token: Tensor) -> None:
-            arrays[f"window/{name}/{site.kind}"][:, site.layer] = CRITERIA[name].reduce(per_token, real).cpu()
-            arrays[f"token/{name}/{site.kind}"][:, site.layer] = per_token[row, position].cpu()
+        def receive(name: str, site: Site, seen: Seen | Shown) -> None:
+            if isinstance(seen, Shown):
+                chosen = seen.values[torch.arange(len(lengths))[:, None], compared].cpu()
+                self.put(parts[name], f"shown/{site.kind}", site.layer, {"": chosen})
+                return
+            window, token = seen.window(summed), seen.tokens()[row, position]
+            for rows, values in {"window": window, "token": token}.items():
+                self.put(
+                    parts[name],
+                    f"{rows}/{site.kind}",
+                    site.layer,
+                    encode(values.cpu(), keeping.dtype, keeping.top),
+                )
 
-        found = score(model, batch, self.criteria, receive, self.taps)
-        states = torch.stack([found[tap].float() for tap in self.taps], 2)  # [B, T, taps, E]
-        arrays["token/state"] = states[row, position].cpu()
-        for name, inside in {"prompt": batch.in_prompt(), "sequence": real}.items():
-            arrays[f"window/{name}/last"] = last_of(states, inside).cpu()
-            arrays[f"window/{name}/mean"] = mean_of(states, inside).cpu()
-        arrays["window/window"] = torch.arange(first, first + len(batch.ids))
-        arrays["token/window"], arrays["token/position"] = first + where[:, 0], where[:, 1]
-        return arrays
+        criteria = [name for name in numbered.parts if name != FEATURES]
+        taps = keeping.taps if FEATURES in numbered.parts else ()
+        found = score(model, batch, criteria, receive, taps, keeping.loss)
+        if FEATURES in numbered.parts:
+            states = torch.stack([found[tap].float().cpu() for tap in taps], 2)  # [B, T, taps, E]
+            parts[FEATURES] = features(states, batch.to("cpu"), row, position, numbered.first)
+        answers = batch.prompt.clamp(max=batch.lengths - 1)
+        for name in set(criteria) & set(STATISTICS):
+            parts[name]["class"] = batch.ids.gather(1, answers[:, None])[:, 0].cpu()
+        return parts
 
-    def sample(self, lengths: Sequence[int], first: int) -> Tensor:
-        """Positions to keep -> [M, 2] of row and position; drawn by the window's number, not its batch."""
-        chosen = []
-        for row, length in enumerate(lengths):
-            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + first + row)
-            positions = torch.randperm(length, generator=draw)[: self.tokens_per_window].sort().values
-            chosen.append(torch.stack([torch.full_like(positions, row), positions], 1))
-        return torch.cat(chosen)
+    def put(self, arrays: Arrays, name: str, layer: int, of_layer: Mapping[str, Tensor]) -> None:
+        """of_layer: arrays [n, ...] by the suffix of their name; they become layer `layer` of [n, L, ...]."""
+        for suffix, values in of_layer.items():
+            if name + suffix not in arrays:
+                shape = (len(values), self.layers, *values.shape[1:])
+                arrays[name + suffix] = torch.empty(shape, dtype=values.dtype)
+            arrays[name + suffix][:, layer] = values
+
+
+def features(states: Tensor, batch: Batch, row: Tensor, position: Tensor, first: int) -> Arrays:
+    """states: [B, T, taps, E]; row, position: [M], the sampled tokens -> the features' arrays."""
+    kept = {"token/state": states[row, position]}
+    for name, inside in {"prompt": batch.in_prompt(), "sequence": batch.real()}.items():
+        kept[f"window/{name}/last"] = last_of(states, inside)
+        kept[f"window/{name}/mean"] = mean_of(states, inside)
+    arrays: Arrays = {}
+    for name, values in kept.items():
+        arrays[name], arrays[f"{name}/scale"] = pack(values)
+    arrays["window/window"] = torch.arange(first, first + len(states))
+    arrays["token/window"], arrays["token/position"] = first + row, position
+    return arrays
 
 
 def last_of(states: Tensor, inside: Tensor) -> Tensor:
@@ -100,35 +140,54 @@ def mean_of(states: Tensor, inside: Tensor) -> Tensor:
 
 
 class ShardWriter(BasePredictionWriter):
-    """Writes a shard after every `batches` batches and at the end; what was written survives any crash."""
+    """Writes a shard's parts when its last batch is there; what was written survives any crash.
 
-    def __init__(self, folder: Path, batches: int, first_shard: int) -> None:
+    ends: the number after each shard's last window.
+    """
+
+    def __init__(self, folder: Path, store: str, shard_windows: int, ends: Mapping[int, int]) -> None:
         super().__init__(write_interval="batch")
-        self.folder = folder
-        self.batches = batches
-        self.next_shard = first_shard
-        self.waiting: list[dict[str, Tensor]] = []
+        self.folder, self.store, self.shard_windows, self.ends = folder, store, shard_windows, ends
+        self.waiting: list[dict[str, Arrays]] = []
 
     def write_on_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        prediction: dict[str, Tensor],
+        prediction: dict[str, Arrays],
         batch_indices: Sequence[int] | None,
-        batch: Batch,
+        batch: Numbered,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
         self.waiting.append(prediction)
-        if len(self.waiting) == self.batches:
-            self.flush()
+        shard = batch.first // self.shard_windows
+        if batch.first + len(batch.batch.ids) == self.ends[shard]:
+            self.flush(shard, trainer.global_rank, trainer.world_size)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.waiting:
-            self.flush()
+        trainer.strategy.barrier()  # the manifest is of all processes' shards
 
-    def flush(self) -> None:
-        arrays = {name: torch.cat([part[name] for part in self.waiting]) for name in self.waiting[0]}
-        write_shard(self.folder, self.next_shard, arrays)
-        self.next_shard += 1
+    def flush(self, shard: int, rank: int, world: int) -> None:
+        for part in self.waiting[0]:
+            arrays = {
+                name: torch.cat([batch[part][name] for batch in self.waiting])
+                for name in self.waiting[0][part]
+            }
+            if part in STATISTICS:
+                arrays = compare(part, arrays)
+            windows = self.ends[shard] - shard * self.shard_windows
+            tokens = next((len(values) for name, values in arrays.items() if name.startswith("token/")), 0)
+            write_shard(self.folder, self.store, part, shard, (windows, tokens), arrays, rank, world)
         self.waiting = []
+
+
+def compare(name: str, arrays: Arrays) -> Arrays:
+    """What a statistic compares, of the windows of a shard -> its scores, [1, L, U] of each kind."""
+    classes, statistic = arrays["class"], STATISTICS[name]
+    scores = {}
+    for kind in KINDS:
+        shown = arrays[f"shown/{kind}"]
+        of_layers = [statistic.of(shown[:, layer], classes) for layer in range(shown.shape[1])]
+        scores[f"shard/{kind}"] = torch.stack(of_layers)[None]
+    return scores

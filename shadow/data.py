@@ -1,9 +1,9 @@
 """Calibration data: where examples come from, how many, and how long."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +18,10 @@ from shadow.texts import Part
 
 class CalibrationData(Protocol):
     def examples(self, lm: LM) -> list[Example]:
-        """What criteria are collected on; disjoint from `documents("eval")` and from what tasks evaluate."""
+        """What criteria are collected on; disjoint from `documents("eval")` and from what tasks evaluate.
+
+        More examples of the same data begin with the fewer: a store grows.
+        """
         ...
 
     def documents(self, part: Part) -> list[str]:
@@ -45,15 +48,7 @@ class BuiltinText:
         return texts.builtin_topics(part, self.eval_share, self.split_seed)
 
     def examples(self, lm: LM) -> list[Example]:
-        return texts.text_windows(
-            self.documents("train"),
-            lm.tokenizer,
-            self.windows,
-            self.tokens,
-            self.prompt_share,
-            self.seed,
-            "data.windows",
-        )
+        return windows_of(self, lm)
 
     def fingerprint(self) -> str:
         return texts.fingerprint(self.documents("train"))
@@ -76,18 +71,22 @@ class TextFiles:
         return texts.read_documents(f"data.{part}", file, self.column)
 
     def examples(self, lm: LM) -> list[Example]:
-        return texts.text_windows(
-            self.documents("train"),
-            lm.tokenizer,
-            self.windows,
-            self.tokens,
-            self.prompt_share,
-            self.seed,
-            "data.windows",
-        )
+        return windows_of(self, lm)
 
     def fingerprint(self) -> str:
         return texts.fingerprint(self.documents("train"))
+
+
+def windows_of(data: BuiltinText | TextFiles, lm: LM) -> list[Example]:
+    return texts.text_windows(
+        data.documents("train"),
+        lm.tokenizer,
+        data.windows,
+        data.tokens,
+        data.prompt_share,
+        data.seed,
+        "data.windows",
+    )
 
 
 @dataclass(frozen=True)
@@ -120,17 +119,49 @@ class TaskPrompts:
         return texts.fingerprint([file.read_text(encoding="utf-8") for file in files if file.is_file()])
 
 
-class CalibrationExamples(pl.LightningDataModule):
-    """Examples `start` and after, in order, in batches for `Trainer.predict`."""
+class Numbered(NamedTuple):
+    """Consecutive windows of one shard, the first one's number, and the parts that their store misses."""
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, start: int = 0) -> None:
+    first: int
+    batch: Batch
+    parts: list[str]
+
+
+class CalibrationExamples(pl.LightningDataModule):
+    """For `Trainer.predict`: the windows of the shards that miss anything, shared out among the processes.
+
+    missing: the parts that each shard misses.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        shard_windows: int,
+        missing: Mapping[int, list[str]],
+    ) -> None:
         super().__init__()
-        self.examples = examples
-        self.batch_size = batch_size
-        self.start = start
+        self.examples, self.batch_size, self.shard_windows = examples, batch_size, shard_windows
+        self.missing = missing
 
     def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.examples[self.start :], batch_size=self.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        firsts = [
+            (first, shard) for shard in sorted(self.missing)[rank::world] for first in self._firsts(shard)
+        ]
+        return DataLoader(firsts, batch_size=None, collate_fn=self.numbered)  # type: ignore[arg-type]
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
+    def _firsts(self, shard: int) -> range:
+        end = min((shard + 1) * self.shard_windows, len(self.examples))
+        return range(shard * self.shard_windows, end, self.batch_size)
+
+    def numbered(self, where: tuple[int, int]) -> Numbered:
+        first, shard = where
+        end = min(first + self.batch_size, (shard + 1) * self.shard_windows)
+        return Numbered(first, collate(self.examples[first:end]), self.missing[shard])
+
+    def transfer_batch_to_device(
+        self, numbered: Numbered, device: torch.device, dataloader_idx: int
+    ) -> Numbered:
+        return numbered._replace(batch=numbered.batch.to(device))

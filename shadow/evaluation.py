@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shadow.batches import IGNORED, Batch, Example, batched
-from shadow.criteria import CRITERIA
+from shadow.criteria import needs_gradient
 from shadow.models import LM
 from shadow.predictors import Oracle
 from shadow.scores import token_losses
@@ -80,7 +80,7 @@ class SparseHFLM(HFLM):
 
     def __init__(self, run: SparseRun, lm: LM, batch_size: int) -> None:
         # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
-        shared = not (isinstance(run.scorer, Oracle) and CRITERIA[run.scorer.criterion].needs_grad)
+        shared = not (isinstance(run.scorer, Oracle) and needs_gradient(run.scorer.criterion))
         super().__init__(
             pretrained=lm.model,
             tokenizer=lm.tokenizer,

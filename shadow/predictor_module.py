@@ -15,7 +15,7 @@ from shadow.errors import UserError
 from shadow.predictors import TapNet
 from shadow.ridge import Moments
 from shadow.sites import KINDS, Kind
-from shadow.traces import Rows, Traces
+from shadow.traces import FEATURES, Rows, Traces
 
 
 class Sample(NamedTuple):
@@ -44,10 +44,9 @@ class TraceRows(Dataset):
 
     def __getitems__(self, chosen: list[int]) -> Sample:
         rows = self.indices[chosen]
-        states = self.traces.read(self.rows, self.state, rows)[:, self.taps]
+        states = self.traces.read(self.rows, FEATURES, self.state, rows)[:, self.taps]
         scores = {
-            kind: self.traces.read(self.rows, f"{self.criterion}/{kind}", rows)[:, self.first :]
-            for kind in KINDS
+            kind: self.traces.read(self.rows, self.criterion, kind, rows)[:, self.first :] for kind in KINDS
         }
         return Sample(states, scores)
 
@@ -99,7 +98,7 @@ class TraceData(pl.LightningDataModule):
                 f"predictor.val_share must leave at least one of the {len(windows)} windows on either side, "
                 f"got {val_share}"
             )
-        owner = traces.read(rows, "window", torch.arange(traces.count(rows)))
+        owner = traces.read(rows, FEATURES, "window", torch.arange(traces.count(rows)))
         in_val = torch.isin(owner, windows[:n_val])
         numbers = torch.arange(len(owner))
         self.train = TraceRows(traces, rows, numbers[~in_val], criterion, taps, state)

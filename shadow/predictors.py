@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shadow.batches import Batch
+from shadow.batches import Batch, Loss
 from shadow.collector import last_of, mean_of
-from shadow.criteria import CRITERIA
+from shadow.criteria import CONTEXTUAL, Seen, require
+from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
 from shadow.scores import score
 from shadow.sites import KINDS, Kind, Site
@@ -64,22 +65,26 @@ class Oracle:
 
     taps = (0,)
 
-    def __init__(self, criterion: str) -> None:
-        self.criterion = criterion
-        self.per_token: dict[Unit, Tensor] = {}
+    def __init__(self, criterion: str, loss: Loss = "answer") -> None:
+        require("criterion", [criterion])
+        if criterion not in CONTEXTUAL:
+            raise UserError(f"criterion={criterion} compares many windows: an oracle has one")
+        self.criterion, self.loss = criterion, loss
+        self.seen: dict[Unit, Seen] = {}
 
     def look(self, model: PreTrainedModel, batch: Batch) -> None:
-        def receive(name: str, site: Site, per_token: Tensor) -> None:
-            self.per_token[site.layer, site.kind] = per_token
+        def receive(name: str, site: Site, seen: Seen | Shown) -> None:
+            assert not isinstance(seen, Shown)
+            self.seen[site.layer, site.kind] = seen
 
-        score(model, batch, [self.criterion], receive)
+        score(model, batch, [self.criterion], receive, loss=self.loss)
 
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
-        if not self.per_token:
+        if not self.seen:
             raise UserError("the oracle must see the sample first: run batches through `SparseRun.logits`")
-        if pool is None:
-            return self.per_token
-        return {unit: CRITERIA[self.criterion].reduce(found, pool) for unit, found in self.per_token.items()}
+        return {
+            unit: seen.tokens() if pool is None else seen.window(pool) for unit, seen in self.seen.items()
+        }
 
 
 class Tap(nn.Module):

@@ -1,16 +1,27 @@
-"""All criteria of a batch, from one forward and at most one backward."""
+"""All criteria of a batch, from one forward and at most one backward; curvature takes one more."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from shadow.batches import IGNORED, Batch
-from shadow.criteria import CRITERIA
-from shadow.sites import Site, differentiable_embeddings, find_sites, visit, watch
+from shadow import criteria as known
+from shadow.batches import IGNORED, Batch, Loss
+from shadow.criteria.activation import SUMMABLE, Need, Summed
+from shadow.criteria.statistics import STATISTICS, Shown
+from shadow.criteria.weight import WEIGHT_FORMS, Weighed, WeightRead
+from shadow.errors import UserError
+from shadow.sites import Site, differentiable_embeddings, find_sites, overhear, visit, watch
+
+Receive = Callable[[str, Site, known.Seen | Shown], None]
+
+LOSS_SCALES = (2.0**16, 2.0**11, 2.0**6, 2.0)  # float16 gradients vanish below 2**-24 and overflow at 2**16
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,41 +38,165 @@ def score(
     model: PreTrainedModel,
     batch: Batch,
     criteria: Sequence[str],
-    receive: Callable[[str, Site, Tensor], None],
+    receive: Receive,
     taps: Sequence[int] = (),
+    loss: Loss = "answer",
 ) -> dict[int, Tensor]:
-    """Call receive(criterion, site, per_token) with float32 [B, T, U] for every criterion and site.
+    """Call receive(criterion, site, seen) for every criterion and site; a statistic's `seen` is `Shown`.
 
     Returns the input states [B, T, E] of the layers `taps`. The loss back-propagated is the sum over rows of
-    each row's own mean, so a row's scores do not depend on what else is in its batch. Only the inputs'
-    gradients are computed, and a site's activation is let go as soon as its gradient has been reduced. Values
-    at padding are meaningless.
+    each row's own mean, so a row's scores do not depend on what else is in its batch. Only gradients of
+    activations are computed, and a site's activation is let go as soon as its gradient has been reduced.
+    Values at padding are meaningless. With a float16 model the loss is scaled up, and the pass made again
+    with a smaller scale if that overflows: `receive` is then called again.
     """
-    at_once = {name: CRITERIA[name] for name in criteria if not CRITERIA[name].needs_grad}
-    on_backward = {name: CRITERIA[name] for name in criteria if CRITERIA[name].needs_grad}
-    states: dict[int, Tensor] = {}
+    if "grasp" in criteria and model.dtype == torch.float16:
+        raise UserError("criterion=grasp needs model.dtype=float32 or bfloat16, got float16")
+    scaled = model.dtype == torch.float16 and any(map(known.needs_gradient, criteria))
+    for scale in LOSS_SCALES if scaled else (1.0,):
+        this = _Pass(model, batch, criteria, receive, loss, scale)
+        states = this.run(taps)
+        if all(math.isfinite(total) for total in this.sums):
+            return states
+    raise UserError(
+        f"activations or gradients of this model are not finite in model.dtype={str(model.dtype)[6:]}: "
+        "try bfloat16 or float32"
+    )
 
-    def see(site: Site, x: Tensor) -> None:
-        act = x.detach().float()  # fp32: squares of half-precision values vanish or overflow
 
-        def hook(grad: Tensor) -> None:
-            for name, criterion in on_backward.items():
-                receive(name, site, criterion.per_token(act, grad.float()))
+class _Pass:
+    """One forward with its backward. What waits for a gradient is held until then, in the model's dtype."""
 
-        for name, criterion in at_once.items():
-            receive(name, site, criterion.per_token(act, None))
-        if on_backward:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        criteria: Sequence[str],
+        receive: Receive,
+        loss: Loss,
+        scale: float,
+    ) -> None:
+        self.model, self.batch, self.receive, self.loss, self.scale = model, batch, receive, loss, scale
+        self.sites = find_sites(model)
+        self.random = known.RANDOM in criteria
+        self.weight_forms = [name for name in criteria if name in WEIGHT_FORMS]
+        self.by_need: dict[Need, list[str]] = defaultdict(list)
+        for name in criteria:
+            found = SUMMABLE.get(name) or STATISTICS.get(name)
+            if found is not None:
+                self.by_need[found.needs].append(name)
+        self.curved = bool(self.by_need["curvature"])
+        self.backward = any(map(known.needs_gradient, criteria))
+        self.waiting: dict[Site, Tensor] = {}
+        self.weighed: set[Site] = set()
+        self.seen: list[tuple[Site, Tensor]] = []  # in the graph, for the second backward
+        self.sums: list[Tensor] = []  # each is finite only if all that it sums is
+
+    def run(self, taps: Sequence[int]) -> dict[int, Tensor]:
+        states: dict[int, Tensor] = {}
+
+        def keep(layer: int, state: Tensor) -> None:
+            states[layer] = state.detach()
+
+        with ExitStack() as stack:
+            embedded = stack.enter_context(differentiable_embeddings(self.model)) if self.backward else []
+            stack.enter_context(visit(self.sites, self.see))
+            for site in self.sites:
+                self.listen(stack, site)
+            stack.enter_context(watch(self.model, taps, keep))
+            # only this attention has a second derivative
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH) if self.curved else nullcontext())
+            with torch.set_grad_enabled(self.backward):
+                ids, real = self.batch.ids, self.batch.real().long()
+                logits = self.model(input_ids=ids, attention_mask=real, use_cache=False).logits
+                if self.backward:
+                    loss = row_losses(logits, self.batch.targets(self.loss)).sum() * self.scale
+                    self.derive(loss, embedded)
+        return states
+
+    def derive(self, loss: Tensor, embedded: list[Tensor]) -> None:
+        """The hooks that `see` and `listen` left reduce each gradient as it comes."""
+        if not self.curved:
+            torch.autograd.grad(loss, embedded)
+            return
+        tensors = [x for _, x in self.seen]
+        grads = torch.autograd.grad(loss, tensors, create_graph=True)
+        squares = torch.stack([(grad.detach().float() * grad.float()).sum() for grad in grads]).sum()
+        for (site, x), product in zip(self.seen, torch.autograd.grad(squares, tensors)):
+            self.deliver("curvature", site, x.detach(), product)
+
+    def see(self, site: Site, x: Tensor) -> None:
+        act = x.detach()
+        if self.random:
+            self.receive(known.RANDOM, site, known.random_seen(site, act))
+        self.deliver("activation", site, act, None)
+        if site.kind == "head":
+            self.deliver("pre-activation", site, act, None)
+        if self.curved:
+            self.seen.append((site, x))
+        if self.by_need["gradient"]:
+            self.waiting[site] = act
+
+            def hook(grad: Tensor) -> None:
+                if site in self.waiting:  # not in the second backward
+                    self.deliver("gradient", site, self.waiting.pop(site), grad.detach())
+
             x.register_hook(hook)
 
-    def keep(layer: int, state: Tensor) -> None:
-        states[layer] = state.detach()
+    def deliver(self, need: Need, site: Site, act: Tensor, slope: Tensor | None) -> None:
+        """act, slope: [B, T, U, D]. What is computed from them is float32."""
+        names = self.by_need[need]
+        if not names:
+            return
+        act = act.float()
+        slope = None if slope is None else slope.float() / self.scale
+        self.sums.append((act if slope is None else slope).sum())
+        for name in names:
+            if name in STATISTICS:
+                self.receive(name, site, Shown(act if slope is None else slope))
+            else:
+                criterion = SUMMABLE[name]
+                self.receive(name, site, Summed(criterion.part(act, slope), criterion.finish))
 
-    with ExitStack() as stack:
-        embedded = stack.enter_context(differentiable_embeddings(model)) if on_backward else []
-        stack.enter_context(visit(find_sites(model), see))
-        stack.enter_context(watch(model, taps, keep))
-        with torch.set_grad_enabled(bool(on_backward)):
-            logits = model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
-            if on_backward:
-                torch.autograd.grad(row_losses(logits, batch.labels).sum(), embedded)
-    return states
+    def listen(self, stack: ExitStack, site: Site) -> None:
+        """To the projections around a site, for what is not seen at the site itself."""
+        if self.by_need["pre-activation"] and site.kind == "neuron":
+
+            def before(projection: nn.Linear, x: Tensor, y: Tensor) -> None:
+                self.deliver("pre-activation", site, self.unflatten(y.detach())[..., None], None)
+
+            stack.enter_context(overhear(site.writers[:1], before))
+        if self.weight_forms:
+            reads: dict[nn.Linear, WeightRead] = {}
+            projections = site.writers if site.kind == "neuron" else (site.module,)
+
+            def weigh(projection: nn.Linear, x: Tensor, y: Tensor) -> None:
+                given = x.detach()
+
+                def hook(grad: Tensor) -> None:
+                    if site in self.weighed:
+                        return  # the second backward
+                    reads[projection] = self.read(site, projection, given, grad.detach())
+                    if len(reads) == len(projections):
+                        self.weighed.add(site)
+                        for name in self.weight_forms:
+                            self.receive(name, site, Weighed(WEIGHT_FORMS[name], list(reads.values())))
+                        reads.clear()
+
+                y.register_hook(hook)
+
+            stack.enter_context(overhear(projections, weigh))
+
+    def read(self, site: Site, projection: nn.Linear, x: Tensor, grad: Tensor) -> WeightRead:
+        given, wanted = self.unflatten(x).float(), self.unflatten(grad).float() / self.scale
+        self.sums.append(wanted.sum())
+        weight = projection.weight.detach().float()
+        if site.kind == "neuron":
+            return WeightRead(wanted[..., None], given, weight[:, None])
+        return WeightRead(
+            given.unflatten(-1, (site.units, -1)), wanted, weight.T.unflatten(0, (site.units, -1))
+        )
+
+    def unflatten(self, values: Tensor) -> Tensor:
+        """[..., E] -> [B, T, E]: OPT flattens [B, T] before its FFN."""
+        return values.view(*self.batch.ids.shape, values.shape[-1])

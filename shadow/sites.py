@@ -15,16 +15,20 @@ KINDS: tuple[Kind, ...] = ("head", "neuron")
 
 
 class Layout(NamedTuple):
-    """Module paths of a model family: the stack of layers, and in a layer the projections that read units."""
+    """Module paths of a model family: the stack of layers, and in a layer the projections that read units.
+
+    writes: the projections that write the neurons; the first one's output meets the non-linearity.
+    """
 
     stack: str
     head: str
     neuron: str
+    writes: tuple[str, ...]
 
 
 LAYOUTS = {
-    "opt": Layout("model.decoder.layers", "self_attn.out_proj", "fc2"),
-    "llama": Layout("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+    "opt": Layout("model.decoder.layers", "self_attn.out_proj", "fc2", ("fc1",)),
+    "llama": Layout("model.layers", "self_attn.o_proj", "mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj")),
 }
 
 
@@ -33,12 +37,14 @@ class Site:
     """The units of one kind in one layer, seen at the input of the projection that reads them.
 
     Grouped-query attention needs nothing extra: at the output projection heads are query heads.
+    writers: the projections that write neurons, row by row; none for heads.
     """
 
     layer: int
     kind: Kind
     module: nn.Linear
     units: int
+    writers: tuple[nn.Linear, ...] = ()
 
 
 def require_layout(model_type: str) -> Layout:
@@ -61,12 +67,17 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     layout = require_layout(model.config.model_type)
     sites = []
     for index, layer in enumerate(find_layers(model)):
-        reads_heads, reads_neurons = layer.get_submodule(layout.head), layer.get_submodule(layout.neuron)
-        assert isinstance(reads_heads, nn.Linear)
-        assert isinstance(reads_neurons, nn.Linear)
+        reads_heads, reads_neurons = _linear(layer, layout.head), _linear(layer, layout.neuron)
+        writers = tuple(_linear(layer, path) for path in layout.writes)
         sites.append(Site(index, "head", reads_heads, model.config.num_attention_heads))
-        sites.append(Site(index, "neuron", reads_neurons, reads_neurons.in_features))
+        sites.append(Site(index, "neuron", reads_neurons, reads_neurons.in_features, writers))
     return sites
+
+
+def _linear(layer: nn.Module, path: str) -> nn.Linear:
+    found = layer.get_submodule(path)
+    assert isinstance(found, nn.Linear)
+    return found
 
 
 def count_units(sites: Sequence[Site]) -> dict[Kind, int]:
@@ -108,6 +119,26 @@ def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) ->
     try:
         for site in sites:
             handles.append(site.module.register_forward_pre_hook(hook_of(site)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def overhear(
+    projections: Sequence[nn.Linear], fn: Callable[[nn.Linear, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Call fn(projection, x, y) when a projection has turned x: [..., in] into y: [..., out]."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        fn(module, args[0], output)
+
+    handles = []
+    try:
+        for projection in projections:
+            handles.append(projection.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:

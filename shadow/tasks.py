@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 from lm_eval.api.task import ConfigurableTask
@@ -58,11 +59,11 @@ def few_shot_examples(
     """`count` train documents of each task as prompt and gold answer, formatted and tokenised by lm-eval.
 
     The shots come from the train split too, never the document itself. Prompts longer than `max_tokens` lose
-    their beginning, as in lm-eval.
+    their beginning, as in lm-eval. The tasks take turns, so that more examples begin with the fewer.
     """
     manager = require_tasks(names)
     encode = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer)._encode_pair
-    examples = []
+    by_task: list[list[Example]] = []
     for spec in task_specs(names, root):
         # with test_split = train, lm-eval's sampler knows that the document must not be among its own shots
         task = load_tasks(manager, [spec | {"test_split": "train", "fewshot_split": "train"}])[spec["task"]]
@@ -72,17 +73,18 @@ def few_shot_examples(
             )
         task.set_fewshot_seed(seed)
         documents = list(task.test_docs())
-        for document in random.Random(seed).sample(documents, min(count, len(documents))):
+        by_task.append([])
+        for document in random.Random(seed).sample(documents, len(documents))[:count]:
             context = task.fewshot_context(document, num_fewshot)
             requests = task.construct_requests(document, context)
             before, answer = encode(*requests[gold_choice(task, document)].args)
             ids = (before + answer)[-max_tokens:]
-            examples.append(Example(ids, len(ids) - len(answer)))
+            by_task[-1].append(Example(ids, len(ids) - len(answer)))
         if count > len(documents):
             log.warning(
                 "%s has only %d train documents, of %d asked for", spec["task"], len(documents), count
             )
-    return examples
+    return [example for turn in zip_longest(*by_task) for example in turn if example is not None]
 
 
 def gold_choice(task: ConfigurableTask, document: dict) -> int:

@@ -72,10 +72,10 @@ def cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -
 
 
 def choose(windows: list, count: int, seed: int, setting: str) -> list:
-    """`count` of the windows, spread over the texts by a seeded shuffle."""
+    """`count` of the windows, spread over the texts by a seeded shuffle; more begin with the fewer."""
     if not 1 <= count <= len(windows):
         raise UserError(f"{setting} must be in [1, {len(windows)}], the windows in the text, got {count}")
-    return random.Random(seed).sample(windows, count)
+    return random.Random(seed).sample(windows, len(windows))[:count]
 
 
 def text_windows(

@@ -1,124 +1,245 @@
-"""The trace store: what collection leaves on disk, shard by shard, and reading it without loading it."""
+"""The trace store: what collection leaves on disk, and reading it without loading it.
+
+A store holds parts - the features, and one for each criterion - cut into shards of so many windows. Each
+shard of a part is a safetensors file that says whose it is and carries a checksum, so that criteria and
+windows can be added, several processes can write, and what is damaged is made again by itself.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from shadow.artifacts import write_json, writing
 from shadow.errors import UserError
+from shadow.packing import decode, from_bits
 
-Rows = Literal["window", "token"]
+Rows = Literal["window", "token", "shard"]
+FEATURES = "features"
 POOLED = ("prompt/last", "prompt/mean", "sequence/last", "sequence/mean")  # the states kept with a window row
+SUFFIXES = ("", "/scale", "/knots", "/knots/scale")
+NAME = re.compile(r"(?P<part>[a-z0-9_]+)-(?P<index>\d{5})-rank\d+of\d+\.safetensors")
 
 
-def pack(values: Tensor) -> tuple[Tensor, Tensor]:
-    """values: float32 [..., U] -> float16 [..., U] and float32 scales [...]: factors of values, to 11 bits.
+@dataclass(frozen=True)
+class Shard:
+    """One file of a store. windows, tokens: how many rows of either; sha256: of its arrays."""
 
-    The scale is the power of two that brings a row's largest value near 2**14: squared gradients survive.
+    store: str
+    part: str
+    index: int
+    windows: int
+    tokens: int
+    sha256: str
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].contiguous()
+        found.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        found.update(values.numpy().data)
+    return found.hexdigest()
+
+
+def write_shard(
+    folder: Path,
+    store: str,
+    part: str,
+    index: int,
+    rows: tuple[int, int],
+    tensors: Mapping[str, Tensor],
+    rank: int = 0,
+    world: int = 1,
+) -> Path:
+    """store: the store's key; rows: windows and tokens; rank, world: of the writing process, for the name."""
+    shard = Shard(store, part, index, *rows, digest(tensors))
+    file = folder / f"{part}-{index:05d}-rank{rank}of{world}.safetensors"
+    with writing(file) as unfinished:
+        # one entry: several would be written in an order that changes from run to run
+        save_file(dict(tensors), unfinished, {"shard": json.dumps(asdict(shard), sort_keys=True)})
+    for other in folder.glob(f"{part}-{index:05d}-rank*.safetensors"):
+        if other != file:
+            other.unlink()  # fewer windows, or written by other processes
+    return file
+
+
+def inspect(file: Path, store: str) -> Shard:
+    """What a file says it is; a ValueError if it is not a shard of this store."""
+    try:
+        with safe_open(file, "pt") as opened:
+            shard = Shard(**json.loads((opened.metadata() or {})["shard"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"it is no readable shard ({error})") from error
+    named = NAME.fullmatch(file.name)
+    if named is None or (shard.store, shard.part, shard.index) != (store, named["part"], int(named["index"])):
+        raise ValueError(f"it belongs elsewhere: {shard.store}, {shard.part} {shard.index}")
+    return shard
+
+
+def verify(file: Path, store: str) -> Shard:
+    """As `inspect`, and compares the checksum."""
+    shard = inspect(file, store)
+    try:
+        with safe_open(file, "pt") as opened:
+            found = digest({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"it is damaged ({error})") from error
+    if found != shard.sha256:
+        raise ValueError("its content does not match its checksum")
+    return shard
+
+
+def store_of(folder: Path) -> str:
+    """The key of the store in this folder, which each of its shards names: the end of the folder's name."""
+    return folder.name.rpartition("-")[2]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file of a store that is named as a shard, in order."""
+    return sorted(file for file in folder.glob("*.safetensors") if NAME.fullmatch(file.name))
+
+
+def finish(
+    folder: Path, settings: dict, facts: dict, sizes: Mapping[str, int], shards: Iterable[tuple[Path, Shard]]
+) -> None:
+    """Write the manifest: what the store holds, why, and each shard's checksum.
+
+    sizes: how many windows each asked-for count of examples came to.
     """
-    if not torch.isfinite(values).all():
-        raise ValueError(
-            "scores or states are not finite: the model overflows in its dtype (try model.dtype=float32)"
-        )
-    _, exponent = torch.frexp(values.abs().amax(-1))
-    scale = torch.ldexp(
-        torch.ones_like(values[..., 0]), (exponent - 14).clamp(min=-126)
-    )  # below, floats run out
-    return (values / scale[..., None]).half(), scale
+    listed: dict[str, list[dict]] = {}
+    for file, shard in sorted(shards, key=lambda found: (found[1].part, found[1].index)):
+        line = {"file": file.name, "windows": shard.windows, "tokens": shard.tokens, "sha256": shard.sha256}
+        listed.setdefault(shard.part, []).append(line)
+    content = {"settings": settings, "sizes": dict(sizes), "parts": listed, **facts}
+    write_json(folder / "manifest.json", content)
 
 
-def shard_name(index: int) -> str:
-    return f"shard-{index:05d}.safetensors"
+def read_manifest(folder: Path) -> dict | None:
+    file = folder / "manifest.json"
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
-def finished_shards(folder: Path) -> int:
-    """How many shards stand there without a gap from the first on."""
-    count = 0
-    while (folder / shard_name(count)).is_file():
-        count += 1
-    return count
-
-
-def write_shard(folder: Path, index: int, arrays: Mapping[str, Tensor]) -> None:
-    """arrays: float32 values are packed; integer ones are kept as they are."""
-    tensors: dict[str, Tensor] = {}
-    for name, values in arrays.items():
-        if values.dtype == torch.float32:
-            tensors[name], tensors[f"{name}/scale"] = pack(values)
-        else:
-            tensors[name] = values
-    with writing(folder / shard_name(index)) as unfinished:
-        save_file(tensors, unfinished)
-
-
-def finish(folder: Path, settings: dict, facts: dict) -> None:
-    """Write the manifest, which makes the store complete: what it holds, why, and each shard's checksum."""
-    shards = []
-    for index in range(finished_shards(folder)):
-        file = folder / shard_name(index)
-        with safe_open(file, "pt") as shard:
-            rows = {kind: shard.get_slice(f"{kind}/window").get_shape()[0] for kind in ("window", "token")}
-        with file.open("rb") as stream:
-            shards.append({"rows": rows, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()})
-    write_json(folder / "manifest.json", {"settings": settings, "shards": shards, **facts})
+def covered(manifest: dict, part: str) -> int:
+    """Windows that the store holds of this part, from the first on without a gap."""
+    return sum(shard["windows"] for shard in manifest["parts"].get(part, []))
 
 
 class Traces:
-    """A finished store, memory-mapped: only the rows that are asked for are read."""
+    """The first `windows` windows of a store, memory-mapped: only the rows that are asked for are read."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = json.loads((folder / "manifest.json").read_text())
-        self.taps: list[int] = self.manifest["taps"]
-        self.criteria: list[str] = self.manifest["criteria"]
-        self._shards = [safe_open(folder / shard_name(i), "pt") for i in range(len(self.manifest["shards"]))]
-        self._open: dict[tuple[int, str], Tensor] = {}
+    def __init__(self, folder: Path, windows: int | None = None) -> None:
+        manifest = read_manifest(folder)
+        assert manifest is not None, f"{folder} has no manifest"
+        self.folder, self.manifest = folder, manifest
+        self.taps: list[int] = manifest["taps"]
+        self.windows = covered(manifest, FEATURES) if windows is None else windows
+        self._open: dict[tuple[str, int], safe_open] = {}
+        self._arrays: dict[tuple[str, int, str], Tensor] = {}
+        shards, before = manifest["parts"][FEATURES], 0
+        self._ends: dict[Rows, list[int]] = {
+            "window": [],
+            "token": [],
+            "shard": [],
+        }  # rows up to each shard's
+        for index, shard in enumerate(shards):
+            if before >= self.windows:
+                break
+            inside = min(shard["windows"], self.windows - before)
+            tokens = shard["tokens"]
+            if inside < shard["windows"]:
+                tokens = int((self._array(FEATURES, index, "token/window") < self.windows).sum())
+            before += inside
+            self._ends["window"].append(before)
+            self._ends["token"].append(tokens + (self._ends["token"] or [0])[-1])
+            self._ends["shard"].append(index + 1)
+
+    @property
+    def criteria(self) -> list[str]:
+        """Those collected for all of these windows."""
+        return [
+            part
+            for part in self.manifest["parts"]
+            if part != FEATURES and covered(self.manifest, part) >= self.windows
+        ]
 
     def count(self, rows: Rows) -> int:
-        return sum(shard["rows"][rows] for shard in self.manifest["shards"])
+        return self._ends[rows][-1]
 
     def require(self, criterion: str) -> None:
         if criterion not in self.criteria:
             raise UserError(
-                f"criterion={criterion} is not in these traces, which have traces.criteria={self.criteria}"
+                f"criterion={criterion} is not in these traces, which have {self.criteria}: "
+                f"add it with traces.criteria=[{criterion}]"
             )
 
-    def read(self, rows: Rows, name: str, indices: Tensor) -> Tensor:
-        """The array `name` at these rows, in float32 (or its own integer type): [len(indices), ...]."""
-        sizes = torch.tensor([shard["rows"][rows] for shard in self.manifest["shards"]])
-        ends = sizes.cumsum(0)
-        which = torch.searchsorted(ends, indices, right=True)
+    def read(self, rows: Rows, part: str, name: str, indices: Tensor) -> Tensor:
+        """-> [len(indices), ...]: the array `name` of a part, in float32 or its own integer type."""
         found: Tensor | None = None
-        for shard in which.unique().tolist():
-            here = which == shard
-            local = indices[here] - (ends[shard] - sizes[shard])
-            values = self._array(shard, f"{rows}/{name}")[local]
-            if values.dtype == torch.float16:
-                values = values.float() * self._array(shard, f"{rows}/{name}/scale")[local][..., None]
+        for shard, here, local in self._locate(rows, indices):
+            arrays = {
+                suffix: self._array(part, shard, f"{rows}/{name}{suffix}")[local]
+                for suffix in SUFFIXES
+                if self._has(part, shard, f"{rows}/{name}{suffix}")
+            }
+            values = decode(arrays) if len(arrays) > 1 else arrays[""]
             if found is None:
                 found = torch.empty(len(indices), *values.shape[1:], dtype=values.dtype)
             found[here] = values
         assert found is not None, "no rows asked for"
         return found
 
-    def _array(self, shard: int, name: str) -> Tensor:
-        if (shard, name) not in self._open:
-            self._open[shard, name] = self._shards[shard].get_tensor(name)
-        return self._open[shard, name]
+    def read_top(self, rows: Rows, criterion: str, kind: str, indices: Tensor) -> Tensor:
+        """-> bool [len(indices), L, U]: which units are the best share `traces.top`, if that was kept."""
+        units = self.manifest["units"][kind]
+        found = torch.empty(len(indices), self.manifest["layers"], units, dtype=torch.bool)
+        for shard, here, local in self._locate(rows, indices):
+            name = f"{rows}/{kind}/top"
+            if not self._has(criterion, shard, name):
+                raise UserError(f"{self.folder} keeps no bits of the best units: collect with traces.top=0.5")
+            found[here] = from_bits(self._array(criterion, shard, name)[local], units)
+        return found
 
-    def mean_window_scores(self, criterion: str, kind: str) -> Tensor:
-        """Mean over all calibration windows -> [L, U]: the static scores."""
+    def _locate(self, rows: Rows, indices: Tensor) -> Iterable[tuple[int, Tensor, Tensor]]:
+        """-> shard, bool where in `indices`, and those rows' numbers within the shard."""
+        ends = torch.tensor(self._ends[rows])
+        which = torch.searchsorted(ends, indices, right=True)
+        for shard in which.unique().tolist():
+            here = which == shard
+            yield shard, here, indices[here] - (int(ends[shard - 1]) if shard else 0)
+
+    def _file(self, part: str, index: int) -> safe_open:
+        if (part, index) not in self._open:
+            name = self.manifest["parts"][part][index]["file"]
+            self._open[part, index] = safe_open(self.folder / name, "pt")
+        return self._open[part, index]
+
+    def _has(self, part: str, index: int, name: str) -> bool:
+        return name in self._file(part, index).keys()  # noqa: SIM118
+
+    def _array(self, part: str, index: int, name: str) -> Tensor:
+        if (part, index, name) not in self._arrays:
+            self._arrays[part, index, name] = self._file(part, index).get_tensor(name)
+        return self._arrays[part, index, name]
+
+    def static_scores(self, criterion: str, kind: str) -> Tensor:
+        """-> [L, U]: the mean over the windows, or of a statistic the mean over whole shards."""
         self.require(criterion)
+        rows: Rows = "window" if self._has(criterion, 0, f"window/{kind}") else "shard"
+        count = self.count(rows)
+        if rows == "shard":  # the last may be of fewer windows, and is another statistic
+            count = self.windows // self.manifest["settings"]["traces"]["shard_windows"]
         total: Tensor | None = None
-        for row in torch.arange(self.count("window")).split(64):
-            part = self.read("window", f"{criterion}/{kind}", row).double().sum(0)
+        for chunk in torch.arange(count).split(64):
+            part = self.read(rows, criterion, kind, chunk).double().sum(0)
             total = part if total is None else total + part
         assert total is not None
-        return (total / self.count("window")).float()
+        return (total / count).float()

@@ -69,7 +69,9 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         if cfg.predictor.name in names.NETS:
             settings["predictor"] = names.predictor_settings(cfg)
         elif names.needs_traces(cfg):
-            settings["traces"] = names.trace_settings(cfg)
+            settings |= {"traces": names.trace_settings(cfg), "size": names.asked_size(cfg)}
+        elif cfg.predictor.name == "oracle":
+            settings["loss"] = cfg.traces.loss
     return settings
 
 

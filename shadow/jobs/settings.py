@@ -3,23 +3,27 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from shadow import criteria
 from shadow.artifacts import key_of
-from shadow.criteria import CRITERIA
+from shadow.batches import Loss, Positions
 from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.models import describe_folder
+from shadow.packing import Stored
 from shadow.sparsity import SparsityPolicy
-from shadow.traces import Rows
+from shadow.traces import FEATURES, Rows, covered, read_manifest
 
-FORMAT = 1  # of traces and predictors; a change of what they mean makes a new name
+FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is
 DATA_WHERE = {"train", "eval", "root"}  # files: their content counts
+GROWS = ("windows", "examples_per_task")  # of the data: a store of fewer becomes one of more
+TRACES_HOW = {"criteria", "batch_size"}  # of the traces: what a store is added, and how it is computed
 TRAINER_WHERE = {
     "_target_",
     "accelerator",
@@ -75,14 +79,29 @@ def data_label(cfg: DictConfig) -> str:
 
 
 def trace_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What names a store: not how many windows or which criteria, for those are added to it."""
+    data, traces = plain(cfg.data), plain(cfg.traces)
     return {
         "format": FORMAT,
         "model": model_settings(cfg),
-        "data": {key: value for key, value in plain(cfg.data).items() if key not in DATA_WHERE},
+        "data": {key: value for key, value in data.items() if key not in {*DATA_WHERE, *GROWS}},
         "content": calibration_data(cfg).fingerprint(),
-        "traces": plain(cfg.traces),
+        "traces": {key: value for key, value in traces.items() if key not in TRACES_HOW},
         "seed": cfg.seed,
     }
+
+
+def asked_size(cfg: DictConfig) -> str:
+    """How many examples the data are asked for, as a store's manifest knows it."""
+    return next(str(cfg.data[key]) for key in GROWS if key in cfg.data)
+
+
+def asked_criteria(cfg: DictConfig) -> list[str]:
+    """What the store of this job must hold: `traces.criteria`, and the criterion that is used of it."""
+    asked = cfg.traces.criteria
+    names = list(criteria.CRITERIA) if asked == "all" else list(asked or [])
+    used = [cfg.criterion.name] if needs_traces(cfg) and cfg.criterion.name not in names else []
+    return [name for name in [*names, *used] if name != criteria.RANDOM]
 
 
 def traces_folder(cfg: DictConfig) -> Path:
@@ -92,18 +111,37 @@ def traces_folder(cfg: DictConfig) -> Path:
 
 def check_traces(cfg: DictConfig) -> None:
     settings = cfg.traces
-    unknown = [name for name in settings.criteria if name not in CRITERIA]
-    if unknown or not settings.criteria:
-        raise UserError(f"traces.criteria must name some of {list(CRITERIA)}, got {list(settings.criteria)}")
+    for setting, allowed in (
+        ("loss", get_args(Loss)),
+        ("summed", get_args(Positions)),
+        ("dtype", get_args(Stored)),
+    ):
+        if settings[setting] not in allowed:
+            raise UserError(f"traces.{setting} must be one of {list(allowed)}, got {settings[setting]!r}")
+    if settings.top is not None and not 0 < settings.top < 1:
+        raise UserError(f"traces.top is a share of the units and must be in (0, 1), got {settings.top}")
+    if settings.criteria is not None and settings.criteria != "all":
+        criteria.require("traces.criteria", list(settings.criteria))
+    if settings.tokens_per_window < 0 or settings.statistic_tokens < 2:
+        raise UserError(
+            "traces.tokens_per_window must be at least 0 and traces.statistic_tokens at least 2, got "
+            f"{settings.tokens_per_window} and {settings.statistic_tokens}"
+        )
     if settings.batch_size < 1 or settings.shard_windows < 1 or settings.shard_windows % settings.batch_size:
         raise UserError(
             "traces.shard_windows must be a multiple of traces.batch_size, got "
             f"{settings.shard_windows} and {settings.batch_size}"
         )
-    if needs_traces(cfg) and cfg.criterion.name not in settings.criteria:
-        raise UserError(
-            f"criterion={cfg.criterion.name} must be among traces.criteria={list(settings.criteria)}"
-        )
+    statistics = [name for name in asked_criteria(cfg) if name in criteria.STATISTICS]
+    if statistics and int(asked_size(cfg)) < settings.shard_windows and "windows" in cfg.data:
+        raise UserError(too_few_windows(statistics, int(asked_size(cfg)), settings.shard_windows))
+
+
+def too_few_windows(statistics: list[str], windows: int, shard_windows: int) -> str:
+    return (
+        f"{', '.join(statistics)} compare the windows of a whole shard: traces.shard_windows={shard_windows} "
+        f"must be at most the {windows} windows that the data give"
+    )
 
 
 def reads(cfg: DictConfig) -> tuple[Rows, str]:
@@ -125,6 +163,7 @@ def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in TRAINER_WHERE}
     return {
         "traces": trace_settings(cfg),
+        "size": asked_size(cfg),
         "criterion": cfg.criterion.name,
         "predictor": plain(cfg.predictor),
         "reads": reads(cfg),
@@ -144,7 +183,7 @@ def policy_of(cfg: DictConfig) -> SparsityPolicy:
 
 
 def needs_traces(cfg: DictConfig) -> bool:
-    return cfg.predictor.name not in ("random", "oracle")
+    return cfg.predictor.name not in ("random", "oracle") and cfg.criterion.name != criteria.RANDOM
 
 
 def check_train(cfg: DictConfig) -> None:
@@ -159,8 +198,21 @@ def check_predictor(cfg: DictConfig) -> None:
     name, taps = cfg.predictor.name, cfg.predictor.taps
     if name not in SCORERS:
         raise UserError(f"predictor.name must be one of {list(SCORERS)}, got {name!r}")
+    criterion = cfg.criterion.name
+    criteria.require("criterion", [criterion])
+    if criterion in criteria.STATISTICS and name in (*NETS, "oracle"):
+        raise UserError(
+            f"criterion={criterion} compares many windows and says nothing of one prompt: "
+            f"use predictor=static, got predictor={name}"
+        )
     if name not in NETS:
         return
+    if criterion in (criteria.RANDOM, "grasp"):
+        raise UserError(
+            f"a predictor learns how large a score is, and criterion={criterion} is "
+            f"{'the same for every prompt' if criterion == criteria.RANDOM else 'of either sign'}: "
+            f"use predictor=static or predictor=oracle, got predictor={name}"
+        )
     reads(cfg)
     if taps != "each" and (not taps or list(taps) != sorted(set(taps))):
         raise UserError(f"predictor.taps must be `each` or rising layer numbers, got {taps}")
@@ -173,17 +225,25 @@ def check_scorer(cfg: DictConfig) -> None:
     if cfg.sparsity.level == 0:
         return
     if name in NETS:
-        wanted = predictor_folder(cfg) / "meta.json"
-    elif name == "static":
-        wanted = traces_folder(cfg) / "manifest.json"
+        missing = None if (predictor_folder(cfg) / "meta.json").is_file() else predictor_folder(cfg)
+    elif needs_traces(cfg):
+        missing = None if holds(read_manifest(traces_folder(cfg)), cfg) else traces_folder(cfg)
     else:
         return
     check_traces(cfg)
-    if not wanted.is_file() and not cfg.make_missing:
+    if missing and not cfg.make_missing:
         raise UserError(
-            f"there is no {'predictor' if name in NETS else 'trace store'} {wanted.parent}: make it with "
-            f"`{train_command()}`, or set make_missing=true"
+            f"there is no {'predictor' if name in NETS else 'trace store with all that is asked for in'} "
+            f"{missing}: make it with `{train_command()}`, or set make_missing=true"
         )
+
+
+def holds(manifest: dict | None, cfg: DictConfig) -> bool:
+    """Whether a store has all windows and criteria that are asked of it."""
+    windows = (manifest or {}).get("sizes", {}).get(asked_size(cfg))
+    if manifest is None or windows is None:
+        return False
+    return all(covered(manifest, part) >= windows for part in (FEATURES, *asked_criteria(cfg)))
 
 
 def train_command() -> str:

@@ -13,24 +13,31 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from shadow import models, traces
 from shadow.artifacts import write_json, writing
-from shadow.collector import CriterionCollector, ShardWriter
+from shadow.collector import CriterionCollector, Keeping, ShardWriter
+from shadow.criteria import RANDOM, random_scores_of
+from shadow.criteria.statistics import STATISTICS
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
 from shadow.jobs.settings import (
+    asked_criteria,
+    asked_size,
     calibration_data,
-    check_traces,
+    holds,
     plain,
     predictor_folder,
     predictor_settings,
     reads,
+    too_few_windows,
     trace_settings,
     traces_folder,
 )
+from shadow.memory import peak_memory
 from shadow.models import LM
 from shadow.predictor_module import PredictorModule, TraceData
 from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
@@ -75,72 +82,136 @@ def require_weights(folder: Path, recorded: str, lm: LM) -> None:
 
 
 def get_traces(cfg: DictConfig, lm: LM) -> Traces:
-    """The finished store of these settings; what is missing of it is collected."""
-    check_traces(cfg)
+    """The store of these settings; what is missing or damaged in it is collected."""
     folder = traces_folder(cfg)
-    if not (folder / "manifest.json").is_file():
-        collect(cfg, lm, folder)
-    store = Traces(folder)
-    require_weights(folder, store.manifest["weights"], lm)
-    return store
+    manifest = traces.read_manifest(folder)
+    if not holds(manifest, cfg) or damaged(folder):
+        manifest = collect(cfg, lm, folder)
+    assert manifest is not None
+    require_weights(folder, manifest["weights"], lm)
+    return Traces(folder, manifest["sizes"][asked_size(cfg)])
 
 
-def collect(cfg: DictConfig, lm: LM, folder: Path) -> None:
+_verified: dict[
+    Path, int
+] = {}  # a sweep's jobs read one store: each file is verified once, by its time of change
+
+
+def damaged(folder: Path) -> bool:
+    """Whether any shard that the manifest names is gone, or not what it was."""
+    manifest, store = traces.read_manifest(folder), traces.store_of(folder)
+    assert manifest is not None
+    for shard in (shard for shards in manifest["parts"].values() for shard in shards):
+        file = folder / shard["file"]
+        if not file.is_file() or not sound(file, store):
+            return True
+    return False
+
+
+def sound(file: Path, store: str) -> bool:
+    """A file that is not what it says is named, once, and taken away."""
+    changed = file.stat().st_mtime_ns
+    if _verified.get(file) != changed:
+        try:
+            traces.verify(file, store)
+        except ValueError as error:
+            log.warning("%s cannot be used: %s. It is collected again.", file, error)
+            file.unlink()
+            return False
+        _verified[file] = changed
+    return True
+
+
+def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
+    """Collect what the store misses -> its manifest."""
     start = time.monotonic()
     examples = calibration_data(cfg).examples(lm)
-    layers, settings = len(find_layers(lm.model)), cfg.traces
-    taps = list(range(layers)) if settings.taps == "all" else list(settings.taps)
-    if any(not 0 <= tap < layers for tap in taps):
-        raise UserError(f"traces.taps must be layers in [0, {layers}) of this model, got {taps}")
-    done = traces.finished_shards(folder)
-    first = done * settings.shard_windows
-    if first < len(examples):
+    settings, wanted = cfg.traces, [traces.FEATURES, *asked_criteria(cfg)]
+    size, store = settings.shard_windows, traces.store_of(folder)
+    statistics = [name for name in wanted if name in STATISTICS]
+    if statistics and len(examples) < size:
+        raise UserError(too_few_windows(statistics, len(examples), size))
+    keeping = Keeping(
+        trace_taps(cfg, len(find_layers(lm.model))),
+        settings.tokens_per_window,
+        settings.statistic_tokens,
+        settings.loss,
+        settings.summed,
+        settings.dtype,
+        settings.top,
+        cfg.seed,
+    )
+    found = shards_there(folder, store)
+    ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
+    missing = {
+        shard: [part for part in wanted if found.get((part, shard), 0) < end - shard * size]
+        for shard, end in ends.items()
+    }
+    missing = {shard: parts for shard, parts in missing.items() if parts}
+    if missing:
         log.info(
-            "collecting %s on %d examples, %d done -> %s",
-            list(settings.criteria),
+            "collecting %s on %d examples, %d of %d shards of %d are there -> %s",
+            wanted[1:],
             len(examples),
-            first,
+            len(ends) - len(missing),
+            len(ends),
+            size,
             folder,
         )
-        collector = CriterionCollector(
-            lm.model,
-            settings.criteria,
-            taps,
-            settings.tokens_per_window,
-            settings.batch_size,
-            cfg.seed,
-            first,
-        )
         progress = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
-        writer = ShardWriter(folder, settings.shard_windows // settings.batch_size, done)
-        trainer = instantiate(
+        trainer: pl.Trainer = instantiate(
             cfg.trainer,
-            callbacks=[writer, *progress],
+            callbacks=[ShardWriter(folder, store, size, ends), *progress],
             logger=False,
             enable_checkpointing=False,
             inference_mode=False,
+            use_distributed_sampler=False,  # a shard is one process's
         )
-        trainer.predict(
-            collector, CalibrationExamples(examples, settings.batch_size, first), return_predictions=False
-        )
+        data = CalibrationExamples(examples, settings.batch_size, size, missing)
+        trainer.predict(CriterionCollector(lm.model, keeping), data, return_predictions=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
     facts = {
-        "criteria": list(settings.criteria),
-        "taps": taps,
-        "layers": layers,
+        "taps": list(keeping.taps),
+        "layers": len(find_layers(lm.model)),
         "width": lm.model.config.hidden_size,
         "units": count_units(find_sites(lm.model)),
         "parameters": lm.model.num_parameters(),
         "weights": digest(lm.model),
     }
-    traces.finish(folder, trace_settings(cfg), facts)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    before = traces.read_manifest(folder) or {"sizes": {}}
+    sizes = before["sizes"] | {asked_size(cfg): len(examples)}
+    shards = [(file, traces.inspect(file, store)) for file in traces.files_of(folder)]
+    rank_zero_only(traces.finish)(folder, trace_settings(cfg), facts, sizes, shards)
     log.info(
-        "traces: %d examples, %.2f GB, %.0f s -> %s",
+        "traces: %d examples, %s, %.2f GB, %.0f s, at most %.2f GB of memory -> %s",
         len(examples),
-        size / 1e9,
+        sorted({shard.part for _, shard in shards}),
+        sum(file.stat().st_size for file, _ in shards) / 1e9,
         time.monotonic() - start,
+        peak_memory(),
         folder,
     )
+    manifest = traces.read_manifest(folder)
+    assert manifest is not None
+    return manifest
+
+
+def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
+    taps = list(range(layers)) if cfg.traces.taps == "all" else list(cfg.traces.taps)
+    if not taps or any(not 0 <= tap < layers for tap in taps):
+        raise UserError(f"traces.taps must be `all` or layers in [0, {layers}) of this model, got {taps}")
+    return taps
+
+
+def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:
+    """-> windows of each part's shard whose file is whole; the others are named and taken away."""
+    found = {}
+    for file in traces.files_of(folder):
+        if sound(file, store):
+            shard = traces.inspect(file, store)
+            found[shard.part, shard.index] = shard.windows
+    return found
 
 
 # Predictors
@@ -233,9 +304,11 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
     if name == "random" or cfg.sparsity.level == 0:
         return Fixed(random_scores(sites, cfg.seed))
     if name == "oracle":
-        return Oracle(cfg.criterion.name)
+        return Oracle(cfg.criterion.name, cfg.traces.loss)
+    if name == "static" and cfg.criterion.name == RANDOM:
+        return Fixed({(site.layer, site.kind): random_scores_of(site) for site in sites})
     if name == "static":
         store = get_traces(cfg, lm)
-        means = {kind: store.mean_window_scores(cfg.criterion.name, kind) for kind in KINDS}
+        means = {kind: store.static_scores(cfg.criterion.name, kind) for kind in KINDS}
         return Fixed({(site.layer, site.kind): means[site.kind][site.layer] for site in sites})
     return load_predictor(get_predictor(cfg, lm, loggers), lm)
