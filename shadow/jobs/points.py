@@ -1,16 +1,19 @@
 """One point of a curve: what it is, measuring it, and finding it again."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from shadow import criteria
 from shadow.artifacts import key_of, write_json
 from shadow.errors import UserError
 from shadow.jobs import settings as names
 from shadow.models import LM
+from shadow.sites import Kind
 from shadow.sparse import SparseRun
 from shadow.texts import fingerprint, questions, text_windows
 
@@ -31,15 +34,26 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 def check_measure(cfg: DictConfig) -> None:
     """Everything about the measure that can be refused before a model is loaded."""
     settings = cfg.measure
-    if not (settings.perplexity or settings.choices or settings.tasks):
-        raise UserError("measure must ask for at least one of perplexity, choices and tasks")
-    if settings.perplexity or settings.choices:
+    if not (settings.perplexity or settings.choices or settings.tasks or settings.quality):
+        raise UserError("measure must ask for at least one of perplexity, choices, tasks and quality")
+    if settings.perplexity or settings.choices or settings.quality:
         names.calibration_data(cfg).documents("eval")
+    if settings.quality:
+        criteria.require("measure.quality", judged_criteria(cfg))
+        if cfg.sparsity.level != 0:
+            raise UserError(
+                f"measure.quality judges criteria on the dense model: sparsity.level must be 0, got "
+                f"{cfg.sparsity.level}"
+            )
     if settings.tasks:
         from shadow.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
 
         require_tasks(settings.tasks)
         task_specs(settings.tasks, task_root(cfg))
+
+
+def judged_criteria(cfg: DictConfig) -> list[str]:
+    return list(criteria.CRITERIA if cfg.measure.quality == "all" else cfg.measure.quality)
 
 
 def task_root(cfg: DictConfig) -> str | None:
@@ -49,7 +63,7 @@ def task_root(cfg: DictConfig) -> str | None:
 def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     """What decides the figures of this point. The dense model's are the same whoever would have scored."""
     data = names.calibration_data(cfg)
-    wants_text = cfg.measure.perplexity or cfg.measure.choices
+    wants_text = cfg.measure.perplexity or cfg.measure.choices or cfg.measure.quality
     settings: dict[str, Any] = {
         "code": code,
         "model": names.model_settings(cfg),
@@ -60,6 +74,8 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         "decided_at": cfg.sparsity.decided_at,
         "seed": cfg.seed,
     }
+    if cfg.measure.quality:
+        settings["loss"] = cfg.traces.loss
     if cfg.sparsity.level > 0:
         settings |= {
             "sparsity": names.plain(cfg.sparsity),
@@ -139,6 +155,8 @@ def measure(cfg: DictConfig, lm: LM, run: SparseRun) -> dict:
                 settings.seed,
             )
             metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
+    if settings.quality:
+        metrics |= _quality(cfg, lm)
     if settings.tasks:
         metrics |= evaluation.task_metrics(
             run,
@@ -150,4 +168,31 @@ def measure(cfg: DictConfig, lm: LM, run: SparseRun) -> dict:
             settings.batch_size,
             settings.seed,
         )
+    return metrics
+
+
+def _quality(cfg: DictConfig, lm: LM) -> dict:
+    from shadow.evaluation import Metric
+    from shadow.quality import criterion_quality, sample_units
+
+    settings = cfg.measure
+    windows = text_windows(
+        names.calibration_data(cfg).documents("eval"),
+        lm.tokenizer,
+        settings.quality_windows,
+        settings.tokens,
+        settings.prompt_share,
+        settings.seed,
+        "measure.quality_windows",
+    )
+    per_layer: dict[Kind, int | None] = {"head": settings.quality_heads, "neuron": settings.quality_neurons}
+    units = sample_units(lm.model, settings.quality_layers, per_layer, settings.seed)
+    judged = criterion_quality(
+        lm.model, windows, judged_criteria(cfg), cfg.traces.loss, units, settings.batch_size
+    )
+    metrics = {}
+    for name, found in judged.items():
+        if not math.isnan(found.spearman):  # scores that never differ agree with nothing
+            metrics[f"{name}/spearman"] = Metric(found.spearman, found.spearman_error)
+            metrics[f"{name}/recall@50"] = Metric(found.recall, found.recall_error)
     return metrics
