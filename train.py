@@ -15,17 +15,20 @@ def main(cfg: DictConfig) -> float | None:
     import json
     import logging
 
-    from shadow.jobs import settings, stages
+    from shadow.jobs import planning, settings, stages
     from shadow.jobs.run import job
 
     log = logging.getLogger("train")
     with job(cfg) as this:
         settings.check_train(cfg)
+        if cfg.stage == "plan":
+            log.info("what it will take:\n%s", planning.told(cfg, planning.plan_of(cfg)))
+            return None
         lm = stages.load_lm(cfg)
         store = stages.get_traces(cfg, lm)
         log.info("traces: %s", store.folder)
-        if cfg.predictor.name not in settings.NETS:
-            log.info("predictor=%s has nothing to fit", cfg.predictor.name)
+        if cfg.stage == "traces" or cfg.predictor.name not in settings.NETS:
+            log.info("stage=%s predictor=%s: nothing to fit", cfg.stage, cfg.predictor.name)
             return None
         folder = stages.get_predictor(cfg, lm, this.loggers)
         meta = json.loads((folder / "meta.json").read_text())

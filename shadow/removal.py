@@ -19,7 +19,7 @@ def removal(
     loss: Loss = "answer",
     rows_at_once: int = 8,
 ) -> dict[Site, Tensor]:
-    """units: numbers [n] of units at each site -> float32 [B, n]: each row's loss without the unit, less its own.
+    """units: numbers [n] of units at each site -> float32 [B, n]: each row's loss without one, less with it.
 
     In nats, each row's mean over its own loss tokens; positive where the unit helps. The unit is 0 at every
     position. Costs a forward of the batch for each unit.

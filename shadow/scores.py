@@ -124,6 +124,7 @@ class _Pass:
         squares = torch.stack([(grad.detach().float() * grad.float()).sum() for grad in grads]).sum()
         for (site, x), product in zip(self.seen, torch.autograd.grad(squares, tensors)):
             self.deliver("curvature", site, x.detach(), product)
+        self.seen.clear()  # or the graph's hooks would hold the graph
 
     def see(self, site: Site, x: Tensor) -> None:
         act = x.detach()

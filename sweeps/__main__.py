@@ -1,9 +1,10 @@
-"""python -m sweeps FOLDER...: curve.csv, curve.png and report.md from the run records below the folders."""
+"""python -m sweeps FOLDER...: curves, or criteria compared, from the run records below the folders."""
 
 import argparse
 import logging
 from pathlib import Path
 
+from sweeps import criteria_rebuild
 from sweeps.rebuild import rebuild
 from sweeps.records import RecordError
 from sweeps.table import summary
@@ -12,20 +13,29 @@ from sweeps.upload import upload
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m sweeps", description="Redraw curves from run.json files."
+        prog="python -m sweeps",
+        description="Redraw curves, or a comparison of criteria, from run.json files.",
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="searched for run.json files, deeply"
     )
     parser.add_argument("--out", type=Path, help="where the files go (default: the first FOLDER)")
     parser.add_argument(
-        "--wandb", action="store_true", help="log the curve to W&B as the jobs' own logger says"
+        "--criteria",
+        action="store_true",
+        help="compare pruning criteria: criteria.csv, criteria.png and criteria.md instead of the curve's",
     )
+    parser.add_argument("--wandb", action="store_true", help="log it to W&B as the jobs' own logger says")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out = args.out or args.folders[0]
     try:
-        rebuilt = rebuild(args.folders, args.out or args.folders[0])
-        print(summary(rebuilt.records, rebuilt.charts))
+        if args.criteria:
+            rebuilt = criteria_rebuild.rebuild(args.folders, out)
+            print(criteria_rebuild.told(args.folders))
+        else:
+            rebuilt = rebuild(args.folders, out)
+            print(summary(rebuilt.records, rebuilt.charts))
         if args.wandb:
             upload(rebuilt)
     except RecordError as error:

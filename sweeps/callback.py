@@ -1,21 +1,29 @@
-"""Redraws the curve of a sweep as its evaluate jobs end. Hydra imports it at every start: keep it light."""
+"""Redraws what follows a sweep as its evaluate jobs end. Hydra imports it at every start: keep it light."""
 
 import atexit
 import logging
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+if TYPE_CHECKING:
+    from sweeps.rebuild import Rebuilt
+
 log = logging.getLogger(__name__)
 
 
 class CurveCallback(Callback):
     """Keeps curve.csv, curve.png and report.md in the folder of the sweep, and logs the table at its end."""
+
+    report = "report.md"
+    command = "python -m sweeps"  # does by hand what this does
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if draws(
@@ -25,15 +33,83 @@ class CurveCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if draws(config):
-            guarded(lambda: redraw(folder_of(config)))
+            guarded(lambda: self.rebuild(folder_of(config)))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if draws(config):
             atexit.unregister(self.log_unended)
-            guarded(lambda: finish(folder_of(config), logs_to_wandb(config)))
+            guarded(lambda: self.finish(folder_of(config), logs_to_wandb(config)))
 
     def log_unended(self, folder: Path, with_wandb: bool) -> None:
-        guarded(lambda: say_unended(folder, with_wandb))
+        guarded(lambda: self.say_unended(folder, with_wandb))
+
+    def rebuild(self, folder: Path) -> "Rebuilt":
+        from sweeps.rebuild import rebuild
+
+        return rebuild([folder], folder)
+
+    def summary(self, folder: Path) -> str:
+        from sweeps.rebuild import find_points
+        from sweeps.table import summary
+
+        return summary(*find_points([folder]))
+
+    def finish(self, folder: Path, with_wandb: bool) -> None:
+        from sweeps.upload import upload
+
+        rebuilt = self.rebuild(folder)
+        log.info("%s", self.summary(folder))
+        log.info("drawn -> %s", ", ".join(map(str, [*rebuilt.figures.values(), rebuilt.report])))
+        if with_wandb:
+            upload(rebuilt)
+
+    def say_unended(self, folder: Path, with_wandb: bool) -> None:
+        """Draws and uploads nothing: at exit no thread may start, and the last job's end has drawn."""
+        if not folder.is_dir():
+            return  # the sweep did not get as far as its first job
+        log.info("%s", self.summary(folder))
+        log.info("drawn -> %s; anew: %s %s", folder / self.report, self.command, folder)
+        if with_wandb:
+            log.warning(
+                "this is not in W&B, as the sweep broke off; put it there: %s %s --wandb",
+                self.command,
+                folder,
+            )
+
+
+class CriteriaCallback(CurveCallback):
+    """Keeps criteria.csv, criteria.png and criteria.md there instead, for sweep=criteria."""
+
+    report = "criteria.md"
+    command = "python -m sweeps --criteria"
+    draw_from = 0.0  # on the monotonic clock
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Hydra makes a warning of an exception, and hours would go into a grid that nobody asked for
+        for override in config.hydra.overrides.task:
+            if "contender" in config and re.match(r"(criterion|predictor)=", override):
+                raise SystemExit(
+                    f"sweep=criteria sweeps over contender=[predictor,criterion] and overrules {override}: "
+                    "choose with contender='[static,fisher],[oracle,fisher]'"
+                )
+        super().on_multirun_start(config, **kwargs)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Hundreds of short jobs: drawing after each would take as long as they do."""
+        if time.monotonic() >= self.draw_from:
+            start = time.monotonic()
+            super().on_job_end(config, job_return, **kwargs)
+            self.draw_from = time.monotonic() + 20 * (time.monotonic() - start)
+
+    def rebuild(self, folder: Path) -> "Rebuilt":
+        from sweeps.criteria_rebuild import rebuild
+
+        return rebuild([folder], folder)
+
+    def summary(self, folder: Path) -> str:
+        from sweeps.criteria_rebuild import told
+
+        return told([folder])
 
 
 def draws(config: DictConfig) -> bool:
@@ -48,42 +124,7 @@ def logs_to_wandb(config: DictConfig) -> bool:
     return bool((config.get("logger") or {}).get("wandb"))
 
 
-def redraw(folder: Path) -> None:
-    from sweeps.rebuild import rebuild
-
-    rebuild([folder], folder)
-
-
-def finish(folder: Path, with_wandb: bool) -> None:
-    from sweeps.rebuild import rebuild
-    from sweeps.table import summary
-    from sweeps.upload import upload
-
-    rebuilt = rebuild([folder], folder)
-    log.info("%s", summary(rebuilt.records, rebuilt.charts))
-    log.info("curves -> %s", ", ".join(map(str, [*rebuilt.figures.values(), rebuilt.report])))
-    if with_wandb:
-        upload(rebuilt)
-
-
-def say_unended(folder: Path, with_wandb: bool) -> None:
-    """Draws and uploads nothing: at exit no thread may start, and the last job's end has drawn."""
-    from sweeps.rebuild import find_points
-    from sweeps.table import summary
-
-    if not folder.is_dir():
-        return  # the sweep did not get as far as its first job
-    records, charts = find_points([folder])
-    log.info("%s", summary(records, charts))
-    log.info("curves -> %s", folder / "report.md")
-    if with_wandb:
-        log.warning(
-            "the curve is not in W&B, as the sweep broke off; put it there: python -m sweeps %s --wandb",
-            folder,
-        )
-
-
-def guarded(work: Callable[[], None]) -> None:
+def guarded(work: Callable[[], object]) -> None:
     """Hydra makes a one-line warning of whatever a callback raises; the log gets the whole of it."""
     try:
         work()

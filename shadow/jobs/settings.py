@@ -32,6 +32,7 @@ TRAINER_WHERE = {
     "log_every_n_steps",
     "enable_model_summary",
 }
+STAGES = ("plan", "traces", "predictor")
 NETS = ("unified", "layerwise")
 SCORERS = (*NETS, "static", "random", "oracle")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
@@ -159,6 +160,22 @@ def reads(cfg: DictConfig) -> tuple[Rows, str]:
     return "window", f"{decided_at}/{pooling}"
 
 
+def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
+    taps = list(range(layers)) if cfg.traces.taps == "all" else list(cfg.traces.taps)
+    if not taps or any(not 0 <= tap < layers for tap in taps):
+        raise UserError(f"traces.taps must be `all` or layers in [0, {layers}) of this model, got {taps}")
+    return taps
+
+
+def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
+    taps = list(range(1, layers)) if cfg.predictor.taps == "each" else list(cfg.predictor.taps)
+    if not taps or taps != sorted(set(taps)) or not all(isinstance(t, int) and 0 <= t < layers for t in taps):
+        raise UserError(
+            f"predictor.taps must be `each` or rising layers in [0, {layers}), got {cfg.predictor.taps}"
+        )
+    return taps
+
+
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in TRAINER_WHERE}
     return {
@@ -188,6 +205,17 @@ def needs_traces(cfg: DictConfig) -> bool:
 
 def check_train(cfg: DictConfig) -> None:
     """What can be known before the model is loaded."""
+    if cfg.stage not in STAGES:
+        raise UserError(f"stage must be one of {list(STAGES)}, got {cfg.stage!r}")
+    if (
+        cfg.stage == "predictor"
+        and cfg.trainer.devices not in (1, "auto", [0])
+        and cfg.predictor.name in NETS
+    ):
+        raise UserError(
+            f"several processes collect, one fits: with trainer.devices={cfg.trainer.devices} give "
+            "stage=traces, then run again with trainer.devices=1 to fit"
+        )
     check_predictor(cfg)
     check_traces(cfg)
     policy_of(cfg)

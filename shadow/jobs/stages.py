@@ -32,9 +32,11 @@ from shadow.jobs.settings import (
     plain,
     predictor_folder,
     predictor_settings,
+    predictor_taps,
     reads,
     too_few_windows,
     trace_settings,
+    trace_taps,
     traces_folder,
 )
 from shadow.memory import peak_memory
@@ -197,13 +199,6 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
     return manifest
 
 
-def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
-    taps = list(range(layers)) if cfg.traces.taps == "all" else list(cfg.traces.taps)
-    if not taps or any(not 0 <= tap < layers for tap in taps):
-        raise UserError(f"traces.taps must be `all` or layers in [0, {layers}) of this model, got {taps}")
-    return taps
-
-
 def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:
     """-> windows of each part's shard whose file is whole; the others are named and taken away."""
     found = {}
@@ -224,15 +219,6 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
         fit(cfg, get_traces(cfg, lm), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
-
-
-def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
-    taps = list(range(1, layers)) if cfg.predictor.taps == "each" else list(cfg.predictor.taps)
-    if not taps or taps != sorted(set(taps)) or not all(isinstance(t, int) and 0 <= t < layers for t in taps):
-        raise UserError(
-            f"predictor.taps must be `each` or rising layers in [0, {layers}), got {cfg.predictor.taps}"
-        )
-    return taps
 
 
 def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:

@@ -1,0 +1,80 @@
+"""stage=plan: what a run of these settings will take, said without loading a model."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from shadow import plan
+from shadow.jobs.settings import NETS, asked_criteria, asked_size, plain, predictor_taps, trace_taps
+from shadow.models import require_folder
+from shadow.sites import count_units, find_layers, find_sites
+
+
+def shape_of(cfg: DictConfig) -> PretrainedConfig:
+    """The model's config.json: of the folder `model.path`, or as `model.shape` has it."""
+    if cfg.model.path:
+        return AutoConfig.from_pretrained(require_folder(cfg.model.path))
+    return AutoConfig.for_model(**plain(cfg.model.shape))
+
+
+def windows_of(cfg: DictConfig) -> tuple[int, int]:
+    """-> how many windows these data give, and of how many tokens; of tasks the most there can be."""
+    if "tasks" in cfg.data:
+        return len(cfg.data.tasks) * cfg.data.examples_per_task, cfg.data.max_tokens
+    return int(asked_size(cfg)), cfg.data.tokens
+
+
+def plan_of(cfg: DictConfig) -> dict[str, Any]:
+    """Counts, bytes and operations of collecting and of the predictor, by name."""
+    model = plan.weightless(shape_of(cfg))
+    layers, units = len(find_layers(model)), count_units(find_sites(model))
+    windows, tokens = windows_of(cfg)
+    settings = cfg.traces
+    sampled = windows * min(settings.tokens_per_window, tokens)
+    shards = -(-windows // settings.shard_windows)
+    taps = trace_taps(cfg, layers)
+    stored = {"features": plan.feature_bytes(len(taps), model.config.hidden_size)} | {
+        name: plan.criterion_bytes(model, name, settings.dtype, settings.top) for name in asked_criteria(cfg)
+    }
+    found: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        "layers": layers,
+        "units": units,
+        "windows": windows,
+        "tokens": windows * tokens,
+        "token_rows": sampled,
+        "row_bytes": {part: max(size.window, size.token) for part, size in stored.items()},
+        "bytes": {part: size.of(windows, sampled, shards) for part, size in stored.items()},
+        "forward_flops": windows * plan.forward_flops(model, tokens),
+        "backward_flops": windows * plan.backward_flops(model, tokens),
+    }
+    if cfg.predictor.name in NETS:
+        of_net = plan.predictor_parameters(model, predictor_taps(cfg, layers), cfg.predictor.rank)
+        found["predictor_parameters"] = of_net
+    return found
+
+
+def told(cfg: DictConfig, found: dict[str, Any]) -> str:
+    """The plan in lines for people."""
+    at_most = "at most " if "tasks" in cfg.data else ""
+    units = " and ".join(f"{count} {kind}s" for kind, count in found["units"].items())
+    lines = [
+        f"{cfg.model.name}: {found['parameters'] / 1e6:,.1f} M parameters; {found['layers']} layers: {units}",
+        f"collecting: {at_most}{found['windows']} windows, {found['tokens']:,} tokens",
+        f"  forward  {found['forward_flops']:.3g} FLOPs",
+        f"  backward {found['backward_flops']:.3g} FLOPs, to activations, where a criterion needs gradients",
+        f"store: {at_most}{sum(found['bytes'].values()) / 1e9:.4g} GB",
+    ]
+    lines += [
+        f"  {part:<17} {size / 1e9:10.4g} GB, {found['row_bytes'][part] / 1e6:.4g} MB for each of "
+        f"{found['windows']} windows and {found['token_rows']:,} tokens"
+        for part, size in found["bytes"].items()
+    ]
+    if "predictor_parameters" in found:
+        count = found["predictor_parameters"]
+        share = 100 * count / found["parameters"]
+        lines.append(
+            f"predictor={cfg.predictor.name}: {count / 1e6:.4g} M parameters, {share:.2g} % of the model"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""What a run will take, from a model's shape alone: bytes of traces, operations, size of the predictor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from shadow.batches import Example, collate
+from shadow.collector import features
+from shadow.criteria.statistics import STATISTICS
+from shadow.packing import Stored, encode
+from shadow.predictors import TapNet
+from shadow.sites import count_units, find_layers, find_sites
+
+
+@dataclass(frozen=True)
+class RowBytes:
+    """Bytes on disk for each window, each sampled token, each shard."""
+
+    window: float = 0
+    token: float = 0
+    shard: float = 0
+
+    def of(self, windows: int, tokens: int, shards: int) -> float:
+        return self.window * windows + self.token * tokens + self.shard * shards
+
+
+def weightless(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of this shape whose weights take no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def feature_bytes(taps: int, width: int) -> RowBytes:
+    states = torch.zeros(1, 1, taps, width)
+    number = torch.zeros(1, dtype=torch.int64)
+    arrays = features(states, collate([Example([0], 0)]), number, number, 0)
+    size = {
+        rows: sum(a.nbytes for name, a in arrays.items() if name.startswith(rows))
+        for rows in ("window", "token")
+    }
+    return RowBytes(size["window"], size["token"])
+
+
+def criterion_bytes(model: PreTrainedModel, criterion: str, stored: Stored, top: float | None) -> RowBytes:
+    sites = find_sites(model)
+    if criterion in STATISTICS:
+        return RowBytes(shard=sum(4 * site.units for site in sites))
+    size = sum(a.nbytes for site in sites for a in encode(torch.zeros(1, site.units), stored, top).values())
+    return RowBytes(size, size)
+
+
+def forward_flops(model: PreTrainedModel, tokens: int) -> float:
+    """Of one window of so many tokens: two for each weight and token, and what attention multiplies.
+
+    The backward to the activations alone takes as many again in the linear layers, and twice in attention.
+    """
+    weights = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+    return 2.0 * weights * tokens + attention_flops(model, tokens)
+
+
+def attention_flops(model: PreTrainedModel, tokens: int) -> float:
+    """Scores and weighted values, of every pair of positions: masked ones are computed too."""
+    return sum(4.0 * site.module.in_features * tokens**2 for site in find_sites(model) if site.kind == "head")
+
+
+def backward_flops(model: PreTrainedModel, tokens: int) -> float:
+    return forward_flops(model, tokens) + attention_flops(model, tokens)
+
+
+def predictor_parameters(model: PreTrainedModel, taps: Sequence[int], rank: int) -> int:
+    with torch.device("meta"):
+        units = count_units(find_sites(model))
+        net = TapNet(taps, len(find_layers(model)), model.config.hidden_size, units, rank)
+    return sum(values.numel() for values in net.parameters() if values.requires_grad)

@@ -1,0 +1,105 @@
+"""From folders of run records to criteria.csv, criteria.png and criteria.md."""
+
+import csv
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from sweeps.criteria import Contest, find_contests
+from sweeps.criteria_points import is_quality, kinds_of, quality_of, with_kinds
+from sweeps.criteria_report import summary, write_report
+from sweeps.files import writing
+from sweeps.rebuild import Rebuilt
+from sweeps.records import Measured, Record, RecordError, Records, read
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    *("model", "data", "scorer", "kinds", "criterion", "level", "seed"),
+    *("achieved_head", "achieved_neuron", "metric", "value", "stderr"),
+)
+Row = list[str | int | float | None]
+
+
+def find(folders: Iterable[Path]) -> tuple[Records, list[Contest]]:
+    """Everything but the files: quick, and without matplotlib."""
+    records = read(folders)
+    return records, find_contests(records.done)
+
+
+def told(folders: Iterable[Path]) -> str:
+    return summary(*find(folders))
+
+
+def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
+    """The same records give the same files. In the points that are handed on, scorers have their kinds."""
+    from sweeps.criteria_plot import draw  # matplotlib takes a second
+    from sweeps.plot import save
+
+    folders = list(folders)
+    records, contests = find(folders)
+    if not any(records):
+        raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
+    write_csv(contests, out / "criteria.csv")
+    charts = [contest.chart for contest in contests]
+    figures: dict[str, Path] = {}
+    for contest in contests:
+        figure = draw(contest)
+        if figure is not None:
+            figures[contest.chart.name] = out / figure_name(contest, contests)
+            save(figure, figures[contest.chart.name])
+    if len(contests) > 1:
+        (out / "criteria.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
+    write_report(records, contests, figures, out / "criteria.md")
+    points = [with_kinds(record) for chart in charts for record in chart.records]
+    log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), out / "criteria.md")
+    return Rebuilt(records._replace(done=points), charts, figures, out / "criteria.md")
+
+
+def figure_name(contest: Contest, contests: list[Contest]) -> str:
+    if len(contests) == 1:
+        return "criteria.png"
+    return f"criteria-{contest.chart.model}-{contest.chart.data}.png".replace("/", "-")
+
+
+def write_csv(contests: list[Contest], file: Path) -> None:
+    """One row per point and metric, seeds apart."""
+    with writing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for contest in contests:
+            rows.writerows(rows_of(contest))
+
+
+def rows_of(contest: Contest) -> list[Row]:
+    """The dense model once for each seed; the quality of scores under the criterion that made them."""
+    rows: list[Row] = []
+    dense: set[tuple[int, str]] = set()
+    for record in contest.chart.records:
+        for name, measured in record.metrics.items():
+            point = record.point
+            if is_quality(name):
+                continue
+            if point.level > 0:
+                rows.append(
+                    row(record, point.scorer, "+".join(kinds_of(record)), point.criterion, name, measured)
+                )
+            elif (point.seed, name) not in dense:
+                dense.add((point.seed, name))
+                rows.append(row(record, "dense", "", "", name, measured))
+    for judge in contest.judges:
+        for name, measured in judge.metrics.items():
+            quality = quality_of(name)
+            if quality:
+                metric = f"{quality.family}/{quality.statistic}"
+                rows.append(row(judge, "", quality.kind, quality.criterion, metric, measured))
+    return rows
+
+
+def row(record: Record, scorer: str, kinds: str, criterion: str, metric: str, measured: Measured) -> Row:
+    """The values of COLUMNS."""
+    point, achieved = record.point, record.achieved
+    return [
+        *(point.model, point.data, scorer, kinds, criterion, point.level, point.seed),
+        *(achieved.get("head"), achieved.get("neuron"), metric, measured.value, measured.stderr),
+    ]

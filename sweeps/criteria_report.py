@@ -1,0 +1,103 @@
+"""From compared criteria to a Markdown report."""
+
+from pathlib import Path
+
+from sweeps.criteria import Contest
+from sweeps.criteria_points import NATS, kinds_of
+from sweeps.criteria_table import block_name, metric_name, quality_rows, rows_of, shown
+from sweeps.files import writing
+from sweeps.points import MEAN_ACCURACY
+from sweeps.records import Records
+from sweeps.report import beside, distinct, markdown, missing, shared_settings, what_was_run
+
+AGREEMENT = {
+    "quality": "Scores against the truth, window by window",
+    "quality_static": "Scores against the truth, both averaged over windows first",
+}
+
+
+def write_report(records: Records, contests: list[Contest], figures: dict[str, Path], file: Path) -> None:
+    """figures: the file of each chart's name that has one."""
+    names = ", ".join(contest.chart.name for contest in contests) or "nothing yet"
+    parts = [f"# Pruning criteria compared: {names}", ""]
+    for contest in contests:
+        parts += section(contest, figures.get(contest.chart.name), file.parent)
+    parts += missing(records, file.parent)
+    points = [record for contest in contests for record in contest.chart.records]
+    if points:
+        parts += ["## Settings that all points share", "", *shared_settings(points), ""]
+    with writing(file) as unfinished:
+        unfinished.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def section(contest: Contest, figure: Path | None, folder: Path) -> list[str]:
+    chart = contest.chart
+    kinds = distinct("+".join(kinds_of(record)) for record in chart.records if record.point.level > 0)
+    lines = [f"## {chart.name}", ""]
+    if figure:
+        lines += [f"![criteria]({beside(figure, folder)})", ""]
+    lines += [legend(contest), ""]
+    lines += [*(f"- {note}" for note in chart.notes), *([""] if chart.notes else [])]
+    lines += dense(contest)
+    for block in contest.blocks:
+        # every task beside the mean would make the table too wide to read
+        by_task = contest.metrics.index(MEAN_ACCURACY) + 1 if MEAN_ACCURACY in contest.metrics else None
+        header, *rows = rows_of(block, contest.metrics[:by_task], "**")
+        lines += [f"### {block_name(block)}", "", *markdown(header, rows), ""]
+        if by_task:
+            header, *rows = rows_of(block, contest.metrics[by_task:], "**")
+            lines += [*markdown(header, rows), ""]
+    for which, title in AGREEMENT.items():
+        table = quality_rows(contest.judges, which, "**")
+        if table:
+            lines += [f"### {title}", "", *markdown(table[0], table[1:]), ""]
+    lines += ["### What was run", ""]
+    lines += [*markdown(["", ""], [*what_was_run(chart), ["kinds pruned", kinds or "-"]]), ""]
+    return lines
+
+
+def legend(contest: Contest) -> str:
+    n_seeds = {len(mark.seeds) for block in contest.blocks for curve in block.curves for mark in curve.marks}
+    words = ["The best of a column is bold."]
+    if contest.blocks:
+        words.append("Rows are ranked by their first metric at the middle level.")
+        words.append("Skipped: the share of the whole model, dense layers counted.")
+    if NATS in contest.metrics:
+        words.append("Nats: log perplexity less that of the dense model; 0 is as good as dense.")
+    if n_seeds - {1}:
+        words.append("± is the standard deviation over the seeds where there are several.")
+    else:
+        words.append("± is the measure's standard error.")
+    return " ".join(words)
+
+
+def dense(contest: Contest) -> list[str]:
+    chart = contest.chart
+    names = [*([chart.perplexity] if chart.perplexity else []), *chart.accuracies]
+    if chart.dense is None or not names:
+        return []
+    cells = [shown(chart.dense.metrics.get(name), name) for name in names]
+    return [*markdown(["", *map(metric_name, names)], [["dense", *cells]]), ""]
+
+
+def summary(records: Records, contests: list[Contest]) -> str:
+    """All that a person at the console wants to know of a sweep."""
+    lines: list[str] = []
+    for contest in contests:
+        lines += ["", contest.chart.name, *contest.chart.notes]
+        for block in contest.blocks:
+            header, *rows = rows_of(block, contest.metrics[: 2 if MEAN_ACCURACY in contest.metrics else None])
+            lines += ["", *aligned([[block_name(block), *header[1:]], *rows])]
+        for which, title in AGREEMENT.items():
+            table = quality_rows(contest.judges, which)
+            lines += ["", title, *aligned(table)] if table else []
+    for failure in records.failed:
+        lines.append(f"failed: {failure.file} ({' '.join(failure.overrides)}): {failure.cause}")
+    return "\n".join([*lines, *(f"no record yet: {job}" for job in records.silent)])
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
