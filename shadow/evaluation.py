@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from lm_eval import simple_evaluate
+from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
@@ -142,17 +142,16 @@ def task_metrics(
     """lm-eval's metrics with its standard errors, named `<task>/<metric>`."""
     manager = require_tasks(tasks)
     specs = task_specs(tasks, root)
-    load_tasks(manager, specs)  # a missing data set ends here, not after the first task has run
-    results = simple_evaluate(
-        model=SparseHFLM(run, lm, batch_size),
-        tasks=specs,
+    loaded = load_tasks(manager, specs)  # a missing data set ends here, not after the first task has run
+    for task in loaded.values():
+        if task.get_config("num_fewshot") != 0:  # 0 is a task's own wish, as in simple_evaluate
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        task.set_fewshot_seed(seed=seed)
+    # simple_evaluate would also list the machine's packages after each call, which takes seconds
+    results = evaluate(
+        lm=SparseHFLM(run, lm, batch_size),
+        task_dict={"tasks": loaded, "groups": {}},
         limit=limit,
-        num_fewshot=num_fewshot,
-        task_manager=manager,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
         bootstrap_iters=1000,  # only for metrics that have no closed form
         log_samples=False,
     )

@@ -1,4 +1,4 @@
-"""A language model: from the hub, a local folder, an installed package's GGUF file, or random weights."""
+"""A language model: from the hub, a folder, an installed package's folder or GGUF file, or random weights."""
 
 import importlib.util
 import logging
@@ -128,6 +128,17 @@ def from_package(
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
     return _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
+
+
+def from_installed(module: str, dtype: torch.dtype, device_map: str | None) -> LM:
+    """A model folder inside an installed package of ours."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"the model comes with this project as {module!r}, which is not installed: pip install -e ."
+        )
+    folder = spec.submodule_search_locations[0]
+    return _pretrained(folder, None, dtype, device_map, local_files_only=True)
 
 
 def random_opt(
