@@ -19,10 +19,12 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from shadow.artifacts import write_json
 from shadow.errors import UserError
 from shadow.jobs.settings import plain
+from shadow.memory import peak_memory
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,8 @@ def job(cfg: DictConfig) -> Iterator[Job]:
         raise
     finally:
         this.record["seconds"] = round(time.monotonic() - start, 1)
-        write_json(Path(cfg.paths.output_dir) / "run.json", this.record)
+        this.record["peak_memory_gb"] = round(peak_memory(), 3)
+        rank_zero_only(write_json)(Path(cfg.paths.output_dir) / "run.json", this.record)
         if any(isinstance(logger, WandbLogger) for logger in this.loggers):
             import wandb
 

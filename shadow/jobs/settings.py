@@ -28,6 +28,7 @@ TRAINER_WHERE = {
     "_target_",
     "accelerator",
     "devices",
+    "strategy",
     "default_root_dir",
     "log_every_n_steps",
     "enable_model_summary",

@@ -185,6 +185,8 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
     sizes = before["sizes"] | {asked_size(cfg): len(examples)}
     shards = [(file, traces.inspect(file, store)) for file in traces.files_of(folder)]
     rank_zero_only(traces.finish)(folder, trace_settings(cfg), facts, sizes, shards)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the others read the manifest too
     log.info(
         "traces: %d examples, %s, %.2f GB, %.0f s, at most %.2f GB of memory -> %s",
         len(examples),

@@ -1,0 +1,80 @@
+"""Two processes that collect one store together leave what one process leaves."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+JOB = [
+    "model=tiny-llama",
+    "stage=traces",
+    "trainer=cpu",
+    "traces.criteria=[l2_norm,plainact,nwot]",
+    "data.windows=70",
+    "data.tokens=24",
+    "traces.batch_size=4",
+    "traces.shard_windows=16",
+    "traces.tokens_per_window=6",
+]
+
+
+def store(folder):
+    (found,) = folder.glob("artifacts/traces/*")
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(run, tmp_path_factory):
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for folder, more in ((one, []), (two, ["trainer.devices=2", "trainer.strategy=ddp"])):
+        done = run(folder, "train.py", *JOB, *more)
+        assert done.returncode == 0, done.stdout[-3000:]
+    return one, two
+
+
+def test_two_processes_share_the_shards_out(folders):
+    _, two = folders
+    ranks = {int(file.name.split("-")[1]) % 2: file.name for file in store(two).glob("l2_norm-*")}
+    assert ranks[0].endswith("rank0of2.safetensors")
+    assert ranks[1].endswith("rank1of2.safetensors")
+
+
+def test_two_processes_leave_the_content_of_one(folders):
+    manifests = [json.loads((store(folder) / "manifest.json").read_text()) for folder in folders]
+    assert manifests[0]["sizes"] == manifests[1]["sizes"] == {"70": 70}
+    assert list(manifests[0]["parts"]) == ["features", "l2_norm", "nwot", "plainact"]
+    for part, shards in manifests[0]["parts"].items():
+        assert len(shards) == 5
+        for mine, theirs in zip(shards, manifests[1]["parts"][part], strict=True):
+            ours, yours = (load_file(store(f) / s["file"]) for f, s in zip(folders, (mine, theirs)))
+            assert ours.keys() == yours.keys()
+            assert all(torch.equal(ours[name], yours[name]) for name in ours)
+            assert mine["sha256"] == theirs["sha256"]
+
+
+def test_one_run_record_is_left_however_many_processes(folders):
+    for folder in folders:
+        (record,) = folder.rglob("run.json")
+        assert json.loads(record.read_text())["status"] == "done"
+
+
+def test_what_two_processes_left_one_goes_on_with(folders, run):
+    _, two = folders
+    before = {file: file.stat().st_mtime_ns for file in store(two).glob("*.safetensors")}
+    done = run(two, "train.py", *JOB, "traces.criteria=[l2_norm,plainact,nwot,fisher]")
+    assert done.returncode == 0, done.stdout[-3000:]
+    after = {file: file.stat().st_mtime_ns for file in store(two).glob("*.safetensors")}
+    assert {file: after[file] for file in before} == before
+    assert sorted(file.name for file in after.keys() - before.keys()) == [
+        f"fisher-{shard:05d}-rank0of1.safetensors" for shard in range(5)
+    ]
+
+
+def test_a_fit_by_several_processes_is_refused_before_anything_runs(run, tmp_path):
+    done = run(tmp_path, "train.py", "model=tiny-llama", "trainer.devices=2", "trainer.strategy=ddp")
+    assert done.returncode == 1
+    assert "stage=traces" in done.stdout
+    assert not (tmp_path / "artifacts").exists()
