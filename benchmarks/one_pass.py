@@ -1,6 +1,6 @@
 """What collecting costs beside the bare forward and backward that it needs: ratios, measured by turns.
 
-python benchmarks/one_pass.py [model=opt-mini traces.dtype=ranks ...]: overrides as for train.py; writes nothing.
+python benchmarks/one_pass.py [model=opt-mini traces.dtype=ranks ...]: as for train.py; writes nothing.
 """
 
 import statistics
@@ -67,10 +67,8 @@ def main() -> None:
         base = bases[
             label == "bare forward and backward" or any(map(needs_gradient, COLLECTED.get(label, [])))
         ]
-        ratios = [statistics.median(of_label) / base, min(of_label) / base, max(of_label) / base]
-        print(
-            f"{label:45} {statistics.median(of_label):7.3f} s  {ratios[0]:5.2f} ({ratios[1]:.2f} to {ratios[2]:.2f})"
-        )
+        middle, least, most = statistics.median(of_label), min(of_label), max(of_label)
+        print(f"{label:45} {middle:7.3f} s  {middle / base:5.2f} ({least / base:.2f} to {most / base:.2f})")
     print("Ratios: to the bare forward, or where a gradient is needed to the bare forward and backward.")
     print(f"Peak memory of this process {peak_memory():.2f} GB.")
 
