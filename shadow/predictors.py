@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from shadow.batches import Batch, Loss
 from shadow.collector import last_of, mean_of
-from shadow.criteria import CONTEXTUAL, Seen, require
+from shadow.criteria import CONTEXTUAL, REMOVAL, Seen
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
+from shadow.removal import Exact, removal
 from shadow.scores import score
-from shadow.sites import KINDS, Kind, Site
+from shadow.sites import KINDS, Kind, Site, find_sites
 from shadow.sparsity import Unit
 
 Pooling = Literal["scores", "mean", "last"]
@@ -66,9 +67,8 @@ class Oracle:
     taps = (0,)
 
     def __init__(self, criterion: str, loss: Loss = "answer") -> None:
-        require("criterion", [criterion])
-        if criterion not in CONTEXTUAL:
-            raise UserError(f"criterion={criterion} compares many windows: an oracle has one")
+        if criterion not in (*CONTEXTUAL, REMOVAL):
+            raise UserError(f"an oracle's criterion must be in {[*CONTEXTUAL, REMOVAL]}, got {criterion!r}")
         self.criterion, self.loss = criterion, loss
         self.seen: dict[Unit, Seen] = {}
 
@@ -77,7 +77,12 @@ class Oracle:
             assert not isinstance(seen, Shown)
             self.seen[site.layer, site.kind] = seen
 
-        score(model, batch, [self.criterion], receive, loss=self.loss)
+        if self.criterion != REMOVAL:
+            score(model, batch, [self.criterion], receive, loss=self.loss)
+            return
+        units = {site: torch.arange(site.units) for site in find_sites(model)}
+        for site, change in removal(model, batch, units, self.loss).items():
+            self.seen[site.layer, site.kind] = Exact(change)
 
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
         if not self.seen:

@@ -1,14 +1,32 @@
 """The ground truth of criteria: by how much the loss really changes when a unit is removed."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from shadow.batches import Batch, Loss
+from shadow.errors import UserError
 from shadow.scores import row_losses
 from shadow.sites import Site, find_sites, visit
+
+
+@dataclass(frozen=True)
+class Exact:
+    """`removal` at one site of one batch; change: [B, U]."""
+
+    change: Tensor
+
+    def tokens(self) -> Tensor:
+        raise UserError(
+            "criterion=removal removes a unit from a whole window: use sparsity.decided_at=prompt or sequence"
+        )
+
+    def window(self, inside: Tensor) -> Tensor:
+        """-> [B, U]; the unit was removed at all positions, whatever is inside."""
+        return self.change
 
 
 @torch.no_grad()

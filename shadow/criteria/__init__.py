@@ -12,6 +12,7 @@ from shadow.errors import UserError
 from shadow.sites import Site
 
 RANDOM = "random"
+REMOVAL = "removal"  # exact, and a forward for each unit: an oracle for small models, a judge for large ones
 CONTEXTUAL = (*SUMMABLE, *WEIGHT_FORMS, RANDOM)  # each sample and each token has scores of its own
 CRITERIA = (*CONTEXTUAL, *STATISTICS)
 

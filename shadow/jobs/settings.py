@@ -228,7 +228,13 @@ def check_predictor(cfg: DictConfig) -> None:
     if name not in SCORERS:
         raise UserError(f"predictor.name must be one of {list(SCORERS)}, got {name!r}")
     criterion = cfg.criterion.name
-    criteria.require("criterion", [criterion])
+    if criterion not in (*criteria.CRITERIA, criteria.REMOVAL):
+        criteria.require("criterion", [criterion])
+    if criterion == criteria.REMOVAL and (name != "oracle" or cfg.sparsity.decided_at == "token"):
+        raise UserError(
+            "criterion=removal tries every unit on the sample itself, over whole windows: use predictor=oracle "
+            f"and sparsity.decided_at=prompt or sequence, got {name} and {cfg.sparsity.decided_at}"
+        )
     if criterion in criteria.STATISTICS and name in (*NETS, "oracle"):
         raise UserError(
             f"criterion={criterion} compares many windows and says nothing of one prompt: "
