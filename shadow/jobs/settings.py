@@ -232,7 +232,7 @@ def check_predictor(cfg: DictConfig) -> None:
         criteria.require("criterion", [criterion])
     if criterion == criteria.REMOVAL and (name != "oracle" or cfg.sparsity.decided_at == "token"):
         raise UserError(
-            "criterion=removal tries every unit on the sample itself, over whole windows: use predictor=oracle "
+            "criterion=removal tries every unit on the sample itself, over windows: use predictor=oracle "
             f"and sparsity.decided_at=prompt or sequence, got {name} and {cfg.sparsity.decided_at}"
         )
     if criterion in criteria.STATISTICS and name in (*NETS, "oracle"):
