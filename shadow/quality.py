@@ -83,16 +83,16 @@ def criterion_quality(
     truth = {site: torch.cat([of_batch[site] for of_batch in truths]) for site in units}  # [W, n]
     shortest = min(len(example.ids) for example in examples)
     classes = torch.tensor([example.ids[min(example.prompt, len(example.ids) - 1)] for example in examples])
+    found = observe(model, batches, criteria, loss, units, shortest)
     judged = {}
     for name in criteria:
-        found = observe(model, batches, name, loss, units, shortest)
         for kind in KINDS:
             sites = [site for site in units if site.kind == kind]
             real = torch.stack([truth[site] for site in sites], 1)  # [W, l, n]
             if name in STATISTICS:
-                means = torch.stack([STATISTICS[name].of(found[site], classes) for site in sites])
+                means = torch.stack([STATISTICS[name].of(found[name, site], classes) for site in sites])
             else:
-                scores = torch.stack([found[site] for site in sites], 1)
+                scores = torch.stack([found[name, site] for site in sites], 1)
                 each = agreement(scores, real)
                 judged[f"quality/{name}/{kind}"] = judge(Agreement(*(_mean(values) for values in each)))
                 means = scores.mean(0)
@@ -103,13 +103,13 @@ def criterion_quality(
 def observe(
     model: PreTrainedModel,
     batches: Sequence[Batch],
-    criterion: str,
+    criteria: Sequence[str],
     loss: Loss,
     units: Mapping[Site, Tensor],
     tokens: int,
-) -> dict[Site, Tensor]:
-    """-> each site's window scores [W, n], or what a statistic compares of so many tokens: [W, T, n, D]."""
-    found: dict[Site, list[Tensor]] = {site: [] for site in units}
+) -> dict[tuple[str, Site], Tensor]:
+    """-> window scores [W, n] of each site, or what a statistic compares of so many tokens: [W, T, n, D]."""
+    found: dict[tuple[str, Site], list[Tensor]] = {(name, site): [] for name in criteria for site in units}
     by_place = {(site.layer, site.kind): site for site in units}
     for batch in batches:
         real = batch.real()
@@ -117,12 +117,12 @@ def observe(
         def receive(name: str, at: Site, seen: Seen | Shown, real: Tensor = real) -> None:
             site = by_place.get((at.layer, at.kind))
             if site is not None and isinstance(seen, Shown):
-                found[site].append(seen.values[:, :tokens, units[site]].cpu())
+                found[name, site].append(seen.values[:, :tokens, units[site]].cpu())
             elif site is not None and not isinstance(seen, Shown):
-                found[site].append(seen.window(real)[:, units[site]].cpu())
+                found[name, site].append(seen.window(real)[:, units[site]].cpu())
 
-        score(model, batch, [criterion], receive, loss=loss)
-    return {site: torch.cat(parts) for site, parts in found.items()}
+        score(model, batch, criteria, receive, loss=loss)
+    return {key: torch.cat(parts) for key, parts in found.items()}
 
 
 def judge(found: Agreement) -> Judged:
