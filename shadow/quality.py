@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.batches import Batch, Example, Loss, batched
@@ -77,9 +76,7 @@ def criterion_quality(
     shortest one has, and are judged only for the means.
     """
     batches = [batch.to(model.device) for batch in batched(examples, batch_size)]
-    truths = [
-        removal(model, batch, units, loss, batch_size) for batch in tqdm(batches, desc="removal", leave=False)
-    ]
+    truths = [removal(model, batch, units, loss, batch_size) for batch in batches]
     truth = {site: torch.cat([of_batch[site] for of_batch in truths]) for site in units}  # [W, n]
     shortest = min(len(example.ids) for example in examples)
     classes = torch.tensor([example.ids[min(example.prompt, len(example.ids) - 1)] for example in examples])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.batches import Batch, Loss
@@ -44,7 +45,7 @@ def removal(
     """
     dense = _losses(model, batch, loss)
     found = {}
-    for site, chosen in units.items():
+    for site, chosen in tqdm(units.items(), desc="removal", leave=False):
         # a row of a pass for each pair of a unit and a row of the batch
         pairs = torch.cartesian_prod(chosen.cpu(), torch.arange(len(batch.ids)))
         losses = []

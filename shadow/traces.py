@@ -31,7 +31,7 @@ NAME = re.compile(r"(?P<part>[a-z0-9_]+)-(?P<index>\d{5})-rank\d+of\d+\.safetens
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a store. windows, tokens: how many rows of either; sha256: of its arrays."""
+    """One file of a store. windows, tokens: how many rows of either; sha256: of these and its arrays."""
 
     store: str
     part: str
@@ -41,8 +41,8 @@ class Shard:
     sha256: str
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], rows: tuple[int, int] = (0, 0)) -> str:
+    found = hashlib.sha256(f"{rows}".encode())
     for name in sorted(tensors):
         values = tensors[name].contiguous()
         found.update(f"{name} {values.dtype} {list(values.shape)}".encode())
@@ -61,7 +61,7 @@ def write_shard(
     world: int = 1,
 ) -> Path:
     """store: the store's key; rows: windows and tokens; rank, world: of the writing process, for the name."""
-    shard = Shard(store, part, index, *rows, digest(tensors))
+    shard = Shard(store, part, index, *rows, digest(tensors, rows))
     file = folder / f"{part}-{index:05d}-rank{rank}of{world}.safetensors"
     with writing(file) as unfinished:
         # one entry: several would be written in an order that changes from run to run
@@ -90,7 +90,8 @@ def verify(file: Path, store: str) -> Shard:
     shard = inspect(file, store)
     try:
         with safe_open(file, "pt") as opened:
-            found = digest({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            found = digest(tensors, (shard.windows, shard.tokens))
     except SafetensorError as error:
         raise ValueError(f"it is damaged ({error})") from error
     if found != shard.sha256:
@@ -117,8 +118,15 @@ def finish(
     """
     listed: dict[str, list[dict]] = {}
     for file, shard in sorted(shards, key=lambda found: (found[1].part, found[1].index)):
-        line = {"file": file.name, "windows": shard.windows, "tokens": shard.tokens, "sha256": shard.sha256}
-        listed.setdefault(shard.part, []).append(line)
+        listed.setdefault(shard.part, []).append(
+            {
+                "file": file.name,
+                "index": shard.index,
+                "windows": shard.windows,
+                "tokens": shard.tokens,
+                "sha256": shard.sha256,
+            }
+        )
     content = {"settings": settings, "sizes": dict(sizes), "parts": listed, **facts}
     write_json(folder / "manifest.json", content)
 
@@ -130,7 +138,12 @@ def read_manifest(folder: Path) -> dict | None:
 
 def covered(manifest: dict, part: str) -> int:
     """Windows that the store holds of this part, from the first on without a gap."""
-    return sum(shard["windows"] for shard in manifest["parts"].get(part, []))
+    size, total = manifest["settings"]["traces"]["shard_windows"], 0
+    for index, shard in enumerate(manifest["parts"].get(part, [])):
+        if shard["index"] != index or total < index * size:
+            break
+        total += shard["windows"]
+    return total
 
 
 class Traces:

@@ -50,7 +50,8 @@ class Jacov:
 
     High where gradients differ from window to window. Jacobian covariance of Mellor et al. 2020 (arXiv
     2006.04647v1) with the gradients of one unit for rows; k = 1e-5. A window at which a gradient does not
-    vary correlates with none, not even itself, and adds a zero to v.
+    vary correlates with none, not even itself, and adds a zero to v. Zeros that every unit has, where windows
+    outnumber the gradients in each, are left out.
     """
 
     needs: ClassVar[Need] = "gradient"
@@ -58,11 +59,9 @@ class Jacov:
     def of(self, seen: Tensor, classes: Tensor) -> Tensor:
         rows = _standardised(_by_unit(seen))
         wide = rows.shape[2] > rows.shape[1]
-        gram = rows @ rows.mT if wide else rows.mT @ rows  # both have the same eigenvalues but for zeros
+        gram = rows @ rows.mT if wide else rows.mT @ rows  # the same eigenvalues but for those zeros
         values = torch.linalg.eigvalsh(gram).clamp(min=0)
-        zeros = rows.shape[1] - values.shape[1]
-        score = -(torch.log(values + TINY) + 1 / (values + TINY)).sum(-1)
-        return (score - zeros * (torch.log(torch.tensor(TINY)) + 1 / TINY)).float()
+        return -(torch.log(values + TINY) + 1 / (values + TINY)).sum(-1).float()
 
 
 class Epenas:
@@ -96,9 +95,10 @@ def _by_unit(seen: Tensor) -> Tensor:
 def _standardised(rows: Tensor) -> Tensor:
     """[..., R] -> float64, each row centred and of length 1; a row that does not vary becomes 0."""
     rows = rows.double()
-    rows = rows - rows.mean(-1, keepdim=True)
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / length.where(length > 0, 1)
+    centred = rows - rows.mean(-1, keepdim=True)
+    length, whole = (torch.linalg.vector_norm(values, dim=-1, keepdim=True) for values in (centred, rows))
+    varies = length > 1e-9 * whole  # what is float32 varies by more, and what is rounding by less
+    return torch.where(varies, centred / length.where(varies, 1), 0)
 
 
 STATISTICS: dict[str, Statistic] = {"nwot": Nwot(), "jacov": Jacov(), "epenas": Epenas()}
