@@ -54,14 +54,18 @@ def score(
         raise UserError("criterion=grasp needs model.dtype=float32 or bfloat16, got float16")
     scaled = model.dtype == torch.float16 and any(map(known.needs_gradient, criteria))
     for scale in LOSS_SCALES if scaled else (1.0,):
-        this = _Pass(model, batch, criteria, receive, loss, scale)
-        states = this.run(taps)
-        if all(math.isfinite(total) for total in this.sums):
-            return states
+        try:
+            return _Pass(model, batch, criteria, receive, loss, scale).run(taps)
+        except _NotFiniteError:
+            continue
     raise UserError(
         f"activations or gradients of this model are not finite in model.dtype={str(model.dtype)[6:]}: "
         "try bfloat16 or float32"
     )
+
+
+class _NotFiniteError(Exception):
+    """Before anybody receives what overflowed."""
 
 
 class _Pass:
@@ -90,7 +94,6 @@ class _Pass:
         self.waiting: dict[Site, Tensor] = {}
         self.weighed: set[Site] = set()
         self.seen: list[tuple[Site, Tensor]] = []  # in the graph, for the second backward
-        self.sums: list[Tensor] = []  # each is finite only if all that it sums is
 
     def run(self, taps: Sequence[int]) -> dict[int, Tensor]:
         states: dict[int, Tensor] = {}
@@ -99,6 +102,7 @@ class _Pass:
             states[layer] = state.detach()
 
         with ExitStack() as stack:
+            stack.callback(self.seen.clear)  # or the graph's hooks would hold the graph
             embedded = stack.enter_context(differentiable_embeddings(self.model)) if self.backward else []
             stack.enter_context(visit(self.sites, self.see))
             for site in self.sites:
@@ -124,7 +128,6 @@ class _Pass:
         squares = torch.stack([(grad.detach().float() * grad.float()).sum() for grad in grads]).sum()
         for (site, x), product in zip(self.seen, torch.autograd.grad(squares, tensors)):
             self.deliver("curvature", site, x.detach(), product)
-        self.seen.clear()  # or the graph's hooks would hold the graph
 
     def see(self, site: Site, x: Tensor) -> None:
         act = x.detach()
@@ -151,7 +154,7 @@ class _Pass:
             return
         act = act.float()
         slope = None if slope is None else slope.float() / self.scale
-        self.sums.append((act if slope is None else slope).sum())
+        _require_finite(act if slope is None else slope)
         for name in names:
             if name in STATISTICS:
                 self.receive(name, site, Shown(act if slope is None else slope))
@@ -190,7 +193,7 @@ class _Pass:
 
     def read(self, site: Site, projection: nn.Linear, x: Tensor, grad: Tensor) -> WeightRead:
         given, wanted = self.unflatten(x).float(), self.unflatten(grad).float() / self.scale
-        self.sums.append(wanted.sum())
+        _require_finite(wanted)
         weight = projection.weight.detach().float()
         if site.kind == "neuron":
             return WeightRead(wanted[..., None], given, weight[:, None])
@@ -201,3 +204,8 @@ class _Pass:
     def unflatten(self, values: Tensor) -> Tensor:
         """[..., E] -> [B, T, E]: OPT flattens [B, T] before its FFN."""
         return values.view(*self.batch.ids.shape, values.shape[-1])
+
+
+def _require_finite(values: Tensor) -> None:
+    if not math.isfinite(values.sum()):  # one look: the sum is finite only if all that it sums is
+        raise _NotFiniteError

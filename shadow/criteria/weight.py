@@ -87,9 +87,9 @@ class GradNormWeight:
         squares = []
         for read in reads:
             other = read.other.masked_fill(~inside[..., None], 0)
-            gram = other @ other.mT  # [B, T, T]
-            mixed = torch.einsum("bts,bsud->btud", gram, read.own)
-            squares.append((mixed * read.own).sum((1, 3)))
+            own = read.own.masked_fill(~inside[..., None, None], 0)
+            mixed = torch.einsum("bts,bsud->btud", other @ other.mT, own)
+            squares.append((mixed * own).sum((1, 3)))
         return torch.stack(squares).sum(0).clamp(min=0).sqrt()  # rounding leaves -1e-12 where it is 0
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from shadow.criteria import CRITERIA
+from shadow.criteria import CRITERIA, REMOVAL
 from shadow.jobs import points, settings, stages
 from shadow.predictors import Fixed
 from shadow.sites import find_sites
@@ -38,6 +39,9 @@ MEASURE = (
     "measure.context_tokens=8",
     "measure.continuation_tokens=4",
     "measure.limit=2",
+    "measure.quality_windows=2",
+    "measure.quality_layers=1",
+    "measure.quality_neurons=4",
 )
 
 
@@ -110,11 +114,11 @@ def test_every_model_builds_or_is_ready_to(compose, group, option):
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "criterion"])
 def test_every_criterion_has_a_formula_and_its_file_the_formulas_name(compose, option):
     assert compose("train", f"criterion={option}").criterion.name == option
-    assert option in CRITERIA
+    assert option in (*CRITERIA, REMOVAL)
 
 
 def test_every_formula_has_an_option():
-    assert {option for group, option in OPTIONS if group == "criterion"} == set(CRITERIA)
+    assert {option for group, option in OPTIONS if group == "criterion"} == {*CRITERIA, REMOVAL}
 
 
 @pytest.mark.usefixtures("tasks")
@@ -174,8 +178,11 @@ def test_every_sparsity_is_a_policy(compose, option):
 @pytest.mark.usefixtures("tasks")
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "measure"])
 def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
-    root = [f"measure.root={task_root}", "measure.tasks=[piqa,rte]"] if option == "tasks" else []
-    cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *root)
+    more = {
+        "tasks": [f"measure.root={task_root}", "measure.tasks=[piqa,rte]"],
+        "criterion_quality": ["sparsity.level=0"],
+    }
+    cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
     points.check_measure(cfg)
     lm = stages.load_lm(cfg)
     with sparse(lm.model, Fixed({}), settings.policy_of(cfg)) as run:
@@ -185,6 +192,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
         "perplexity": {"perplexity", "word_perplexity"},
         "choices": {"choices/acc"},
         "tasks": {"piqa/acc", "piqa/acc_norm", "rte/acc"},
+        "criterion_quality": {"quality/fisher/neuron/spearman", "quality_static/random/head/recall@50"},
     }[option]
     assert expected <= set(metrics)
     assert {name.split("/")[0] for name in metrics} == {name.split("/")[0] for name in expected}
@@ -223,9 +231,11 @@ def test_every_trace_setting_is_accepted(compose, option):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
 def test_every_experiment_passes_the_checks_before_a_model_is_loaded(compose, text_files, script, option):
-    cfg = compose(script, f"experiment={option}", *text_files)
-    settings.check_train(cfg)
-    if script == "evaluate":
+    if script == "train":
+        settings.check_train(compose(script, f"experiment={option}", *text_files))
+    else:
+        cfg = compose(script, f"experiment={option}", "make_missing=true", *text_files)
+        settings.check_scorer(cfg)
         points.check_measure(cfg)
 
 
@@ -233,9 +243,21 @@ def test_every_experiment_passes_the_checks_before_a_model_is_loaded(compose, te
 def test_every_sweep_is_a_multirun_over_settings_that_there_are(compose, option):
     grid = yaml.safe_load((CONF / "sweep" / f"{option}.yaml").read_text())["hydra"]
     assert grid["mode"] == "MULTIRUN"
+    parser = OverridesParser.create()
     for name, values in grid["sweeper"]["params"].items():
-        for value in str(values).split(","):
-            compose("evaluate", f"{name}={value.strip()}")
+        override = parser.parse_override(f"{name}={values}")
+        assert override.is_sweep_override()
+        if name in groups_of("evaluate"):
+            jobs = [compose("evaluate", f"{name}={value}") for value in override.sweep_string_iterator()]
+        else:
+            cfg = compose("evaluate", f"sweep={option}")  # once, as it takes a while
+            jobs = [cfg.copy() for _ in override.sweep_iterator()]
+            for job, value in zip(jobs, override.sweep_iterator()):
+                OmegaConf.update(job, name, value)
+        for job in jobs:
+            settings.check_predictor(job)
+            settings.check_traces(job)
+            settings.policy_of(job)
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "debug"])
