@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -139,28 +138,26 @@ def mean_of(states: Tensor, inside: Tensor) -> Tensor:
     return torch.einsum("bt,bt...->b...", weights, states)
 
 
-class ShardWriter(BasePredictionWriter):
+class ShardWriter(pl.Callback):
     """Writes a shard's parts when its last batch is there; what was written survives any crash.
 
     ends: the number after each shard's last window.
     """
 
     def __init__(self, folder: Path, store: str, shard_windows: int, ends: Mapping[int, int]) -> None:
-        super().__init__(write_interval="batch")
         self.folder, self.store, self.shard_windows, self.ends = folder, store, shard_windows, ends
         self.waiting: list[dict[str, Arrays]] = []
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        prediction: dict[str, Arrays],
-        batch_indices: Sequence[int] | None,
+        outputs: dict[str, Arrays],
         batch: Numbered,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        self.waiting.append(prediction)
+        self.waiting.append(outputs)
         shard = batch.first // self.shard_windows
         if batch.first + len(batch.batch.ids) == self.ends[shard]:
             self.flush(shard, trainer.global_rank, trainer.world_size)

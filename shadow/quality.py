@@ -70,7 +70,8 @@ def criterion_quality(
     units: Mapping[Site, Tensor],
     batch_size: int,
 ) -> dict[str, Judged]:
-    """-> by `quality/<criterion>/<kind>` for each window by itself, and `quality_static/...` for their means.
+    """-> by `quality/<criterion>/<kind>` for each window by itself, `quality_static/...` for their means, and
+    `quality_size/...` for each window against the size of the change: most criteria do not foretell its sign.
 
     Units are compared within their layer. nwot, jacov and epenas compare the windows, at all tokens that the
     shortest one has, and are judged only for the means.
@@ -90,8 +91,9 @@ def criterion_quality(
                 means = torch.stack([STATISTICS[name].of(found[name, site], classes) for site in sites])
             else:
                 scores = torch.stack([found[name, site] for site in sites], 1)
-                each = agreement(scores, real)
-                judged[f"quality/{name}/{kind}"] = judge(Agreement(*(_mean(values) for values in each)))
+                for truth_of, true in {"quality": real, "quality_size": real.abs()}.items():
+                    each = agreement(scores, true)
+                    judged[f"{truth_of}/{name}/{kind}"] = judge(Agreement(*map(_mean, each)))
                 means = scores.mean(0)
             judged[f"quality_static/{name}/{kind}"] = judge(agreement(means, real.mean(0)))
     return judged

@@ -9,7 +9,8 @@ from sweeps.points import split, tidy
 from sweeps.records import Measured, Record
 
 NATS = "nats_over_dense"  # log perplexity less the dense model's
-QUALITY = ("quality", "quality_static")  # scores against the truth: window by window, or averaged before
+# scores against the truth: window by window, against its size alone, or averaged before
+QUALITY = ("quality", "quality_size", "quality_static")
 # overrides that a point and its kinds tell already, or that change no score: they make no other scorer
 TOLD = ("contender", "criterion", "predictor", "sparsity.kinds", "traces.criteria")
 

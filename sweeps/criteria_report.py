@@ -12,6 +12,7 @@ from sweeps.report import beside, distinct, markdown, missing, shared_settings, 
 
 AGREEMENT = {
     "quality": "Scores against the truth, window by window",
+    "quality_size": "Scores against the size of the change alone, window by window",
     "quality_static": "Scores against the truth, both averaged over windows first",
 }
 
