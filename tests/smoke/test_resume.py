@@ -1,6 +1,7 @@
 """Killed while collecting, and while training: the same command ends with the files of an unbroken run."""
 
 import csv
+import random
 import re
 import time
 
@@ -15,10 +16,12 @@ JOB = [
     "traces.batch_size=4",
     "traces.shard_windows=4",
     "traces.tokens_per_window=8",
+    "traces.criteria=[plainact_weight,fisher,nwot,jacov]",  # and l2_norm, which the predictor learns
     "predictor.epochs=15",
     "predictor.batch_size=128",
     "predictor.rank=8",
 ]
+SHARDS, PARTS = 50, ("features", "plainact_weight", "fisher", "nwot", "jacov", "l2_norm")
 
 
 def contents(folder):
@@ -57,25 +60,40 @@ def test_an_unbroken_run_leaves_traces_and_a_predictor(unbroken):
     assert (
         names.count("manifest.json") == names.count("meta.json") == names.count("predictor.safetensors") == 1
     )
-    assert sum(name.startswith("shard-") for name in names) == 50
-    assert len(names) == 53
+    for part in PARTS:
+        assert sum(name.startswith(f"{part}-0") for name in names) == SHARDS
+    assert len(names) == SHARDS * len(PARTS) + 3
 
 
-def test_killed_twice_the_same_command_ends_with_the_same_files(unbroken, run, start, tmp_path):
-    log = tmp_path / "output.txt"
+@pytest.mark.parametrize("seed", [0])
+def test_killed_again_and_again_the_same_command_ends_with_the_same_files(
+    unbroken, run, start, tmp_path, seed
+):
+    """Three times while it collects, after 1, 2 more and 4 more shards or amid the files of the next, and
+    once while it trains.
+    """
+    log, draw = tmp_path / "output.txt", random.Random(seed)
 
     def found(pattern):
         return list(tmp_path.glob(f"artifacts/{pattern}"))
 
-    process = start(tmp_path, log, "train.py", *JOB)
-    kill_when(process, lambda: len(found("traces/*/shard-*")) >= 5, log)
-    shards = len(found("traces/*/shard-*"))
-    assert 5 <= shards < 50
-    assert not found("traces/*/manifest.json")
+    def whole_shards():
+        numbers = [file.name.split("-")[1] for file in found("traces/*/*.safetensors")]
+        return sum(numbers.count(number) == len(PARTS) for number in set(numbers))
+
+    there = 0
+    for more in (1, 2, 4):
+        files = len(found("traces/*/*.safetensors")) + more * len(PARTS) + draw.randrange(len(PARTS))
+        process = start(tmp_path, log, "train.py", *JOB)
+        kill_when(process, lambda files=files: len(found("traces/*/*.safetensors")) >= files, log)
+        assert f"{there} of {SHARDS} shards of 4 are there" in log.read_text()  # it went on where it stopped
+        assert there + more <= whole_shards() < SHARDS
+        assert not found("traces/*/manifest.json")
+        there = whole_shards()
 
     process = start(tmp_path, log, "train.py", *JOB)
     kill_when(process, lambda: found("predictors/*/last.ckpt"), log)
-    assert f"{4 * shards} done" in log.read_text()  # of the windows: collecting went on where it stopped
+    assert f"{there} of {SHARDS} shards of 4 are there" in log.read_text()
     assert found("traces/*/manifest.json")
     assert found("predictors/*/last.ckpt")
     assert not found("predictors/*/meta.json")

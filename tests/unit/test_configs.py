@@ -192,7 +192,11 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
         "perplexity": {"perplexity", "word_perplexity"},
         "choices": {"choices/acc"},
         "tasks": {"piqa/acc", "piqa/acc_norm", "rte/acc"},
-        "criterion_quality": {"quality/fisher/neuron/spearman", "quality_static/random/head/recall@50"},
+        "criterion_quality": {
+            "quality/fisher/neuron/spearman",
+            "quality_size/snip/neuron/spearman",
+            "quality_static/random/head/recall@50",
+        },
     }[option]
     assert expected <= set(metrics)
     assert {name.split("/")[0] for name in metrics} == {name.split("/")[0] for name in expected}

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,15 +108,64 @@ def test_tasks_have_no_running_text_and_say_what_to_use():
         TaskPrompts(["copa"], None, 1, 0, 64, 0).documents("eval")
 
 
-@pytest.mark.parametrize("start", [0, 3, 6])
-def test_examples_are_served_in_order_from_the_one_that_is_asked_for(start):
-    rows = [Example([i + 1] * (i + 1), 1) for i in range(7)]
-    batches = list(CalibrationExamples(rows, 2, start).predict_dataloader())
-    expected = [collate(rows[i : i + 2]) for i in range(start, 7, 2)]
-    assert len(batches) == len(expected)
-    for batch, wanted in zip(batches, expected):
-        for got, want in zip(batch, wanted):
-            assert torch.equal(got, want)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_more_windows_begin_with_the_fewer(tiny_opt, tmp_path, seed):
+    """A store of the fewer becomes one of the more."""
+    for few, more in (
+        (builtin(windows=6, seed=seed), builtin(windows=20, seed=seed)),
+        (files(tmp_path, windows=6, seed=seed), files(tmp_path, windows=20, seed=seed)),
+    ):
+        assert more.examples(tiny_opt)[:6] == few.examples(tiny_opt)
+        assert few.fingerprint() == more.fingerprint()
+
+
+# Served to the collector
+
+ROWS = [Example([i + 1] * (i + 1), 1) for i in range(11)]
+
+
+def served(missing, batch_size=2, process=None):
+    """What comes out for shards of 4 windows; process: (its number, of how many)."""
+    data = CalibrationExamples(ROWS, batch_size, 4, missing)
+    if process:
+        data.trainer = SimpleNamespace(global_rank=process[0], world_size=process[1])
+    return list(data.predict_dataloader())
+
+
+def assert_batch(batch, examples):
+    for got, want in zip(batch, collate(examples), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_the_windows_of_the_shards_that_miss_anything_are_served_in_order(batch_size):
+    found = served({2: ["fisher"], 0: ["features", "l2_norm"]}, batch_size)
+    firsts = [*range(0, 4, batch_size), *range(8, 11, batch_size)]
+    assert [numbered.first for numbered in found] == firsts
+    for first, batch, parts in found:
+        assert_batch(batch, ROWS[first : min(first + batch_size, 4 if first < 4 else 11)])
+        assert parts == (["features", "l2_norm"] if first < 4 else ["fisher"])
+
+
+def test_a_batch_never_reaches_into_the_next_shard():
+    for numbered in served({0: ["fisher"], 1: ["fisher"]}, batch_size=3):
+        last = numbered.first + len(numbered.batch.ids) - 1
+        assert numbered.first // 4 == last // 4
+
+
+def test_nothing_is_served_where_nothing_is_missing():
+    assert served({}) == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_processes_share_the_shards_out_and_no_shard_is_of_two(world):
+    missing = {shard: ["fisher"] for shard in range(3)}
+    shards = [
+        {numbered.first // 4 for numbered in served(missing, 2, (rank, world))} for rank in range(world)
+    ]
+    assert sorted(shard for mine in shards for shard in mine) == [0, 1, 2]
+    sizes = [len(mine) for mine in shards]
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_wikitext_is_read_from_json_lines(shared_data, tiny_opt):

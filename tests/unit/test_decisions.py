@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from shadow.batches import Example, collate
-from shadow.criteria import CRITERIA
+from shadow.criteria import CONTEXTUAL
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
+from shadow.scores import score
 from shadow.sites import find_sites
 from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 
 POLICY = SparsityPolicy(0.5)
 NETS = ["unified-scores", "unified-mean", "unified-last", "layerwise-scores", "layerwise-last"]
-ORACLES = [f"oracle-{name}" for name in CRITERIA]
+ORACLES = [f"oracle-{name}" for name in CONTEXTUAL]
+LOOKING = [name for name in ORACLES if name != "oracle-random"]
 CASES = [
     (name, decided_at)
     for name in ["fixed", *NETS, *ORACLES]
@@ -61,9 +63,13 @@ def differ(one, other):
 # Batch size
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("name", "decided_at", "dtype"),
+    [(*case, torch.float64) for case in CASES]
+    # with rounding of 6e-8 a criterion's two units are once in a while too close to tell
+    + [(*case, torch.float32) for case in CASES if case[0] not in ORACLES],
+)
 @pytest.mark.parametrize("family", ["opt", "llama"])
-@pytest.mark.parametrize(("name", "decided_at"), CASES)
 def test_batch_size_1_and_8_give_the_same_plans(
     make_lm, make_scorer, examples, name, decided_at, family, dtype
 ):
@@ -117,7 +123,7 @@ def test_a_plan_decided_at_the_prompt_has_not_seen_the_answer(lm, make_scorer, p
         assert_same(of_row(together, row, 99), first)
 
 
-@pytest.mark.parametrize("name", [*NETS, *ORACLES])
+@pytest.mark.parametrize("name", [*NETS, *LOOKING])
 def test_a_plan_decided_at_the_prompt_depends_on_the_prompt(lm, make_scorer, examples, name):
     one, other = examples([12, 12])
     scorer = make_scorer(name, lm)
@@ -127,7 +133,7 @@ def test_a_plan_decided_at_the_prompt_depends_on_the_prompt(lm, make_scorer, exa
     )
 
 
-@pytest.mark.parametrize("name", [*NETS, *ORACLES])
+@pytest.mark.parametrize("name", [*NETS, *LOOKING])
 def test_a_plan_decided_at_the_sequence_has_seen_the_answer(lm, make_scorer, pairs, name):
     scorer = make_scorer(name, lm)
     assert differ(
@@ -177,13 +183,25 @@ def test_a_plan_of_a_whole_row_is_what_the_pooled_scores_say(lm, make_net, examp
         assert torch.equal(plan[1, kind][0], expected[1, kind])
 
 
-def test_the_oracle_takes_the_units_that_its_criterion_ranks_highest_at_each_token(lm, batch):
-    from shadow.scores import score
+@pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
+@pytest.mark.parametrize("name", CONTEXTUAL)
+def test_the_oracle_takes_the_units_that_its_criterion_ranks_highest(lm, batch, name, decided_at):
+    found, policy = {}, SparsityPolicy(0.5, dense_layers=())
 
-    found = {}
-    score(lm.model, batch, ["fisher"], lambda _, site, x: found.update({(site.layer, site.kind): x}))
-    plan = plan_of(lm, Oracle("fisher"), batch, "token", SparsityPolicy(0.5, dense_layers=()))[0]
-    assert_same(plan, SparsityPolicy(0.5, dense_layers=()).plan(found))
+    def receive(_, site, seen):
+        pool = {"token": None, "prompt": batch.in_prompt(), "sequence": batch.real()}[decided_at]
+        found[site.layer, site.kind] = seen.tokens() if pool is None else seen.window(pool)
+
+    score(lm.model, batch, [name], receive)
+    assert_same(plan_of(lm, Oracle(name), batch, decided_at, policy)[0], policy.plan(found))
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
+def test_the_random_oracle_takes_the_same_units_everywhere(lm, make_scorer, batch, decided_at):
+    plan = plan_of(lm, make_scorer("oracle-random", lm), batch, decided_at)[0]
+    for keep in plan.values():
+        rows = keep.flatten(0, -2)
+        assert torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def test_what_an_oracle_saw_of_one_batch_does_not_reach_the_next(lm, make_scorer, examples):

@@ -80,6 +80,37 @@ def test_a_point_of_another_predictor_is_not_found(compose, override):
     assert not is_found(compose("evaluate", override))
 
 
+STATIC = ["predictor=static"]
+ORACLE = ["predictor=oracle", "criterion=fisher"]
+DRAWN = ["predictor=static", "criterion=random"]
+
+
+@pytest.mark.parametrize(
+    ("job", "override", "same"),
+    [
+        (STATIC, "data.windows=100", False),
+        (STATIC, "data.tokens=32", False),
+        (STATIC, "traces.loss=next_token", False),
+        (STATIC, "traces.summed=prompt", False),
+        (STATIC, "traces.dtype=ranks", False),
+        (STATIC, "traces.shard_windows=32", False),
+        (STATIC, "traces.criteria=all", True),  # of the same store, what is used is the same
+        (STATIC, "traces.batch_size=4", True),
+        (STATIC, "predictor.rank=3", True),
+        (ORACLE, "traces.loss=next_token", False),
+        (ORACLE, "traces.summed=prompt", True),
+        (ORACLE, "data.windows=100", True),
+        (DRAWN, "data.windows=100", True),
+        (DRAWN, "traces.loss=next_token", True),
+    ],
+    ids=str,
+)
+def test_a_point_follows_what_its_scores_are_made_from_and_nothing_else(compose, job, override, same):
+    keep(compose("evaluate", *job))
+    assert is_found(compose("evaluate", *job)) is True
+    assert is_found(compose("evaluate", *job, override)) is same
+
+
 def test_the_dense_point_is_the_same_for_every_scorer(compose):
     keep(compose("evaluate", "sparsity.level=0.0", "predictor=unified"))
     for predictor in ("static", "random", "oracle", "layerwise"):
@@ -160,6 +191,9 @@ def test_a_local_model_is_called_by_its_folder(compose):
         (["data=text"], r"data\.eval"),
         (["data=text", "measure=choices"], r"data\.eval"),
         (["data=tasks"], "measure=tasks"),
+        (["measure=criterion_quality"], r"sparsity\.level must be 0, got 0\.5"),
+        (["measure=criterion_quality", "sparsity.level=0", "measure.quality=[best]"], "quality.*best"),
+        (["measure=criterion_quality", "sparsity.level=0", "data=text"], r"data\.eval"),
     ],
 )
 def test_a_measure_that_cannot_be_is_refused_before_the_model_is_loaded(compose, job, message):

@@ -5,9 +5,10 @@ import pytorch_lightning as pl
 import torch
 
 from shadow.errors import UserError
+from shadow.packing import encode, pack
 from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData, ranks, recall_at_half, spearman
 from shadow.predictors import TapNet
-from shadow.traces import Traces, finish, write_shard
+from shadow.traces import FEATURES, Traces, files_of, finish, inspect, write_shard
 
 WINDOWS, TOKENS, LAYERS, WIDTH = 30, 10, 3, 8
 UNITS = {"head": 4, "neuron": 16}
@@ -27,17 +28,18 @@ def store(request, tmp_path):
         states = torch.randn(10 * TOKENS, LAYERS, WIDTH, generator=draw)
         pooled = torch.randn(10, LAYERS, WIDTH, generator=draw)
         window = torch.arange(10 * shard, 10 * shard + 10)
-        arrays = {
-            "window/window": window,
-            "window/prompt/last": pooled,
-            "token/window": window.repeat_interleave(TOKENS),
-            "token/state": states,
-        }
+        features = {"window/window": window, "token/window": window.repeat_interleave(TOKENS)}
+        for name, values in (("window/prompt/last", pooled), ("token/state", states)):
+            features[name], features[f"{name}/scale"] = pack(values)
+        fisher = {}
         for kind in UNITS:
-            arrays[f"window/fisher/{kind}"] = scores(pooled, kind)
-            arrays[f"token/fisher/{kind}"] = scores(states, kind)
-        write_shard(tmp_path, shard, arrays)
-    finish(tmp_path, {}, {"criteria": ["fisher"], "taps": [0, 1, 2]})
+            for rows, seen in (("window", pooled), ("token", states)):
+                for suffix, values in encode(scores(seen, kind), "float16").items():
+                    fisher[f"{rows}/{kind}{suffix}"] = values
+        for part, arrays in ((FEATURES, features), ("fisher", fisher)):
+            write_shard(tmp_path, "key", part, shard, (10, 10 * TOKENS), arrays)
+    shards = [(file, inspect(file, "key")) for file in files_of(tmp_path)]
+    finish(tmp_path, {"traces": {"shard_windows": 10}}, {"taps": [0, 1, 2]}, {"30": 30, "20": 20}, shards)
     return Traces(tmp_path)
 
 
@@ -85,7 +87,9 @@ def fit(module, data, epochs):
 
 def test_training_and_validation_share_no_window_and_lose_none(store):
     data = make_data(store)
-    windows = [set(store.read("token", "window", rows.indices).tolist()) for rows in (data.train, data.val)]
+    windows = [
+        set(store.read("token", FEATURES, "window", rows.indices).tolist()) for rows in (data.train, data.val)
+    ]
     assert not windows[0] & windows[1]
     assert windows[0] | windows[1] == set(range(WINDOWS))
     assert len(windows[1]) == 6
@@ -100,16 +104,29 @@ def test_the_split_depends_on_the_seed(store):
 def test_samples_hold_the_taps_states_and_the_scores_from_the_first_tap_on(store):
     sample = make_data(store, taps=(1, 2)).train.__getitems__([5, 3])
     rows = make_data(store, taps=(1, 2)).train.indices[[5, 3]]
-    assert torch.equal(sample.states, store.read("token", "state", rows)[:, 1:])
+    assert torch.equal(sample.states, store.read("token", FEATURES, "state", rows)[:, 1:])
     for kind in UNITS:
-        assert torch.equal(sample.scores[kind], store.read("token", f"fisher/{kind}", rows)[:, 1:])
+        assert torch.equal(sample.scores[kind], store.read("token", "fisher", kind, rows)[:, 1:])
 
 
 def test_window_rows_are_read_with_the_state_that_is_asked_for(store):
     data = make_data(store, rows="window", state="prompt/last")
     sample = everything(data)
     assert len(sample.states) == 24
-    assert torch.equal(sample.states, store.read("window", "prompt/last", data.train.indices)[:, 1:2])
+    assert torch.equal(
+        sample.states, store.read("window", FEATURES, "prompt/last", data.train.indices)[:, 1:2]
+    )
+
+
+@pytest.mark.parametrize("rows", ["token", "window"])
+def test_of_the_first_windows_of_a_store_no_others_are_seen(store, rows):
+    """In the middle of its second shard."""
+    state = {"token": "state", "window": "prompt/last"}[rows]
+    data = make_data(Traces(store.folder, 15), rows=rows, state=state)
+    indices = torch.cat([data.train.indices, data.val.indices]).sort().values
+    assert torch.equal(indices, torch.arange(15 * (TOKENS if rows == "token" else 1)))
+    assert store.read(rows, FEATURES, "window", indices).max() == 14
+    assert len(data.val) == 3 * (TOKENS if rows == "token" else 1)
 
 
 def test_an_epoch_has_every_row_once_in_an_order_of_its_own(store):

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+from shadow.batches import collate
+from shadow.criteria import CONTEXTUAL
+from shadow.criteria.statistics import STATISTICS
+from shadow.errors import UserError
 from shadow.predictors import Fixed, Oracle, Predicted, TapNet, random_scores
+from shadow.scores import score
 from shadow.sites import find_sites
 
 UNITS = {"head": 4, "neuron": 64}
@@ -131,3 +136,83 @@ def test_fixed_scores_read_nothing():
 def test_an_oracle_has_nothing_to_say_before_it_has_looked():
     with pytest.raises(ValueError, match="oracle must see the sample first"):
         Oracle("fisher").at(0, states(1, 1), None)
+
+
+@pytest.mark.parametrize("loss", ["answer", "next_token"])
+@pytest.mark.parametrize("criterion", CONTEXTUAL)
+def test_an_oracle_says_what_the_criterion_found_at_each_token_and_over_a_pool(lm, batch, criterion, loss):
+    found, oracle, pool = {}, Oracle(criterion, loss), batch.in_prompt()
+    score(
+        lm.model,
+        batch,
+        [criterion],
+        lambda name, site, seen: found.update({(site.layer, site.kind): seen}),
+        loss=loss,
+    )
+    oracle.look(lm.model, batch)
+    tokens, pooled = oracle.at(0, states(1, 1), None), oracle.at(0, states(1, 1), pool)
+    assert set(tokens) == set(pooled) == set(found)
+    for unit, seen in found.items():
+        assert torch.equal(tokens[unit], seen.tokens())
+        assert torch.equal(pooled[unit], seen.window(pool))
+
+
+def test_an_oracles_loss_is_that_of_the_answer_unless_told_otherwise(lm, batch):
+    said = []
+    for oracle in (Oracle("plainact"), Oracle("plainact", "answer"), Oracle("plainact", "next_token")):
+        oracle.look(lm.model, batch)
+        said.append(oracle.at(0, states(1, 1), None)[1, "neuron"])
+    assert torch.equal(said[0], said[1])
+    assert not torch.equal(said[0], said[2])
+
+
+def test_an_oracle_forgets_the_sample_before(lm, examples):
+    one, other = (collate(examples([9], seed=seed)) for seed in (1, 2))
+    twice, once = Oracle("fisher"), Oracle("fisher")
+    for batch in (one, other):
+        twice.look(lm.model, batch)
+    once.look(lm.model, other)
+    for unit, values in once.at(0, states(1, 1), None).items():
+        assert torch.equal(twice.at(0, states(1, 1), None)[unit], values)
+
+
+@pytest.mark.parametrize("criterion", [*STATISTICS, "magnitude"])
+def test_an_oracle_of_what_compares_windows_or_does_not_exist_is_refused_naming_what_it_may_be(criterion):
+    with pytest.raises(
+        UserError, match=rf"an oracle's criterion must be in .*'plainact'.*, got '{criterion}'"
+    ):
+        Oracle(criterion)
+
+
+@torch.no_grad()
+def test_an_oracle_of_removal_says_by_how_much_the_loss_is_higher_without_the_unit(lm64, examples):
+    """Without it: its columns of the projection that reads it are 0."""
+    (example,) = examples([7])
+    batch, oracle = collate([example]), Oracle("removal")
+
+    def loss():
+        logits = lm64.model(input_ids=batch.ids).logits[0, example.prompt - 1 : -1]
+        return torch.nn.functional.cross_entropy(logits, batch.ids[0, example.prompt :])
+
+    oracle.look(lm64.model, batch)
+    said, dense = oracle.at(0, states(1, 1), batch.real()), loss()
+    assert {unit: values.shape[1] for unit, values in said.items()} == {
+        (layer, kind): UNITS[kind] for layer in range(4) for kind in UNITS
+    }
+    for site in find_sites(lm64.model):
+        width = site.module.in_features // site.units
+        for unit in (0, 3):
+            columns = site.module.weight[:, unit * width : (unit + 1) * width]
+            kept = columns.clone()
+            columns.zero_()
+            expected = float(loss() - dense)
+            columns.copy_(kept)
+            # the oracle's losses, of about 5 nats, are float32
+            assert float(said[site.layer, site.kind][0, unit]) == pytest.approx(expected, abs=2e-6)
+
+
+def test_an_oracle_of_removal_has_nothing_to_say_of_a_single_token(lm, examples):
+    oracle = Oracle("removal")
+    oracle.look(lm.model, collate(examples([4])))
+    with pytest.raises(UserError, match=r"use sparsity\.decided_at=prompt or sequence"):
+        oracle.at(0, states(1, 1), None)

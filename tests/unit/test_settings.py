@@ -5,10 +5,16 @@ import shlex
 
 import pytest
 
+from shadow.artifacts import write_json
+from shadow.criteria import CRITERIA, RANDOM
 from shadow.errors import UserError
 from shadow.jobs.settings import (
+    asked_criteria,
+    asked_size,
     check_scorer,
     check_train,
+    holds,
+    needs_traces,
     predictor_folder,
     reads,
     traces_folder,
@@ -43,8 +49,14 @@ NEITHER = [
     "logger=wandb",
     "tags=[a,b]",
     "callbacks.progress=null",
+    "stage=traces",
+    "trainer.devices=2",
+    "traces.criteria=[l2_norm]",  # a store is added what it misses
+    "traces.criteria=all",
+    "traces.batch_size=4",
 ]
 PREDICTOR = [
+    "data.windows=100",  # of the same store, the first
     "predictor=layerwise",
     "predictor.rank=3",
     "predictor.epochs=1",
@@ -56,15 +68,19 @@ BOTH = [
     "model=tiny-opt",
     "model.dtype=bfloat16",
     "model.source.gguf_file=other.gguf",
-    "data.windows=100",
     "data.tokens=32",
     "data.prompt_share=0.25",
     "data.eval_share=0.5",
     "data.split_seed=1",
     "seed=2",
-    "traces.criteria=[l2_norm]",
     "traces.taps=[0,1]",
     "traces.tokens_per_window=4",
+    "traces.statistic_tokens=4",
+    "traces.shard_windows=32",
+    "traces.loss=next_token",
+    "traces.summed=prompt",
+    "traces.dtype=ranks",
+    "traces.top=0.5",
 ]
 
 
@@ -74,6 +90,14 @@ def test_a_setting_renames_what_it_concerns_and_nothing_else(compose, override):
     renames_traces = traces_folder(before).name != traces_folder(after).name
     renames_predictor = predictor_folder(before).name != predictor_folder(after).name
     assert (renames_traces, renames_predictor) == (override in BOTH, override not in NEITHER)
+
+
+def test_the_number_of_tasks_examples_renames_predictors_alone(compose, task_root):
+    job = ["data=tasks", "data.tasks=[copa]", f"data.root={task_root}"]
+    few, more = (compose("train", *job, f"data.examples_per_task={count}") for count in (3, 5))
+    assert traces_folder(few) == traces_folder(more)
+    assert predictor_folder(few) != predictor_folder(more)
+    assert (asked_size(few), asked_size(more)) == ("3", "5")
 
 
 def test_a_predictor_of_tokens_serves_every_time_of_decision_and_one_of_windows_its_own(compose):
@@ -131,6 +155,57 @@ def test_traces_of_tasks_follow_the_content_of_their_files_and_not_its_place(com
     assert name(tmp_path / "copy") != name(task_root)
 
 
+# What a store must hold
+
+
+@pytest.mark.parametrize(
+    ("job", "criteria"),
+    [
+        ([], ["l2_norm"]),
+        (["criterion=fisher"], ["fisher"]),
+        (["traces.criteria=[snip]"], ["snip", "l2_norm"]),
+        (["traces.criteria=[snip,l2_norm]"], ["snip", "l2_norm"]),
+        (["traces.criteria=all"], [name for name in CRITERIA if name != RANDOM]),
+        (["traces.criteria=[random,snip]", "predictor=random"], ["snip"]),
+        (["predictor=static", "criterion=random"], []),
+        (["predictor=random"], []),
+        (["predictor=oracle", "criterion=fisher"], []),
+    ],
+    ids=str,
+)
+def test_a_store_must_hold_the_criterion_that_is_used_and_those_that_are_asked_for(compose, job, criteria):
+    cfg = compose("train", *job)
+    assert asked_criteria(cfg) == criteria
+    assert needs_traces(cfg) == (cfg.criterion.name in criteria)
+
+
+def manifest(**windows: int) -> dict:
+    """Of a store with so many windows of each part, of which 10 and 20 were asked for."""
+    parts = {part: [{"index": 0, "windows": count}] for part, count in windows.items()}
+    return {"settings": {"traces": {"shard_windows": 64}}, "sizes": {"10": 10, "20": 20}, "parts": parts}
+
+
+@pytest.mark.parametrize(
+    ("job", "found", "enough"),
+    [
+        ([], manifest(features=20, l2_norm=20), True),
+        ([], manifest(features=20, l2_norm=10), False),
+        ([], manifest(features=20, fisher=20), False),
+        ([], manifest(features=10, l2_norm=20), False),
+        ([], manifest(l2_norm=20), False),
+        ([], None, False),
+        (["data.windows=10"], manifest(features=20, l2_norm=10), True),
+        (["data.windows=30"], manifest(features=30, l2_norm=30), False),  # not yet known to be 30
+        (["criterion=fisher"], manifest(features=20, fisher=20), True),
+        (["traces.criteria=[snip]"], manifest(features=20, l2_norm=20), False),
+        (["predictor=static", "criterion=random"], manifest(features=20), True),
+    ],
+    ids=str,
+)
+def test_a_store_is_enough_if_it_covers_all_windows_of_all_that_is_asked_for(compose, job, found, enough):
+    assert holds(found, compose("train", "data.windows=20", *job)) == enough
+
+
 # The command that makes what is missing
 
 JOBS = [
@@ -149,6 +224,8 @@ JOBS = [
     ["callbacks.progress=null", "+trainer.enable_progress_bar=false"],
     ["sweep=accuracy_curve", "sparsity.level=0.3", "predictor=unified"],
     ["predictor=static", "model=tiny-llama"],
+    ["predictor=static", "criterion=nwot", "traces.shard_windows=16", "traces.batch_size=16"],
+    ["traces.criteria=[fisher,snip]", "traces.dtype=ranks", "traces.top=0.3"],
 ]
 
 
@@ -192,8 +269,31 @@ def test_what_is_missing_is_answered_with_the_command_and_the_other_way(compose,
 
 
 @pytest.mark.parametrize(
+    ("found", "enough"),
+    [(manifest(features=20, l2_norm=20), True), (manifest(features=20, fisher=20), False)],
+    ids=["with the criterion", "without"],
+)
+def test_a_store_without_the_criterion_is_missing_too(compose, found, enough):
+    cfg = compose(
+        "evaluate", "model=tiny-opt", "predictor=static", "data.windows=20", "traces.shard_windows=16"
+    )
+    write_json(traces_folder(cfg) / "manifest.json", found)
+    if enough:
+        check_scorer(cfg)
+    else:
+        with pytest.raises(UserError, match=r"no trace store with all that is asked for.*`python train.py"):
+            check_scorer(cfg)
+
+
+@pytest.mark.parametrize(
     "job",
-    [["predictor=random"], ["predictor=oracle"], ["sparsity.level=0"], ["make_missing=true"]],
+    [
+        ["predictor=random"],
+        ["predictor=oracle"],
+        ["predictor=static", "criterion=random"],
+        ["sparsity.level=0"],
+        ["make_missing=true"],
+    ],
 )
 def test_nothing_is_missing_where_nothing_is_needed(compose, job):
     check_scorer(compose("evaluate", *job))
@@ -209,16 +309,97 @@ def test_nothing_is_missing_where_nothing_is_needed(compose, job):
         ("predictor.pooling=last", r"sparsity\.decided_at=token.*predictor\.pooling=scores"),
         ("sparsity.level=1.5", r"sparsity\.level.*1\.5"),
         ("sparsity.scope=block", r"sparsity\.scope.*block"),
-        ("traces.criteria=[fisher]", r"criterion=l2_norm.*traces\.criteria"),
-        ("traces.shard_windows=7", r"traces\.shard_windows"),
         ("predictor.taps=[]", r"predictor\.taps"),
         ("predictor.taps=[2,1]", r"predictor\.taps"),
         ("predictor.name=unifed", r"predictor\.name.*unifed"),
+        ("criterion.name=magnitude", r"criterion .*l2_norm.*magnitude"),
+        ("stage=fit", r"stage .*traces.*'fit'"),
+        ("trainer.devices=2", r"stage=traces.*trainer\.devices=1"),
+        ("traces.criteria=[magnitude]", r"traces\.criteria.*magnitude"),
+        ("traces.criteria=[removal]", r"traces\.criteria.*removal"),
+        ("traces.criteria=[]", r"traces\.criteria.*\[\]"),
+        ("traces.criteria=fisher", r"traces\.criteria"),
+        ("traces.loss=all", r"traces\.loss.*'answer', 'next_token'.*'all'"),
+        ("traces.summed=real", r"traces\.summed.*'answer', 'prompt', 'all'.*'real'"),
+        ("traces.dtype=float32", r"traces\.dtype.*'float16', 'ranks'.*'float32'"),
+        ("traces.top=0", r"traces\.top.*\(0, 1\).*0"),
+        ("traces.top=1.0", r"traces\.top.*\(0, 1\).*1"),
+        ("traces.top=-0.5", r"traces\.top.*-0\.5"),
+        ("traces.shard_windows=7", r"traces\.shard_windows.*traces\.batch_size.*7 and 8"),
+        ("traces.shard_windows=0", r"traces\.shard_windows"),
+        ("traces.batch_size=0", r"traces\.batch_size.*64 and 0"),
+        ("traces.tokens_per_window=-1", r"traces\.tokens_per_window.*-1 and 24"),
+        ("traces.tokens_per_window=0", r"traces\.tokens_per_window"),  # a predictor of tokens has none
+        ("traces.statistic_tokens=1", r"traces\.statistic_tokens.*24 and 1"),
     ],
 )
 def test_a_bad_setting_is_refused_before_the_model_is_loaded(compose, override, message):
     with pytest.raises(UserError, match=message):
         check_train(compose("train", override))
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["stage=traces", "trainer.devices=2"],
+        ["predictor=static", "traces.tokens_per_window=0"],
+        ["predictor.pooling=last", "sparsity.decided_at=prompt", "traces.tokens_per_window=0"],
+        ["traces.criteria=[fisher]"],
+        ["predictor=static", "criterion=grasp"],
+        ["predictor=static", "criterion=nwot", "data.windows=64"],
+        ["traces.criteria=all", "traces.top=0.5", "traces.dtype=ranks"],
+    ],
+    ids=str,
+)
+def test_settings_that_can_be_are_not_refused(compose, job):
+    check_train(compose("train", *job))
+
+
+STATISTICS = ["nwot", "jacov", "epenas"]
+
+
+@pytest.mark.parametrize("criterion", STATISTICS)
+def test_a_statistic_of_fewer_windows_than_a_shard_is_refused(compose, criterion):
+    for job in (["predictor=static", f"criterion={criterion}"], [f"traces.criteria=[{criterion}]"]):
+        with pytest.raises(UserError, match=rf"{criterion}.*traces\.shard_windows=64.*63 windows"):
+            check_train(compose("train", "data.windows=63", *job))
+        check_train(compose("train", "data.windows=63", "traces.shard_windows=56", *job))
+
+
+@pytest.mark.parametrize("predictor", ["unified", "layerwise", "oracle"])
+@pytest.mark.parametrize("criterion", STATISTICS)
+def test_a_statistic_says_nothing_of_one_prompt(compose, criterion, predictor):
+    job = [f"predictor={predictor}", f"criterion={criterion}"]
+    with pytest.raises(UserError, match=rf"criterion={criterion}.*predictor=static.*{predictor}"):
+        check_train(compose("train", *job))
+    with pytest.raises(UserError, match=rf"criterion={criterion}.*predictor=static.*{predictor}"):
+        check_scorer(compose("evaluate", "make_missing=true", *job))
+
+
+@pytest.mark.parametrize("predictor", ["unified", "layerwise"])
+@pytest.mark.parametrize("criterion", ["random", "grasp"])
+def test_scores_that_are_no_sizes_cannot_be_learnt(compose, criterion, predictor):
+    job = [f"predictor={predictor}", f"criterion={criterion}"]
+    message = rf"criterion={criterion}.*predictor=static or predictor=oracle.*{predictor}"
+    with pytest.raises(UserError, match=message):
+        check_train(compose("train", *job))
+    with pytest.raises(UserError, match=message):
+        check_scorer(compose("evaluate", "make_missing=true", *job))
+
+
+@pytest.mark.parametrize("job", [["predictor=static"], ["predictor=unified"], ["sparsity.decided_at=token"]])
+def test_removing_units_one_by_one_is_for_an_oracle_of_windows(compose, job):
+    fine = ["criterion=removal", "predictor=oracle", "sparsity.decided_at=prompt"]
+    check_scorer(compose("evaluate", *fine))
+    with pytest.raises(UserError, match=r"criterion=removal.*predictor=oracle.*prompt or sequence"):
+        check_scorer(compose("evaluate", *fine, *job))
+
+
+@pytest.mark.parametrize("predictor", ["oracle", "static", "unified"])
+def test_a_loss_that_there_is_not_is_refused_for_every_scorer_that_has_one(compose, predictor):
+    job = ["make_missing=true", "traces.loss=all", f"predictor={predictor}"]
+    with pytest.raises(UserError, match=r"traces\.loss.*'all'"):
+        check_scorer(compose("evaluate", *job))
 
 
 def test_an_unknown_scorer_is_refused_by_name(compose):

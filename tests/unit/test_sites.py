@@ -13,6 +13,7 @@ from shadow.sites import (
     differentiable_embeddings,
     find_layers,
     find_sites,
+    overhear,
     require_layout,
     visit,
     watch,
@@ -32,6 +33,13 @@ def readers_of(lm, index):
     return {"head": layer.self_attn.o_proj, "neuron": layer.mlp.down_proj}
 
 
+def writers_of(lm, index):
+    layer = layer_of(lm, index)
+    if lm.model.config.model_type == "opt":
+        return (layer.fc1,)
+    return (layer.mlp.gate_proj, layer.mlp.up_proj)
+
+
 def test_every_layer_has_a_head_site_and_then_a_neuron_site(lm):
     sites = find_sites(lm.model)
     assert [(site.layer, site.kind) for site in sites] == [
@@ -39,6 +47,28 @@ def test_every_layer_has_a_head_site_and_then_a_neuron_site(lm):
     ]
     for site in sites:
         assert site.module is readers_of(lm, site.layer)[site.kind]
+
+
+def test_neurons_have_the_projections_that_write_them_and_heads_none(lm):
+    for site in find_sites(lm.model):
+        assert site.writers == (writers_of(lm, site.layer) if site.kind == "neuron" else ())
+        assert all(writer.out_features == site.units for writer in site.writers)
+
+
+def test_the_first_writers_output_meets_the_non_linearity(lm, batch, dense):
+    """relu(fc1), or silu(gate) * up, is what the neurons' reader reads."""
+    written, read = {}, {}
+    sites = find_sites(lm.model)
+    writers = [writer for site in sites for writer in site.writers]
+    with (
+        visit(sites, lambda site, x: read.__setitem__(site, x)),
+        overhear(writers, lambda writer, x, y: written.__setitem__(writer, y)),
+    ):
+        dense(lm, batch)
+    for site in sites[1::2]:
+        first, *others = (written[writer].reshape(read[site].shape) for writer in site.writers)
+        expected = first.relu() if not others else torch.nn.functional.silu(first) * others[0]
+        assert torch.equal(read[site], expected)
 
 
 def test_heads_are_query_heads_and_neurons_are_what_the_down_projection_reads(lm):
@@ -145,6 +175,48 @@ def test_a_visit_leaves_no_hook_after_an_exception_in_the_forward_pass(lm, batch
 def test_a_visit_that_cannot_begin_leaves_no_hook(lm, hooks_on):
     broken = Site(0, "head", None, 4)
     with pytest.raises(AttributeError), visit([*find_sites(lm.model), broken], lambda site, x: None):
+        pass
+    assert hooks_on(lm.model) == 0
+
+
+def test_overhearing_gives_what_went_into_a_projection_and_what_came_out(lm, batch, dense):
+    projections = [*writers_of(lm, 1), readers_of(lm, 2)["head"]]
+    heard = []
+    with overhear(projections, lambda projection, x, y: heard.append((projection, x, y))):
+        before = dense(lm, batch)
+    assert [projection for projection, _, _ in heard] == projections  # as they run
+    for projection, x, y in heard:
+        assert torch.equal(torch.nn.functional.linear(x, projection.weight, projection.bias), y)
+    assert torch.equal(dense(lm, batch), before)
+
+
+def test_overhearing_gives_what_a_visit_put_there(lm, batch, dense):
+    heard = []
+    with (
+        visit(find_sites(lm.model), lambda site, x: torch.zeros_like(x)),
+        overhear([readers_of(lm, 1)["head"]], lambda projection, x, y: heard.append(x)),
+    ):
+        dense(lm, batch)
+    assert not heard[0].any()
+
+
+def test_overhearing_leaves_no_hook(lm, batch, dense, hooks_on):
+    with overhear(writers_of(lm, 0), lambda projection, x, y: None):
+        assert hooks_on(lm.model) == len(writers_of(lm, 0))
+    assert hooks_on(lm.model) == 0
+
+
+def test_overhearing_leaves_no_hook_after_an_exception(lm, batch, dense, hooks_on):
+    def fail(projection, x, y):
+        raise RuntimeError("mid-way")
+
+    with pytest.raises(RuntimeError, match="mid-way"), overhear(writers_of(lm, 0), fail):
+        dense(lm, batch)
+    assert hooks_on(lm.model) == 0
+
+
+def test_overhearing_that_cannot_begin_leaves_no_hook(lm, hooks_on):
+    with pytest.raises(AttributeError), overhear([*writers_of(lm, 0), None], lambda projection, x, y: None):
         pass
     assert hooks_on(lm.model) == 0
 

@@ -95,6 +95,37 @@ def test_the_seed_draws_the_documents_and_their_shots(tiny_opt, task_root):
     assert len(draws[0]) == 8
 
 
+def test_the_tasks_take_turns(tiny_opt, task_root, rows):
+    """So that any first so many examples are of all tasks alike."""
+    found = few_shot_examples(tiny_opt, NAMES, str(task_root), 3, 0, 512, 0)
+    texts = [tiny_opt.tokenizer.decode(example.ids) for example in found]
+    of_task = {task: {"".join(prompt_and_answer(task, row)) for row in rows(task)} for task in NAMES}
+    assert [next(task for task in NAMES if text in of_task[task]) for text in texts] == NAMES * 3
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_more_examples_begin_with_the_fewer(tiny_opt, task_root, shots):
+    """With the same shots: traces of the fewer can become traces of the more."""
+    draws = [few_shot_examples(tiny_opt, NAMES, str(task_root), count, shots, 512, 0) for count in (1, 3, 5)]
+    assert [len(found) for found in draws] == [4, 12, 20]
+    assert draws[1][:4] == draws[0]
+    assert draws[2][:12] == draws[1]
+
+
+def test_a_task_that_has_no_more_documents_leaves_its_turns_to_the_others(tiny_opt, task_root, tmp_path):
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "rte").symlink_to(task_root / "rte")
+    for part in ("train", "validation"):
+        lines = (task_root / "piqa" / f"{part}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "piqa" / f"{part}.jsonl").write_text("".join(lines[:2]))
+    few, more = (
+        few_shot_examples(tiny_opt, ["piqa", "rte"], str(tmp_path), count, 0, 512, 0) for count in (2, 4)
+    )
+    assert more[:4] == few
+    tasks = ["rte" if "True or False" in tiny_opt.tokenizer.decode(x.ids) else "piqa" for x in more]
+    assert tasks == ["piqa", "rte", "piqa", "rte", "rte", "rte"]
+
+
 def test_a_long_prompt_loses_its_beginning_and_not_its_answer(tiny_opt, task_root):
     whole = few_shot_examples(tiny_opt, ["piqa"], str(task_root), 5, 2, 4096, 0)
     short = few_shot_examples(tiny_opt, ["piqa"], str(task_root), 5, 2, 60, 0)

@@ -133,6 +133,17 @@ def test_windows_are_drawn_by_the_seed_without_repeating_any(tokenizer):
     assert len({tuple(example.ids) for example in draws[0]}) == 30
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_more_windows_begin_with_the_fewer(seed):
+    """So that traces of the fewer can become traces of the more."""
+    windows = list(range(50))
+    whole = choose(windows, 50, seed, "data.windows")
+    assert sorted(whole) == windows
+    assert whole != windows  # spread over the texts
+    for count in range(1, 50):
+        assert choose(windows, count, seed, "data.windows") == whole[:count]
+
+
 @pytest.mark.parametrize(("share", "prompt"), [(0.5, 8), (0.25, 4), (0.0, 0), (1.0, 16)])
 def test_the_prompt_is_its_share_of_the_window(tokenizer, share, prompt):
     (example,) = text_windows([TEXT], tokenizer, 1, 16, share, 0, "data.windows")
