@@ -82,7 +82,7 @@ class CriterionCollector(pl.LightningModule):
                 chosen = seen.values[torch.arange(len(lengths))[:, None], compared].cpu()
                 self.put(parts[name], f"shown/{site.kind}", site.layer, {"": chosen})
                 return
-            window, token = seen.window(summed), seen.tokens()[row, position]
+            window, token = seen.window(summed), seen.at(row, position)
             for rows, values in {"window": window, "token": token}.items():
                 self.put(
                     parts[name],

@@ -18,11 +18,12 @@ def pack(values: Tensor) -> tuple[Tensor, Tensor]:
 
     The scale is the power of two that brings a row's largest value near 2**14: squared gradients survive.
     """
-    if not torch.isfinite(values).all():
+    largest = values.abs().amax(-1)
+    if not torch.isfinite(largest).all():  # NaN is larger than any number
         raise ValueError(
             "scores or states are not finite: the model overflows in its dtype (try model.dtype=float32)"
         )
-    _, exponent = torch.frexp(values.abs().amax(-1))
+    _, exponent = torch.frexp(largest)
     scale = torch.ldexp(
         torch.ones_like(values[..., 0]), (exponent - 14).clamp(min=-126)
     )  # below, floats run out

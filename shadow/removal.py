@@ -25,6 +25,9 @@ class Exact:
             "criterion=removal removes a unit from a whole window: use sparsity.decided_at=prompt or sequence"
         )
 
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        return self.tokens()
+
     def window(self, inside: Tensor) -> Tensor:
         """-> [B, U]; the unit was removed at all positions, whatever is inside."""
         return self.change

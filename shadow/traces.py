@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from shadow.artifacts import write_json, writing
@@ -65,7 +65,8 @@ def write_shard(
     file = folder / f"{part}-{index:05d}-rank{rank}of{world}.safetensors"
     with writing(file) as unfinished:
         # one entry: several would be written in an order that changes from run to run
-        save_file(dict(tensors), unfinished, {"shard": json.dumps(asdict(shard), sort_keys=True)})
+        metadata = {"shard": json.dumps(asdict(shard), sort_keys=True)}
+        unfinished.write_bytes(save(dict(tensors), metadata))  # save_file has temporary files of its own
     for other in folder.glob(f"{part}-{index:05d}-rank*.safetensors"):
         if other != file:
             other.unlink()  # fewer windows, or written by other processes

@@ -24,6 +24,10 @@ class Seen(Protocol):
         """-> float32 [B, T, U]: the score at each position by itself."""
         ...
 
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        """row, position: [M] -> float32 [M, U]: `tokens` there."""
+        ...
+
     def window(self, inside: Tensor) -> Tensor:
         """inside: bool [B, T] -> float32 [B, U]: the score over these positions together."""
         ...

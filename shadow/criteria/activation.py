@@ -35,6 +35,10 @@ class Summed:
         """-> [B, T, U]: the score at each position by itself."""
         return self.finish(self.parts)
 
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        """row, position: [M] -> [M, U]: `tokens` there."""
+        return self.finish(self.parts[row, position])
+
     def window(self, inside: Tensor) -> Tensor:
         """inside: bool [B, T] -> [B, U]: the score over these positions together."""
         return self.finish(self.parts.masked_fill(~inside[..., None], 0).sum(1))

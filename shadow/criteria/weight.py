@@ -44,6 +44,10 @@ class Weighed:
         """-> [B, T, U]: the score at each position by itself."""
         return self.form.tokens(self.reads)
 
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        """row, position: [M] -> [M, U]: `tokens` there."""
+        return self.tokens()[row, position]
+
     def window(self, inside: Tensor) -> Tensor:
         """inside: bool [B, T] -> [B, U]: the score over these positions together."""
         return self.form.window(self.reads, inside)

@@ -113,8 +113,8 @@ def traces_folder(cfg: DictConfig) -> Path:
 
 def check_traces(cfg: DictConfig) -> None:
     settings = cfg.traces
+    check_loss(cfg)
     for setting, allowed in (
-        ("loss", get_args(Loss)),
         ("summed", get_args(Positions)),
         ("dtype", get_args(Stored)),
     ):
@@ -139,6 +139,11 @@ def check_traces(cfg: DictConfig) -> None:
         raise UserError(too_few_windows(statistics, int(asked_size(cfg)), settings.shard_windows))
 
 
+def check_loss(cfg: DictConfig) -> None:
+    if cfg.traces.loss not in get_args(Loss):
+        raise UserError(f"traces.loss must be one of {list(get_args(Loss))}, got {cfg.traces.loss!r}")
+
+
 def too_few_windows(statistics: list[str], windows: int, shard_windows: int) -> str:
     return (
         f"{', '.join(statistics)} compare the windows of a whole shard: traces.shard_windows={shard_windows} "
@@ -152,6 +157,10 @@ def reads(cfg: DictConfig) -> tuple[Rows, str]:
     if pooling not in ("scores", "mean", "last"):
         raise UserError(f"predictor.pooling must be scores, mean or last, got {pooling!r}")
     if pooling == "scores":
+        if cfg.traces.tokens_per_window == 0:
+            raise UserError(
+                "traces.tokens_per_window must be at least 1 for a predictor that learns from tokens, got 0"
+            )
         return "token", "state"
     if decided_at == "token":
         raise UserError(
@@ -240,6 +249,7 @@ def check_predictor(cfg: DictConfig) -> None:
             f"criterion={criterion} compares many windows and says nothing of one prompt: "
             f"use predictor=static, got predictor={name}"
         )
+    check_loss(cfg)
     if name not in NETS:
         return
     if criterion in (criteria.RANDOM, "grasp"):

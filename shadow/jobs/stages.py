@@ -91,7 +91,15 @@ def get_traces(cfg: DictConfig, lm: LM) -> Traces:
         manifest = collect(cfg, lm, folder)
     assert manifest is not None
     require_weights(folder, manifest["weights"], lm)
-    return Traces(folder, manifest["sizes"][asked_size(cfg)])
+    windows = manifest["sizes"][asked_size(cfg)]
+    require_windows(cfg, windows)
+    return Traces(folder, windows)
+
+
+def require_windows(cfg: DictConfig, windows: int) -> None:
+    statistics = [name for name in asked_criteria(cfg) if name in STATISTICS]
+    if statistics and windows < cfg.traces.shard_windows:
+        raise UserError(too_few_windows(statistics, windows, cfg.traces.shard_windows))
 
 
 _verified: dict[
@@ -130,9 +138,9 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
     examples = calibration_data(cfg).examples(lm)
     settings, wanted = cfg.traces, [traces.FEATURES, *asked_criteria(cfg)]
     size, store = settings.shard_windows, traces.store_of(folder)
-    statistics = [name for name in wanted if name in STATISTICS]
-    if statistics and len(examples) < size:
-        raise UserError(too_few_windows(statistics, len(examples), size))
+    require_windows(cfg, len(examples))
+    before = traces.read_manifest(folder) or {"sizes": {}, "weights": digest(lm.model)}
+    require_weights(folder, before["weights"], lm)
     keeping = Keeping(
         trace_taps(cfg, len(find_layers(lm.model))),
         settings.tokens_per_window,
@@ -181,7 +189,6 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
         "parameters": lm.model.num_parameters(),
         "weights": digest(lm.model),
     }
-    before = traces.read_manifest(folder) or {"sizes": {}}
     sizes = before["sizes"] | {asked_size(cfg): len(examples)}
     shards = [(file, traces.inspect(file, store)) for file in traces.files_of(folder)]
     rank_zero_only(traces.finish)(folder, trace_settings(cfg), facts, sizes, shards)
@@ -203,12 +210,20 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
 
 def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:
     """-> windows of each part's shard whose file is whole; the others are named and taken away."""
-    found = {}
+    found: dict[tuple[str, int], tuple[int, Path]] = {}
     for file in traces.files_of(folder):
-        if sound(file, store):
-            shard = traces.inspect(file, store)
-            found[shard.part, shard.index] = shard.windows
-    return found
+        if not sound(file, store):
+            continue
+        shard = traces.inspect(file, store)
+        place = shard.part, shard.index
+        windows, other = found.get(place, (0, None))
+        if windows >= shard.windows:  # two runs of different processes were killed here
+            file.unlink()
+            continue
+        if other is not None:
+            other.unlink()
+        found[place] = shard.windows, file
+    return {place: windows for place, (windows, _) in found.items()}
 
 
 # Predictors

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from shadow.batches import Example
-from shadow.criteria import CRITERIA
+from shadow.criteria import CONTEXTUAL
 from shadow.evaluation import choice_accuracy, perplexity
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import find_sites
@@ -98,7 +98,7 @@ def test_the_choice_is_the_continuation_with_the_least_loss(lm, asked):
 
 
 @pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
-@pytest.mark.parametrize("name", ["fixed", "unified", "layerwise", *CRITERIA])
+@pytest.mark.parametrize("name", ["fixed", "unified", "layerwise", *CONTEXTUAL])
 def test_batch_size_1_and_8_give_the_same_accuracy_and_sparsity(lm, make_net, asked, name, decided_at):
     if name in ("unified", "layerwise"):
         scorer = Predicted(make_net(lm, [1] if name == "unified" else [1, 2, 3]), "scores")

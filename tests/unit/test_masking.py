@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from shadow.batches import Batch
-from shadow.criteria import CRITERIA
+from shadow.criteria import CONTEXTUAL
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import find_sites
 from shadow.sparse import SparseRun, sparse
 from shadow.sparsity import SparsityPolicy
 
 DENSE = SparsityPolicy(0.0)
-SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CRITERIA)]
+SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CONTEXTUAL)]
 
 
 def fail_after(_):

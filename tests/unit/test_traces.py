@@ -303,11 +303,12 @@ def test_a_store_reads_as_before_while_it_grows(folder):
 
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
+from shadow.memory import peak_memory
 from shadow.traces import Traces
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return round(1e9 * peak_memory())
 store = Traces(Path(sys.argv[1]))
 chosen = torch.tensor([0, 777, 1500, 1999])
 store.read("window", "features", "window", chosen)
