@@ -162,9 +162,6 @@ class ShardWriter(pl.Callback):
         if batch.first + len(batch.batch.ids) == self.ends[shard]:
             self.flush(shard, trainer.global_rank, trainer.world_size)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.barrier()  # the manifest is of all processes' shards
-
     def flush(self, shard: int, rank: int, world: int) -> None:
         for part in self.waiting[0]:
             arrays = {

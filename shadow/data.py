@@ -143,6 +143,9 @@ class CalibrationExamples(pl.LightningDataModule):
         super().__init__()
         self.examples, self.batch_size, self.shard_windows = examples, batch_size, shard_windows
         self.missing = missing
+        self.allow_zero_length_dataloader_with_multiple_devices = (
+            True  # there may be fewer shards than processes
+        )
 
     def predict_dataloader(self) -> DataLoader:
         trainer = self.trainer

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Need = Literal["activation", "pre-activation", "gradient", "curvature"]
@@ -41,7 +42,10 @@ class Summed:
 
     def window(self, inside: Tensor) -> Tensor:
         """inside: bool [B, T] -> [B, U]: the score over these positions together."""
-        return self.finish(self.parts.masked_fill(~inside[..., None], 0).sum(1))
+        weights = inside[:, None].to(
+            self.parts.dtype
+        )  # a product is many times faster than masking and summing
+        return self.finish(torch.bmm(weights, self.parts)[:, 0])
 
 
 class L2Norm:

@@ -181,6 +181,7 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
         trainer.predict(CriterionCollector(lm.model, keeping), data, return_predictions=False)
         if trainer.interrupted:
             raise KeyboardInterrupt
+        trainer.strategy.barrier()  # the manifest is of all processes' shards, and some have none to collect
     facts = {
         "taps": list(keeping.taps),
         "layers": len(find_layers(lm.model)),

@@ -78,3 +78,11 @@ def test_a_fit_by_several_processes_is_refused_before_anything_runs(run, tmp_pat
     assert done.returncode == 1
     assert "stage=traces" in done.stdout
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_more_processes_than_shards_collect_all_the_same(run, tmp_path):
+    few = ["data.windows=16", "trainer.devices=2", "trainer.strategy=ddp", "traces.criteria=[l2_norm]"]
+    done = run(tmp_path, "train.py", *JOB, *few)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert len(list(store(tmp_path).glob("*.safetensors"))) == 2
+    assert (store(tmp_path) / "manifest.json").is_file()
