@@ -10,21 +10,20 @@ from collections.abc import Callable
 
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
 from tqdm import tqdm
 
-from shadow.batches import Batch, collate
-from shadow.collector import CriterionCollector, Keeping
+from shadow.batches import Batch, collate, logits_of
+from shadow.collector import CriterionCollector
 from shadow.criteria import needs_gradient
 from shadow.criteria.activation import SUMMABLE
 from shadow.criteria.weight import WEIGHT_FORMS
 from shadow.data import Numbered
-from shadow.jobs.settings import calibration_data, trace_taps
-from shadow.jobs.stages import load_lm
+from shadow.jobs.settings import calibration_data
+from shadow.jobs.stages import keeping_of, load_lm
 from shadow.memory import peak_memory
 from shadow.models import LM
 from shadow.scores import row_losses
-from shadow.sites import differentiable_embeddings, find_layers
+from shadow.sites import differentiable_embeddings
 from shadow.traces import FEATURES
 
 ROUNDS = 5
@@ -44,7 +43,7 @@ def main() -> None:
         cfg = compose("train", sys.argv[1:])
     lm = load_lm(cfg)
     batch = collate(calibration_data(cfg).examples(lm)[: cfg.traces.batch_size])
-    collector = CriterionCollector(lm.model, keeping(cfg, lm))
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
     works: dict[str, Callable[[], object]] = {
         "bare forward": lambda: forward(lm, batch),
         "bare forward and backward": lambda: forward_and_backward(lm, batch),
@@ -73,30 +72,15 @@ def main() -> None:
     print(f"Peak memory of this process {peak_memory():.2f} GB.")
 
 
-def keeping(cfg: DictConfig, lm: LM) -> Keeping:
-    settings = cfg.traces
-    return Keeping(
-        trace_taps(cfg, len(find_layers(lm.model))),
-        settings.tokens_per_window,
-        settings.statistic_tokens,
-        settings.loss,
-        settings.summed,
-        settings.dtype,
-        settings.top,
-        cfg.seed,
-    )
-
-
 @torch.no_grad()
 def forward(lm: LM, batch: Batch) -> None:
-    lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False)
+    logits_of(lm.model, batch)
 
 
 def forward_and_backward(lm: LM, batch: Batch) -> None:
     """Of activations alone, as collecting needs it: no weight has a gradient."""
     with differentiable_embeddings(lm.model) as embedded:
-        logits = lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
-        torch.autograd.grad(row_losses(logits, batch.labels).sum(), embedded)
+        torch.autograd.grad(row_losses(logits_of(lm.model, batch), batch.labels).sum(), embedded)
 
 
 def collect(collector: CriterionCollector, batch: Batch, criteria: list[str]) -> None:

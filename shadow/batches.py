@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 IGNORED = -100  # the label that cross-entropy skips, as everywhere in transformers
 
@@ -57,6 +58,11 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in self))
+
+
+def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """-> [B, T, V]: one forward pass, without a key-value cache."""
+    return model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
 
 
 def collate(examples: Sequence[Example], pad: int = 0) -> Batch:

@@ -15,7 +15,7 @@ from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.data import Numbered
 from shadow.packing import Stored, encode, pack
 from shadow.scores import score
-from shadow.sites import KINDS, Site, count_units, find_layers, find_sites
+from shadow.sites import KINDS, Site, find_layers
 from shadow.traces import FEATURES, write_shard
 
 Arrays = dict[str, Tensor]
@@ -58,7 +58,7 @@ class CriterionCollector(pl.LightningModule):
         super().__init__()
         self.outside = (model,)
         self.keeping = keeping
-        self.layers, self.units = len(find_layers(model)), count_units(find_sites(model))
+        self.layers = len(find_layers(model))
 
     def on_predict_start(self) -> None:
         (model,) = self.outside

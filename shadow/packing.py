@@ -1,5 +1,6 @@
 """Scores in few bytes: half precision with a scale, or 8-bit ranks with a curve; bits of the best units."""
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -57,6 +58,7 @@ def unrank(codes: Tensor, knots: Tensor) -> Tensor:
     return table.flatten(0, -2).gather(-1, codes.flatten(0, -2).long()).view(codes.shape)
 
 
+@functools.cache
 def _lines() -> Tensor:
     """-> [256, 17]: what each rank takes of each knot."""
     identity = np.eye(len(KNOTS))
@@ -70,12 +72,13 @@ def encode(values: Tensor, stored: Stored, top: float | None = None) -> dict[str
     Up to 256 units, float16 takes hardly more and keeps more than ranks do. top: also keep, as a bit a unit,
     which units are this share of the best.
     """
-    packed, scale = pack(values)
-    arrays = {"": packed, "/scale": scale}
     if stored == "ranks" and values.shape[-1] > CODES:
         codes, knots = rank(values)
         packed, scale = pack(knots)
         arrays = {"": codes, "/knots": packed, "/knots/scale": scale}
+    else:
+        packed, scale = pack(values)
+        arrays = {"": packed, "/scale": scale}
     if top is not None:
         arrays["/top"] = top_bits(values, top)
     return arrays

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from shadow.batches import Batch, Loss
+from shadow.batches import Batch, Loss, logits_of
 from shadow.errors import UserError
 from shadow.scores import row_losses
 from shadow.sites import Site, find_sites, visit
@@ -73,5 +73,4 @@ def _dropping(site: Site, units: Tensor) -> Callable[[Site, Tensor], Tensor | No
 
 
 def _losses(model: PreTrainedModel, batch: Batch, loss: Loss) -> Tensor:
-    logits = model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
-    return row_losses(logits, batch.targets(loss)).float().cpu()
+    return row_losses(logits_of(model, batch), batch.targets(loss)).float().cpu()

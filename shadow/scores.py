@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from shadow import criteria as known
-from shadow.batches import IGNORED, Batch, Loss
+from shadow.batches import IGNORED, Batch, Loss, logits_of
 from shadow.criteria.activation import SUMMABLE, Need, Summed
 from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.criteria.weight import WEIGHT_FORMS, Weighed, WeightRead
@@ -111,8 +111,7 @@ class _Pass:
             # only this attention has a second derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH) if self.curved else nullcontext())
             with torch.set_grad_enabled(self.backward):
-                ids, real = self.batch.ids, self.batch.real().long()
-                logits = self.model(input_ids=ids, attention_mask=real, use_cache=False).logits
+                logits = logits_of(self.model, self.batch)
                 if self.backward:
                     loss = row_losses(logits, self.batch.targets(self.loss)).sum() * self.scale
                     self.derive(loss, embedded)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.batches import Batch
+from shadow.batches import Batch, logits_of
 from shadow.errors import UserError
 from shadow.predictors import Looks, Scorer
 from shadow.sites import Kind, Site, find_layers, find_sites, visit, watch
@@ -53,7 +53,7 @@ class SparseRun:
                 self._looking = False
         self._batch = batch
         try:
-            return self.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+            return logits_of(self.model, batch)
         finally:
             self._batch = None
 

@@ -7,6 +7,7 @@ windows can be added, several processes can write, and what is damaged is made a
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,9 +23,10 @@ from shadow.artifacts import write_json, writing
 from shadow.errors import UserError
 from shadow.packing import decode, from_bits
 
+log = logging.getLogger(__name__)
+
 Rows = Literal["window", "token", "shard"]
 FEATURES = "features"
-POOLED = ("prompt/last", "prompt/mean", "sequence/last", "sequence/mean")  # the states kept with a window row
 SUFFIXES = ("", "/scale", "/knots", "/knots/scale")
 NAME = re.compile(r"(?P<part>[a-z0-9_]+)-(?P<index>\d{5})-rank\d+of\d+\.safetensors")
 
@@ -133,8 +135,15 @@ def finish(
 
 
 def read_manifest(folder: Path) -> dict | None:
+    """None if there is none that can be read: the shards say themselves what they are."""
     file = folder / "manifest.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # half a JSON, or not even text
+        log.warning("%s cannot be read (%s): the store's shards are listed again", file, error)
+        return None
 
 
 def covered(manifest: dict, part: str) -> int:
@@ -159,11 +168,8 @@ class Traces:
         self._open: dict[tuple[str, int], safe_open] = {}
         self._arrays: dict[tuple[str, int, str], Tensor] = {}
         shards, before = manifest["parts"][FEATURES], 0
-        self._ends: dict[Rows, list[int]] = {
-            "window": [],
-            "token": [],
-            "shard": [],
-        }  # rows up to each shard's
+        # rows up to the end of each shard
+        self._ends: dict[Rows, list[int]] = {"window": [], "token": [], "shard": []}
         for index, shard in enumerate(shards):
             if before >= self.windows:
                 break

@@ -15,7 +15,7 @@ from sweeps.criteria_points import (
     without_quality,
 )
 from sweeps.curves import Chart, Curve, Mark, find_dense, mark
-from sweeps.points import MEAN_ACCURACY, is_accuracy, is_perplexity, place_of
+from sweeps.points import by_place, drawn_metrics, is_accuracy
 from sweeps.records import Record
 
 
@@ -53,18 +53,13 @@ class Contest:
 
 def find_contests(records: list[Record]) -> list[Contest]:
     """Records as they were read -> a contest for each model and data set."""
-    places: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        places.setdefault(place_of(record), []).append(record)
-    return [contest(group) for group in places.values()]
+    return [contest(group) for group in by_place(records)]
 
 
 def contest(records: list[Record]) -> Contest:
     points = name_settings(tidy_by_kinds(without_quality(records)))
     judges = [record for record in records if any(map(is_quality, record.metrics))]
-    names = list(dict.fromkeys(name for record in points for name in record.metrics))
-    perplexity = min(filter(is_perplexity, names), key=len, default=None)
-    accuracies = sorted(filter(is_accuracy, names), key=lambda name: name != MEAN_ACCURACY)
+    perplexity, accuracies = drawn_metrics(points)
     dense, notes = find_dense([record for record in points if record.point.level == 0])
     metrics = [*([perplexity] if perplexity else []), *accuracies]
     if perplexity and dense and perplexity in dense.metrics:

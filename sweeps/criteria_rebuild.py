@@ -1,6 +1,5 @@
 """From folders of run records to criteria.csv, criteria.png and criteria.md."""
 
-import csv
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 from sweeps.criteria import Contest, find_contests
 from sweeps.criteria_points import is_quality, kinds_of, quality_of, with_kinds
 from sweeps.criteria_report import summary, write_report
-from sweeps.files import writing
-from sweeps.rebuild import Rebuilt
+from sweeps.files import Cell, write_csv
+from sweeps.rebuild import Rebuilt, figure_name
 from sweeps.records import Measured, Record, RecordError, Records, read
 
 log = logging.getLogger(__name__)
@@ -18,7 +17,6 @@ COLUMNS = (
     *("model", "data", "scorer", "kinds", "criterion", "level", "seed"),
     *("achieved_head", "achieved_neuron", "metric", "value", "stderr"),
 )
-Row = list[str | int | float | None]
 
 
 def find(folders: Iterable[Path]) -> tuple[Records, list[Contest]]:
@@ -40,13 +38,13 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     records, contests = find(folders)
     if not any(records):
         raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
-    write_csv(contests, out / "criteria.csv")
+    write_csv(COLUMNS, (row for contest in contests for row in rows_of(contest)), out / "criteria.csv")
     charts = [contest.chart for contest in contests]
     figures: dict[str, Path] = {}
     for contest in contests:
         figure = draw(contest)
         if figure is not None:
-            figures[contest.chart.name] = out / figure_name(contest, contests)
+            figures[contest.chart.name] = out / figure_name("criteria", contest.chart, charts)
             save(figure, figures[contest.chart.name])
     if len(contests) > 1:
         (out / "criteria.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
@@ -56,24 +54,9 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     return Rebuilt(records._replace(done=points), charts, figures, out / "criteria.md")
 
 
-def figure_name(contest: Contest, contests: list[Contest]) -> str:
-    if len(contests) == 1:
-        return "criteria.png"
-    return f"criteria-{contest.chart.model}-{contest.chart.data}.png".replace("/", "-")
-
-
-def write_csv(contests: list[Contest], file: Path) -> None:
-    """One row per point and metric, seeds apart."""
-    with writing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(COLUMNS)
-        for contest in contests:
-            rows.writerows(rows_of(contest))
-
-
-def rows_of(contest: Contest) -> list[Row]:
-    """The dense model once for each seed; the quality of scores under the criterion that made them."""
-    rows: list[Row] = []
+def rows_of(contest: Contest) -> list[list[Cell]]:
+    """The values of COLUMNS, seeds apart: the dense model once for each seed, quality under its criterion."""
+    rows: list[list[Cell]] = []
     dense: set[tuple[int, str]] = set()
     for record in contest.chart.records:
         for name, measured in record.metrics.items():
@@ -96,7 +79,9 @@ def rows_of(contest: Contest) -> list[Row]:
     return rows
 
 
-def row(record: Record, scorer: str, kinds: str, criterion: str, metric: str, measured: Measured) -> Row:
+def row(
+    record: Record, scorer: str, kinds: str, criterion: str, metric: str, measured: Measured
+) -> list[Cell]:
     """The values of COLUMNS."""
     point, achieved = record.point, record.achieved
     return [

@@ -4,12 +4,11 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-from sweeps.points import MEAN_ACCURACY, is_accuracy, is_perplexity, place_of
+from sweeps.points import by_place, drawn_metrics, is_accuracy, is_perplexity
 from sweeps.records import Measured, Record
 
-CEILING = (
-    30.0  # times dense: a model that is 3.4 nats worse is broken, and how broken must not squash the others
-)
+# times dense: a model that is 3.4 nats worse is broken, and how broken must not squash the others
+CEILING = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,7 @@ class Chart:
 
 def find_charts(records: list[Record]) -> list[Chart]:
     """Tidy records -> a chart for each model and data set, in the order of the records."""
-    places: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        places.setdefault(place_of(record), []).append(record)
-    return [chart(group) for group in places.values()]
+    return [chart(group) for group in by_place(records)]
 
 
 def chart(records: list[Record]) -> Chart:
@@ -70,8 +66,7 @@ def chart(records: list[Record]) -> Chart:
     for record in sparse:
         label = ", ".join([record.point.scorer, *(getattr(record.point, name) for name in varying)])
         by_label.setdefault(label, {}).setdefault(record.point.level, []).append(record)
-    names = list(dict.fromkeys(name for record in records for name in record.metrics))
-    perplexities = sorted(filter(is_perplexity, names), key=len)
+    perplexity, accuracies = drawn_metrics(records)
     dense, notes = find_dense([record for record in records if record.point.level == 0])
     found = Chart(
         model=records[0].point.model,
@@ -82,8 +77,8 @@ def chart(records: list[Record]) -> Chart:
             Curve(label, [mark(levels[level]) for level in sorted(levels)])
             for label, levels in by_label.items()
         ],
-        accuracies=sorted(filter(is_accuracy, names), key=lambda name: name != MEAN_ACCURACY),
-        perplexity=perplexities[0] if perplexities else None,
+        accuracies=accuracies,
+        perplexity=perplexity,
         notes=notes,
     )
     return replace(found, notes=[*notes, *leaving(found)])

@@ -1,9 +1,12 @@
 """Writing so that a reader never sees half a file."""
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+Cell = str | int | float | None
 
 
 @contextmanager
@@ -16,3 +19,10 @@ def writing(file: Path) -> Iterator[Path]:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Iterable[Cell]], file: Path) -> None:
+    with writing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:
+        lines = csv.writer(stream, lineterminator="\n")
+        lines.writerow(columns)
+        lines.writerows(rows)

@@ -1,14 +1,12 @@
 """From records to one record per point, and their CSV."""
 
-import csv
 import logging
 import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from sweeps.files import writing
+from sweeps.files import Cell
 from sweeps.records import Measured, Point, Record
 
 log = logging.getLogger(__name__)
@@ -97,16 +95,23 @@ def place_of(record: Record) -> tuple[str, str]:
     return record.point.model, record.point.data
 
 
-def write_csv(records: list[Record], file: Path) -> None:
-    """One row per point and metric, seeds apart."""
-    with writing(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(COLUMNS)
-        rows.writerows(rows_of(records))
+def by_place(records: Iterable[Record]) -> list[list[Record]]:
+    """A group for each model and data set, in the order of the records."""
+    places: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        places.setdefault(place_of(record), []).append(record)
+    return list(places.values())
 
 
-def rows_of(records: list[Record]) -> list[Iterable[str | int | float | None]]:
-    """The values of COLUMNS, for each point and metric."""
+def drawn_metrics(records: list[Record]) -> tuple[str | None, list[str]]:
+    """The perplexity of these records, if any, and their accuracies, the mean one first."""
+    names = list(dict.fromkeys(name for record in records for name in record.metrics))
+    perplexity = min(filter(is_perplexity, names), key=len, default=None)
+    return perplexity, sorted(filter(is_accuracy, names), key=lambda name: name != MEAN_ACCURACY)
+
+
+def rows_of(records: list[Record]) -> list[list[Cell]]:
+    """The values of COLUMNS, for each point and metric, seeds apart."""
     return [
         [
             *(point.model, point.data, point.criterion, point.scorer, point.decided_at, point.scope),

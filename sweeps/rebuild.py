@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sweeps.curves import Chart, find_charts
-from sweeps.points import tidy, write_csv
+from sweeps.files import write_csv
+from sweeps.points import COLUMNS, rows_of, tidy
 from sweeps.records import RecordError, Records, read
 from sweeps.report import write_report
 
@@ -35,12 +36,12 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     records, charts = find_points(folders)
     if not any(records):
         raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
-    write_csv(records.done, out / "curve.csv")
+    write_csv(COLUMNS, rows_of(records.done), out / "curve.csv")
     figures: dict[str, Path] = {}
     for chart in charts:
         figure = draw(chart)
         if figure is not None:
-            figures[chart.name] = out / figure_name(chart, charts)
+            figures[chart.name] = out / figure_name("curve", chart, charts)
             save(figure, figures[chart.name])
     if len(charts) > 1:
         (out / "curve.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
@@ -49,7 +50,7 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     return Rebuilt(records, charts, figures, out / "report.md")
 
 
-def figure_name(chart: Chart, charts: list[Chart]) -> str:
+def figure_name(stem: str, chart: Chart, charts: list[Chart]) -> str:
     if len(charts) == 1:
-        return "curve.png"
-    return f"curve-{chart.model}-{chart.data}.png".replace("/", "-")
+        return f"{stem}.png"
+    return f"{stem}-{chart.model}-{chart.data}.png".replace("/", "-")

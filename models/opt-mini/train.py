@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 SEED = 0
 VOCABULARY = 3840
 HIDDEN, LAYERS, HEADS, NEURONS, POSITIONS = 192, 6, 6, 768, 256
-EPOCHS, BATCH, LR, WEIGHT_DECAY, DROPOUT = 7, 8, 2e-3, 0.1, 0.1
+EPOCHS, BATCH, LR, WEIGHT_DECAY, DROPOUT = 10, 8, 2e-3, 0.1, 0.1
 PAD, END = "<pad>", "</s>"  # as OPT's, a text begins with the token that ends one
 
 log = logging.getLogger("opt-mini")

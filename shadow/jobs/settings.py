@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -113,13 +114,8 @@ def traces_folder(cfg: DictConfig) -> Path:
 
 def check_traces(cfg: DictConfig) -> None:
     settings = cfg.traces
-    check_loss(cfg)
-    for setting, allowed in (
-        ("summed", get_args(Positions)),
-        ("dtype", get_args(Stored)),
-    ):
-        if settings[setting] not in allowed:
-            raise UserError(f"traces.{setting} must be one of {list(allowed)}, got {settings[setting]!r}")
+    for setting, allowed in (("loss", Loss), ("summed", Positions), ("dtype", Stored)):
+        require_choice(f"traces.{setting}", settings[setting], get_args(allowed))
     if settings.top is not None and not 0 < settings.top < 1:
         raise UserError(f"traces.top is a share of the units and must be in (0, 1), got {settings.top}")
     if settings.criteria is not None and settings.criteria != "all":
@@ -134,21 +130,23 @@ def check_traces(cfg: DictConfig) -> None:
             "traces.shard_windows must be a multiple of traces.batch_size, got "
             f"{settings.shard_windows} and {settings.batch_size}"
         )
+    if "windows" in cfg.data:
+        require_windows(cfg, int(cfg.data.windows))
+
+
+def require_choice(setting: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{setting} must be one of {list(allowed)}, got {value!r}")
+
+
+def require_windows(cfg: DictConfig, windows: int) -> None:
+    """Refuse a statistic that has less than a shard to compare."""
     statistics = [name for name in asked_criteria(cfg) if name in criteria.STATISTICS]
-    if statistics and int(asked_size(cfg)) < settings.shard_windows and "windows" in cfg.data:
-        raise UserError(too_few_windows(statistics, int(asked_size(cfg)), settings.shard_windows))
-
-
-def check_loss(cfg: DictConfig) -> None:
-    if cfg.traces.loss not in get_args(Loss):
-        raise UserError(f"traces.loss must be one of {list(get_args(Loss))}, got {cfg.traces.loss!r}")
-
-
-def too_few_windows(statistics: list[str], windows: int, shard_windows: int) -> str:
-    return (
-        f"{', '.join(statistics)} compare the windows of a whole shard: traces.shard_windows={shard_windows} "
-        f"must be at most the {windows} windows that the data give"
-    )
+    if statistics and windows < cfg.traces.shard_windows:
+        raise UserError(
+            f"{', '.join(statistics)} compare the windows of a whole shard: traces.shard_windows="
+            f"{cfg.traces.shard_windows} must be at most the {windows} windows that the data give"
+        )
 
 
 def reads(cfg: DictConfig) -> tuple[Rows, str]:
@@ -215,8 +213,7 @@ def needs_traces(cfg: DictConfig) -> bool:
 
 def check_train(cfg: DictConfig) -> None:
     """What can be known before the model is loaded."""
-    if cfg.stage not in STAGES:
-        raise UserError(f"stage must be one of {list(STAGES)}, got {cfg.stage!r}")
+    require_choice("stage", cfg.stage, STAGES)
     if (
         cfg.stage == "predictor"
         and cfg.trainer.devices not in (1, "auto", [0])
@@ -234,8 +231,7 @@ def check_train(cfg: DictConfig) -> None:
 
 def check_predictor(cfg: DictConfig) -> None:
     name, taps = cfg.predictor.name, cfg.predictor.taps
-    if name not in SCORERS:
-        raise UserError(f"predictor.name must be one of {list(SCORERS)}, got {name!r}")
+    require_choice("predictor.name", name, SCORERS)
     criterion = cfg.criterion.name
     if criterion not in (*criteria.CRITERIA, criteria.REMOVAL):
         criteria.require("criterion", [criterion])
@@ -249,7 +245,7 @@ def check_predictor(cfg: DictConfig) -> None:
             f"criterion={criterion} compares many windows and says nothing of one prompt: "
             f"use predictor=static, got predictor={name}"
         )
-    check_loss(cfg)
+    require_choice("traces.loss", cfg.traces.loss, get_args(Loss))
     if name not in NETS:
         return
     if criterion in (criteria.RANDOM, "grasp"):

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 import zipfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from shadow import models, traces
 from shadow.artifacts import write_json, writing
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.criteria import RANDOM, random_scores_of
-from shadow.criteria.statistics import STATISTICS
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
 from shadow.jobs.settings import (
@@ -34,7 +34,7 @@ from shadow.jobs.settings import (
     predictor_settings,
     predictor_taps,
     reads,
-    too_few_windows,
+    require_windows,
     trace_settings,
     trace_taps,
     traces_folder,
@@ -86,32 +86,24 @@ def require_weights(folder: Path, recorded: str, lm: LM) -> None:
 def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     """The store of these settings; what is missing or damaged in it is collected."""
     folder = traces_folder(cfg)
-    manifest = traces.read_manifest(folder)
-    if not holds(manifest, cfg) or damaged(folder):
+    manifest, parts = traces.read_manifest(folder), [traces.FEATURES, *asked_criteria(cfg)]
+    if manifest is not None:
+        require_weights(folder, manifest["weights"], lm)
+    if manifest is None or not holds(manifest, cfg) or damaged(folder, manifest, parts):
         manifest = collect(cfg, lm, folder)
-    assert manifest is not None
-    require_weights(folder, manifest["weights"], lm)
     windows = manifest["sizes"][asked_size(cfg)]
     require_windows(cfg, windows)
     return Traces(folder, windows)
 
 
-def require_windows(cfg: DictConfig, windows: int) -> None:
-    statistics = [name for name in asked_criteria(cfg) if name in STATISTICS]
-    if statistics and windows < cfg.traces.shard_windows:
-        raise UserError(too_few_windows(statistics, windows, cfg.traces.shard_windows))
+# a sweep's jobs read one store: each file is verified once, by its time of change
+_verified: dict[Path, int] = {}
 
 
-_verified: dict[
-    Path, int
-] = {}  # a sweep's jobs read one store: each file is verified once, by its time of change
-
-
-def damaged(folder: Path) -> bool:
-    """Whether any shard that the manifest names is gone, or not what it was."""
-    manifest, store = traces.read_manifest(folder), traces.store_of(folder)
-    assert manifest is not None
-    for shard in (shard for shards in manifest["parts"].values() for shard in shards):
+def damaged(folder: Path, manifest: dict, parts: Sequence[str]) -> bool:
+    """Whether any shard that the manifest names of these parts is gone, or not what it was."""
+    store = traces.store_of(folder)
+    for shard in (shard for part in parts for shard in manifest["parts"][part]):
         file = folder / shard["file"]
         if not file.is_file() or not sound(file, store):
             return True
@@ -139,18 +131,7 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
     settings, wanted = cfg.traces, [traces.FEATURES, *asked_criteria(cfg)]
     size, store = settings.shard_windows, traces.store_of(folder)
     require_windows(cfg, len(examples))
-    before = traces.read_manifest(folder) or {"sizes": {}, "weights": digest(lm.model)}
-    require_weights(folder, before["weights"], lm)
-    keeping = Keeping(
-        trace_taps(cfg, len(find_layers(lm.model))),
-        settings.tokens_per_window,
-        settings.statistic_tokens,
-        settings.loss,
-        settings.summed,
-        settings.dtype,
-        settings.top,
-        cfg.seed,
-    )
+    keeping = keeping_of(cfg, lm)
     found = shards_there(folder, store)
     ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
     missing = {
@@ -190,7 +171,7 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
         "parameters": lm.model.num_parameters(),
         "weights": digest(lm.model),
     }
-    sizes = before["sizes"] | {asked_size(cfg): len(examples)}
+    sizes = (traces.read_manifest(folder) or {"sizes": {}})["sizes"] | {asked_size(cfg): len(examples)}
     shards = [(file, traces.inspect(file, store)) for file in traces.files_of(folder)]
     rank_zero_only(traces.finish)(folder, trace_settings(cfg), facts, sizes, shards)
     if torch.distributed.is_initialized():
@@ -207,6 +188,20 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
     manifest = traces.read_manifest(folder)
     assert manifest is not None
     return manifest
+
+
+def keeping_of(cfg: DictConfig, lm: LM) -> Keeping:
+    settings = cfg.traces
+    return Keeping(
+        trace_taps(cfg, len(find_layers(lm.model))),
+        settings.tokens_per_window,
+        settings.statistic_tokens,
+        settings.loss,
+        settings.summed,
+        settings.dtype,
+        settings.top,
+        cfg.seed,
+    )
 
 
 def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:

@@ -90,7 +90,7 @@ def test_scores_equal_the_formula_computed_in_loops_over_windows(name, width):
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_there_may_be_more_windows_than_gradients_in_each(name):
-    """Up to a number for all units: jacov takes 1e5 for each eigenvalue that is 0 in every unit."""
+    """Up to a number for all units: jacov leaves out eigenvalues that are 0 in every unit, the loop not."""
     seen, classes = draw(windows=40, tokens=6), [i % 3 for i in range(40)]
     got, expected = of(name, seen, classes).double(), by_hand(name, seen, classes)
     # one 0 is left, as rows are centred: float32 has steps of 0.008 at its 1e5

@@ -420,6 +420,18 @@ def test_a_shard_that_two_processes_wrote_counts_once(collect):
     assert covered(store.manifest, "l2_norm") == covered(whole, "l2_norm") == 11
 
 
+@pytest.mark.parametrize("content", [b"", b'{"sizes": {', b"\xff\xfe"], ids=["empty", "cut short", "no text"])
+def test_a_damaged_manifest_is_named_and_written_again(collect, caplog, content):
+    folder = collect().folder
+    whole, kept = contents(folder), changes(folder)
+    (folder / "manifest.json").write_bytes(content)
+    with caplog.at_level(logging.WARNING, logger="shadow"):
+        collect()
+    assert str(folder / "manifest.json") in caplog.text
+    assert contents(folder) == whole
+    assert {file for file in kept if changes(folder)[file] != kept[file]} == {"manifest.json"}
+
+
 @pytest.mark.parametrize("lost", [[2], [1, 2], [0, 1, 2], [1], []], ids=str)
 def test_a_broken_collection_goes_on_and_ends_with_the_same_bytes(collect, lost):
     folder = collect("traces.criteria=[fisher,nwot]").folder
