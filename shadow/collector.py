@@ -61,19 +61,16 @@ class CriterionCollector(pl.LightningModule):
         self.layers = len(find_layers(model))
 
     def on_predict_start(self) -> None:
-        (model,) = self.outside
-        if not hasattr(model, "hf_device_map"):
-            model.to(self.device)  # type: ignore[arg-type]
+        place(self.outside[0], self.device)
 
     def predict_step(self, numbered: Numbered, batch_idx: int) -> dict[str, Arrays]:
         """-> each part's arrays; of a statistic what it compares, as `shown/<kind>`: [B, L, K, U, D]."""
         (model,), keeping, batch = self.outside, self.keeping, numbered.batch
         lengths = batch.lengths.tolist()
-        windows = range(numbered.first, numbered.first + len(lengths))
-        sampled = [keeping.sample(window, length) for window, length in zip(windows, lengths)]
-        row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(list(map(len, sampled))))
-        position = torch.cat(sampled)
-        compared = torch.stack([keeping.statistic_sample(w, n) for w, n in zip(windows, lengths)])
+        row, position = sampled(keeping, numbered)
+        compared = torch.stack(
+            [keeping.statistic_sample(numbered.first + index, n) for index, n in enumerate(lengths)]
+        )
         summed = batch.positions(keeping.summed)
         parts: dict[str, Arrays] = {name: {} for name in numbered.parts}
 
@@ -109,6 +106,21 @@ class CriterionCollector(pl.LightningModule):
                 shape = (len(values), self.layers, *values.shape[1:])
                 arrays[name + suffix] = torch.empty(shape, dtype=values.dtype)
             arrays[name + suffix][:, layer] = values
+
+
+def place(model: PreTrainedModel, device: torch.device) -> None:
+    if not hasattr(model, "hf_device_map"):
+        model.to(device)  # type: ignore[arg-type]
+
+
+def sampled(keeping: Keeping, numbered: Numbered) -> tuple[Tensor, Tensor]:
+    """-> row, position: [M], the tokens of a batch that are kept."""
+    chosen = [
+        keeping.sample(numbered.first + index, length)
+        for index, length in enumerate(numbered.batch.lengths.tolist())
+    ]
+    row = torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor(list(map(len, chosen))))
+    return row, torch.cat(chosen)
 
 
 def features(states: Tensor, batch: Batch, row: Tensor, position: Tensor, first: int) -> Arrays:

@@ -1,7 +1,7 @@
 """Training a predictor: rows of a trace store in, a net that ranks out."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -26,29 +26,43 @@ class Sample(NamedTuple):
 
 
 class TraceRows(Dataset):
+    """Rows of the first store, then the same rows of each other one: the states are that store's own, and
+    the scores are always the first one's."""
+
     def __init__(
-        self, traces: Traces, rows: Rows, indices: Tensor, criterion: str, taps: list[int], state: str
+        self,
+        stores: Sequence[Traces],
+        rows: Rows,
+        indices: Tensor,
+        criterion: str,
+        taps: list[int],
+        state: str,
     ) -> None:
-        self.traces, self.rows, self.indices, self.criterion, self.state = (
-            traces,
-            rows,
-            indices,
-            criterion,
-            state,
-        )
-        self.first = taps[0]
-        self.taps = torch.tensor([traces.taps.index(tap) for tap in taps])
+        self.stores, self.rows, self.indices = stores, rows, indices
+        self.criterion, self.state, self.first = criterion, state, taps[0]
+        self.taps = [torch.tensor([store.taps.index(tap) for tap in taps]) for store in stores]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.indices) * len(self.stores)
 
     def __getitems__(self, chosen: list[int]) -> Sample:
-        rows = self.indices[chosen]
-        states = self.traces.read(self.rows, FEATURES, self.state, rows)[:, self.taps]
-        scores = {
-            kind: self.traces.read(self.rows, self.criterion, kind, rows)[:, self.first :] for kind in KINDS
-        }
-        return Sample(states, scores)
+        numbers = torch.tensor(chosen)
+        store_of, rows = numbers // len(self.indices), self.indices[numbers % len(self.indices)]
+        states: Tensor | None = None
+        for number in store_of.unique().tolist():
+            here = store_of == number
+            found = self.stores[number].read(self.rows, FEATURES, self.state, rows[here])[
+                :, self.taps[number]
+            ]
+            if states is None:
+                states = torch.empty(len(rows), *found.shape[1:])
+            states[here] = found
+        assert states is not None, "no rows asked for"
+        scores = self.stores[0]
+        return Sample(
+            states,
+            {kind: scores.read(self.rows, self.criterion, kind, rows)[:, self.first :] for kind in KINDS},
+        )
 
 
 class EpochShuffle(Sampler):
@@ -69,15 +83,16 @@ class EpochShuffle(Sampler):
 
 
 class TraceData(pl.LightningDataModule):
-    """Token or window rows of a store, split into training and validation by *window*.
+    """Token or window rows, split into training and validation by *window*.
 
+    stores: the first one has the scores; the others have other states of the same rows (`TraceRows`).
     state: which state the predictor reads: `state` (a token row's own), or for window rows `prompt/last`,
     `prompt/mean`, `sequence/last`, `sequence/mean`.
     """
 
     def __init__(
         self,
-        traces: Traces,
+        stores: Sequence[Traces],
         criterion: str,
         taps: list[int],
         rows: Rows,
@@ -87,6 +102,7 @@ class TraceData(pl.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
+        traces = stores[0]
         traces.require(criterion)
         missing = [tap for tap in taps if tap not in traces.taps]
         if missing:
@@ -101,8 +117,8 @@ class TraceData(pl.LightningDataModule):
         owner = traces.read(rows, FEATURES, "window", torch.arange(traces.count(rows)))
         in_val = torch.isin(owner, windows[:n_val])
         numbers = torch.arange(len(owner))
-        self.train = TraceRows(traces, rows, numbers[~in_val], criterion, taps, state)
-        self.val = TraceRows(traces, rows, numbers[in_val], criterion, taps, state)
+        self.train = TraceRows(stores, rows, numbers[~in_val], criterion, taps, state)
+        self.val = TraceRows(stores, rows, numbers[in_val], criterion, taps, state)
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
@@ -158,7 +174,7 @@ class PredictorModule(pl.LightningModule):
             reader = self.net.reader(tap)
             reader.set_static(seen.center(), seen.scale(), seen.mean())
             if ridge is not None:
-                reader.set_linear(*seen.regress(self.net.rank, ridge))
+                reader.set_linear(*seen.regress(reader.down.out_features, ridge))
 
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
         """-> log scores [N, S, U]."""
@@ -192,8 +208,11 @@ class PredictorModule(pl.LightningModule):
             self.log(name, mean, prog_bar=name == "val/recall@50", batch_size=len(batch.states))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+        # a unit's own weights are few, and there is much to learn them from
+        decayed = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." not in name]
+        free = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." in name]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

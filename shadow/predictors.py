@@ -1,7 +1,8 @@
 """Who says what matters: the trained net and the trivial scorers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -92,23 +93,40 @@ class Oracle:
         }
 
 
-class Tap(nn.Module):
-    """From the state at one tap to log scores of its span's units: its mean + a low-rank map of the state."""
+class Shape(NamedTuple):
+    """Of the net behind a tap: `rank` numbers carry all that is said of a state; `depth` hidden layers of
+    width `hidden` stand beside the linear map to them, or none."""
 
-    def __init__(self, span: range, width: int, units: Mapping[Kind, int], rank: int) -> None:
+    rank: int
+    hidden: int
+    depth: int
+
+
+class Tap(nn.Module):
+    """From the state at one tap to log scores of its span's units: their mean, and a few numbers' worth more.
+
+    These numbers are a linear map of the state plus what a residual net of GELUs makes of it.
+    """
+
+    def __init__(self, span: range, width: int, units: Mapping[Kind, int], shape: Shape) -> None:
         super().__init__()
         self.span = span
         self.units = dict(units)
-        self.rank = rank
         self.center = nn.Buffer(torch.zeros(width))
         self.scale = nn.Buffer(torch.ones(width))
         self.static = nn.ParameterDict(
             {kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False) for kind in KINDS}
         )
+        rank = min(shape.rank, width)  # a wider detour would add nothing
         self.down = nn.Linear(width, rank)
+        widths = [width, *[shape.hidden] * shape.depth]
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.bend = nn.Linear(shape.hidden, rank, bias=False) if shape.depth else None
         self.up = nn.ModuleDict(
-            {kind: nn.Linear(2 * rank, len(span) * units[kind], bias=False) for kind in KINDS}
+            {kind: nn.Linear(rank, len(span) * units[kind], bias=False) for kind in KINDS}
         )
+        if self.bend is not None:
+            nn.init.zeros_(self.bend.weight)  # training begins at the linear map
         for linear in self.up.values():
             nn.init.zeros_(linear.get_parameter("weight"))
 
@@ -126,15 +144,20 @@ class Tap(nn.Module):
         self.down.weight.copy_(down)
         self.down.bias.zero_()
         for kind in KINDS:
-            self.up[kind].get_parameter("weight")[:, : self.rank] = up[kind]
+            self.up[kind].get_parameter("weight").copy_(up[kind])
 
     def forward(self, state: Tensor) -> dict[Kind, Tensor]:
         """state: [..., E] -> log scores [..., S, U] of the S layers of the span."""
-        hidden = self.down((state.float() - self.center) / self.scale)
-        features = torch.cat([hidden, nn.functional.gelu(hidden)], -1)  # a linear path beside the curved one
+        scaled = (state.float() - self.center) / self.scale
+        told = self.down(scaled)
+        if self.bend is not None:
+            first, *others = self.hidden
+            hidden = nn.functional.gelu(first(scaled))
+            for layer in others:
+                hidden = hidden + nn.functional.gelu(layer(hidden))
+            told = told + self.bend(hidden)
         return {
-            kind: self.static[kind]
-            + self.up[kind](features).unflatten(-1, (len(self.span), self.units[kind]))
+            kind: self.static[kind] + self.up[kind](told).unflatten(-1, (len(self.span), self.units[kind]))
             for kind in KINDS
         }
 
@@ -142,21 +165,19 @@ class Tap(nn.Module):
 class TapNet(nn.Module):
     """Log scores of the whole model from the input states of a few layers, each scoring up to the next.
 
-    What is learnt is only how a prompt deviates from the calibration's mean, through `rank` numbers. One
-    tap is ShadowLLM's unified predictor (arXiv 2406.16635); a tap in every layer, reading that layer's input,
-    is DejaVu's shape (arXiv 2310.17157).
+    What is learnt is only how a prompt deviates from the calibration's mean. One tap is ShadowLLM's unified
+    predictor (arXiv 2406.16635); a tap in every layer, reading that layer's input, is DejaVu's shape (arXiv
+    2310.17157).
     """
 
     def __init__(
-        self, taps: Sequence[int], layers: int, width: int, units: Mapping[Kind, int], rank: int
+        self, taps: Sequence[int], layers: int, width: int, units: Mapping[Kind, int], shape: Shape
     ) -> None:
         """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer."""
         super().__init__()
         self.taps = list(taps)
-        self.rank = min(rank, width)  # a wider detour would add nothing
         self.readers = nn.ModuleList(
-            Tap(range(tap, end), width, units, self.rank)
-            for tap, end in zip(self.taps, [*self.taps[1:], layers])
+            Tap(range(tap, end), width, units, shape) for tap, end in zip(self.taps, [*self.taps[1:], layers])
         )
 
     def reader(self, tap: int) -> Tap:

@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are im
 
 from shadow.batches import Batch, Example, collate  # noqa: E402
 from shadow.models import LM, from_package, random_llama, random_opt  # noqa: E402
-from shadow.predictors import TapNet  # noqa: E402
+from shadow.predictors import Shape, TapNet  # noqa: E402
 from shadow.sites import count_units, find_sites  # noqa: E402
 
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
@@ -162,9 +162,9 @@ def hooks_on() -> Callable[[nn.Module], int]:
 def make_net() -> Callable[..., TapNet]:
     """make_net(lm, taps): a predictor of random weights whose scores depend on what it reads."""
 
-    def make(lm: LM, taps: list[int], rank: int = 8, seed: int = 0) -> TapNet:
+    def make(lm: LM, taps: list[int], rank: int = 8, seed: int = 0, depth: int = 2) -> TapNet:
         units = count_units(find_sites(lm.model))
-        net = TapNet(taps, LAYERS, HIDDEN, units, rank)
+        net = TapNet(taps, LAYERS, HIDDEN, units, Shape(rank, 16, depth))
         draw = torch.Generator().manual_seed(seed)
         for name, values in net.state_dict().items():
             values.copy_(torch.randn(values.shape, generator=draw))

@@ -6,7 +6,15 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, PretrainedConfig
 
 from shadow import plan
-from shadow.jobs.settings import NETS, asked_criteria, asked_size, plain, predictor_taps, trace_taps
+from shadow.jobs.settings import (
+    NETS,
+    asked_criteria,
+    asked_size,
+    plain,
+    predictor_shape,
+    predictor_taps,
+    trace_taps,
+)
 from shadow.models import require_folder
 from shadow.sites import count_units, find_layers, find_sites
 
@@ -50,7 +58,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         "backward_flops": windows * plan.backward_flops(model, tokens),
     }
     if cfg.predictor.name in NETS:
-        of_net = plan.predictor_parameters(model, predictor_taps(cfg, layers), cfg.predictor.rank)
+        of_net = plan.predictor_parameters(model, predictor_taps(cfg, layers), predictor_shape(cfg))
         found["predictor_parameters"] = of_net
     return found
 

@@ -17,6 +17,7 @@ from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.models import describe_folder
 from shadow.packing import Stored
+from shadow.predictors import Shape
 from shadow.sparsity import SparsityPolicy
 from shadow.traces import FEATURES, Rows, covered, read_manifest
 
@@ -35,7 +36,7 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
-NETS = ("unified", "layerwise")
+NETS = ("unified", "few_taps", "layerwise")
 SCORERS = (*NETS, "static", "random", "oracle")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -112,6 +113,16 @@ def traces_folder(cfg: DictConfig) -> Path:
     return Path(cfg.paths.artifact_dir) / "traces" / name
 
 
+def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
+    """What names the states that the predictor of `before` leaves of the same windows at this level."""
+    return trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
+
+
+def pruned_folder(before: DictConfig, level: float) -> Path:
+    name = f"{model_label(before)}-{data_label(before)}-pruned-{key_of(pruned_settings(before, level))}"
+    return Path(before.paths.artifact_dir) / "traces" / name
+
+
 def check_traces(cfg: DictConfig) -> None:
     settings = cfg.traces
     for setting, allowed in (("loss", Loss), ("summed", Positions), ("dtype", Stored)):
@@ -176,12 +187,52 @@ def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
 
 
 def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
-    taps = list(range(1, layers)) if cfg.predictor.taps == "each" else list(cfg.predictor.taps)
-    if not taps or taps != sorted(set(taps)) or not all(isinstance(t, int) and 0 <= t < layers for t in taps):
+    """The layers `predictor.taps` of this model; a number of taps is spread evenly from layer 1 on."""
+    asked = cfg.predictor.taps
+    if asked == "each":
+        return list(range(1, layers))
+    if isinstance(asked, int):
+        count = min(asked, layers - 1)
+        return [1 + round(index * (layers - 1) / count) for index in range(count)]
+    if any(not 0 <= tap < layers for tap in asked):
+        raise UserError(f"predictor.taps must be layers in [0, {layers}) of this model, got {asked}")
+    return list(asked)
+
+
+def check_taps(taps: Any) -> None:
+    """What can be said of `predictor.taps` before the model is known."""
+    if isinstance(taps, int) and not isinstance(taps, bool) and taps >= 1:
+        return
+    layers = [] if isinstance(taps, int | str) else list(taps)
+    if taps != "each" and (not layers or layers != sorted({tap for tap in layers if isinstance(tap, int)})):
+        raise UserError(f"predictor.taps must be `each`, how many, or rising layers in brackets, got {taps}")
+
+
+def check_rounds(cfg: DictConfig) -> None:
+    settings = cfg.predictor
+    if settings.rounds < 0:
+        raise UserError(f"predictor.rounds must be at least 0, got {settings.rounds}")
+    if settings.rounds == 0:
+        return
+    if not settings.levels or not all(0 < level < 1 for level in settings.levels):
         raise UserError(
-            f"predictor.taps must be `each` or rising layers in [0, {layers}), got {cfg.predictor.taps}"
+            f"predictor.levels must be shares of units removed, each in (0, 1), got {settings.levels}"
         )
-    return taps
+    if settings.pooling != "scores":
+        raise UserError(
+            f"predictor.rounds={settings.rounds} needs predictor.pooling=scores, got {settings.pooling!r}: "
+            "later rounds learn from the states of single tokens"
+        )
+
+
+def predictor_shape(cfg: DictConfig) -> Shape:
+    shape = Shape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
+    if shape.rank < 1 or shape.hidden < 1 or shape.depth < 0:
+        raise UserError(
+            "predictor.rank and predictor.hidden must be at least 1 and predictor.depth at least 0, got "
+            f"{shape.rank}, {shape.hidden} and {shape.depth}"
+        )
+    return shape
 
 
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -230,7 +281,7 @@ def check_train(cfg: DictConfig) -> None:
 
 
 def check_predictor(cfg: DictConfig) -> None:
-    name, taps = cfg.predictor.name, cfg.predictor.taps
+    name = cfg.predictor.name
     require_choice("predictor.name", name, SCORERS)
     criterion = cfg.criterion.name
     if criterion not in (*criteria.CRITERIA, criteria.REMOVAL):
@@ -255,8 +306,9 @@ def check_predictor(cfg: DictConfig) -> None:
             f"use predictor=static or predictor=oracle, got predictor={name}"
         )
     reads(cfg)
-    if taps != "each" and (not taps or list(taps) != sorted(set(taps))):
-        raise UserError(f"predictor.taps must be `each` or rising layer numbers, got {taps}")
+    check_taps(cfg.predictor.taps)
+    predictor_shape(cfg)
+    check_rounds(cfg)
 
 
 def check_scorer(cfg: DictConfig) -> None:
@@ -268,7 +320,11 @@ def check_scorer(cfg: DictConfig) -> None:
     if name in NETS:
         missing = None if (predictor_folder(cfg) / "meta.json").is_file() else predictor_folder(cfg)
     elif needs_traces(cfg):
-        missing = None if holds(read_manifest(traces_folder(cfg)), cfg) else traces_folder(cfg)
+        missing = (
+            None
+            if holds(read_manifest(traces_folder(cfg)), asked_size(cfg), asked_parts(cfg))
+            else traces_folder(cfg)
+        )
     else:
         return
     check_traces(cfg)
@@ -279,12 +335,16 @@ def check_scorer(cfg: DictConfig) -> None:
         )
 
 
-def holds(manifest: dict | None, cfg: DictConfig) -> bool:
-    """Whether a store has all windows and criteria that are asked of it."""
-    windows = (manifest or {}).get("sizes", {}).get(asked_size(cfg))
-    if manifest is None or windows is None:
-        return False
-    return all(covered(manifest, part) >= windows for part in (FEATURES, *asked_criteria(cfg)))
+def asked_parts(cfg: DictConfig) -> list[str]:
+    return [FEATURES, *asked_criteria(cfg)]
+
+
+def holds(manifest: dict | None, size: str, parts: Sequence[str]) -> bool:
+    """Whether a store has these parts of all windows that so many examples come to."""
+    windows = (manifest or {}).get("sizes", {}).get(size)
+    return (
+        manifest is not None and windows is not None and all(covered(manifest, p) >= windows for p in parts)
+    )
 
 
 def train_command() -> str:

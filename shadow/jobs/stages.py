@@ -6,6 +6,7 @@ import logging
 import time
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,14 +26,17 @@ from shadow.criteria import RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
 from shadow.jobs.settings import (
-    asked_criteria,
+    asked_parts,
     asked_size,
     calibration_data,
     holds,
     plain,
     predictor_folder,
     predictor_settings,
+    predictor_shape,
     predictor_taps,
+    pruned_folder,
+    pruned_settings,
     reads,
     require_windows,
     trace_settings,
@@ -42,11 +46,15 @@ from shadow.jobs.settings import (
 from shadow.memory import peak_memory
 from shadow.models import LM
 from shadow.predictor_module import PredictorModule, TraceData
-from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
+from shadow.predictors import Fixed, Oracle, Predicted, Scorer, Shape, TapNet, random_scores
+from shadow.pruned import PrunedStates
 from shadow.sites import KINDS, count_units, find_layers, find_sites
+from shadow.sparsity import SparsityPolicy
 from shadow.traces import Traces
 
 log = logging.getLogger(__name__)
+
+Collector = CriterionCollector | PrunedStates
 
 
 def load_lm(cfg: DictConfig) -> LM:
@@ -85,12 +93,42 @@ def require_weights(folder: Path, recorded: str, lm: LM) -> None:
 
 def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     """The store of these settings; what is missing or damaged in it is collected."""
-    folder = traces_folder(cfg)
-    manifest, parts = traces.read_manifest(folder), [traces.FEATURES, *asked_criteria(cfg)]
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
+    return open_store(cfg, lm, traces_folder(cfg), trace_settings(cfg), asked_parts(cfg), collector)
+
+
+def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
+    """Of the windows and tokens of `get_traces`, the states that the predictor of the round before leaves of
+    them: a store for each of `predictor.levels`."""
+    if cfg.predictor.rounds == 0:
+        return []
+    before = cfg.copy()
+    before.predictor.rounds -= 1
+    predictor = load_predictor(get_predictor(before, lm, loggers), lm)
+    stores = []
+    keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
+    for level in cfg.predictor.levels:
+        policy = SparsityPolicy(level, dense_layers=range(predictor.taps[0]))
+        collector = PrunedStates(lm.model, keeping, predictor, policy)
+        folder, settings = pruned_folder(before, level), pruned_settings(before, level)
+        stores.append(open_store(cfg, lm, folder, settings, [traces.FEATURES], collector))
+    return stores
+
+
+def open_store(
+    cfg: DictConfig,
+    lm: LM,
+    folder: Path,
+    settings: dict,
+    parts: Sequence[str],
+    collector: CriterionCollector | PrunedStates,
+) -> Traces:
+    """The store in this folder; what it misses of these parts is collected."""
+    manifest = traces.read_manifest(folder)
     if manifest is not None:
         require_weights(folder, manifest["weights"], lm)
-    if manifest is None or not holds(manifest, cfg) or damaged(folder, manifest, parts):
-        manifest = collect(cfg, lm, folder)
+    if manifest is None or not holds(manifest, asked_size(cfg), parts) or damaged(folder, manifest, parts):
+        manifest = collect(cfg, lm, folder, settings, parts, collector)
     windows = manifest["sizes"][asked_size(cfg)]
     require_windows(cfg, windows)
     return Traces(folder, windows)
@@ -124,25 +162,30 @@ def sound(file: Path, store: str) -> bool:
     return True
 
 
-def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
+def collect(
+    cfg: DictConfig,
+    lm: LM,
+    folder: Path,
+    settings: dict,
+    parts: Sequence[str],
+    collector: CriterionCollector | PrunedStates,
+) -> dict:
     """Collect what the store misses -> its manifest."""
     start = time.monotonic()
     examples = calibration_data(cfg).examples(lm)
-    settings, wanted = cfg.traces, [traces.FEATURES, *asked_criteria(cfg)]
-    size, store = settings.shard_windows, traces.store_of(folder)
+    size, store = cfg.traces.shard_windows, traces.store_of(folder)
     require_windows(cfg, len(examples))
-    keeping = keeping_of(cfg, lm)
     found = shards_there(folder, store)
     ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
     missing = {
-        shard: [part for part in wanted if found.get((part, shard), 0) < end - shard * size]
+        shard: [part for part in parts if found.get((part, shard), 0) < end - shard * size]
         for shard, end in ends.items()
     }
-    missing = {shard: parts for shard, parts in missing.items() if parts}
+    missing = {shard: lacks for shard, lacks in missing.items() if lacks}
     if missing:
         log.info(
             "collecting %s on %d examples, %d of %d shards of %d are there -> %s",
-            wanted[1:],
+            list(parts),
             len(examples),
             len(ends) - len(missing),
             len(ends),
@@ -158,13 +201,13 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
             inference_mode=False,
             use_distributed_sampler=False,  # a shard is one process's
         )
-        data = CalibrationExamples(examples, settings.batch_size, size, missing)
-        trainer.predict(CriterionCollector(lm.model, keeping), data, return_predictions=False)
+        data = CalibrationExamples(examples, cfg.traces.batch_size, size, missing)
+        trainer.predict(collector, data, return_predictions=False)
         if trainer.interrupted:
             raise KeyboardInterrupt
         trainer.strategy.barrier()  # the manifest is of all processes' shards, and some have none to collect
     facts = {
-        "taps": list(keeping.taps),
+        "taps": list(collector.keeping.taps),
         "layers": len(find_layers(lm.model)),
         "width": lm.model.config.hidden_size,
         "units": count_units(find_sites(lm.model)),
@@ -173,7 +216,7 @@ def collect(cfg: DictConfig, lm: LM, folder: Path) -> dict:
     }
     sizes = (traces.read_manifest(folder) or {"sizes": {}})["sizes"] | {asked_size(cfg): len(examples)}
     shards = [(file, traces.inspect(file, store)) for file in traces.files_of(folder)]
-    rank_zero_only(traces.finish)(folder, trace_settings(cfg), facts, sizes, shards)
+    rank_zero_only(traces.finish)(folder, settings, facts, sizes, shards)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the others read the manifest too
     log.info(
@@ -229,21 +272,30 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
     if not (folder / "meta.json").is_file():
-        fit(cfg, get_traces(cfg, lm), folder, loggers)
+        fit(cfg, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
 
 
-def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
+def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, loggers: list) -> None:
+    """pruned: stores of states of the same rows, to learn from beside those of `store`."""
     start = time.monotonic()
     settings, facts = cfg.predictor, store.manifest
     rows, state = reads(cfg)
     taps = predictor_taps(cfg, facts["layers"])
     data = TraceData(
-        store, cfg.criterion.name, taps, rows, state, settings.val_share, settings.batch_size, cfg.seed
+        [store, *pruned],
+        cfg.criterion.name,
+        taps,
+        rows,
+        state,
+        settings.val_share,
+        settings.batch_size,
+        cfg.seed,
     )
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
-    net = TapNet(taps, facts["layers"], facts["width"], facts["units"], settings.rank)
+    shape = predictor_shape(cfg)
+    net = TapNet(taps, facts["layers"], facts["width"], facts["units"], shape)
     module = PredictorModule(net, settings.floor, settings.lr, settings.weight_decay)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
     last = folder / "last.ckpt"
@@ -268,7 +320,7 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
     meta = {
         "settings": predictor_settings(cfg),
         "taps": taps,
-        "rank": settings.rank,
+        "shape": shape._asdict(),
         "pooling": settings.pooling,
         **{key: facts[key] for key in ("layers", "width", "units", "weights")},
         "parameters": parameters,
@@ -290,7 +342,7 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
 def load_predictor(folder: Path, lm: LM) -> Predicted:
     meta = json.loads((folder / "meta.json").read_text())
     require_weights(folder, meta["weights"], lm)
-    net = TapNet(meta["taps"], meta["layers"], meta["width"], meta["units"], meta["rank"])
+    net = TapNet(meta["taps"], meta["layers"], meta["width"], meta["units"], Shape(**meta["shape"]))
     net.load_state_dict(load_file(folder / "predictor.safetensors"))
     return Predicted(net.eval(), meta["pooling"])
 

@@ -7,7 +7,7 @@ import torch
 from shadow.errors import UserError
 from shadow.packing import encode, pack
 from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData, ranks, recall_at_half, spearman
-from shadow.predictors import TapNet
+from shadow.predictors import Shape, TapNet
 from shadow.traces import FEATURES, Traces, files_of, finish, inspect, write_shard
 
 WINDOWS, TOKENS, LAYERS, WIDTH = 30, 10, 3, 8
@@ -44,12 +44,14 @@ def store(request, tmp_path):
 
 
 def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0):
-    return TraceData(store, "fisher", list(taps), rows, state, val_share, 64, seed)
+    return TraceData([store], "fisher", list(taps), rows, state, val_share, 64, seed)
 
 
 def make_module(taps=(1,), rank=8, floor=0.0, seed=0):
     torch.manual_seed(seed)
-    return PredictorModule(TapNet(list(taps), LAYERS, WIDTH, UNITS, rank), floor, lr=0.02, weight_decay=0.0)
+    return PredictorModule(
+        TapNet(list(taps), LAYERS, WIDTH, UNITS, Shape(rank, 16, 2)), floor, lr=0.02, weight_decay=0.0
+    )
 
 
 def everything(data, rows="train"):
@@ -147,7 +149,7 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             orders.append(batch.states.sum().item())
             return super().training_step(batch, batch_idx)
 
-    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, 2), 0.0, 0.0, 0.0)
+    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, Shape(2, 16, 2)), 0.0, 0.0, 0.0)
     fit(module, make_data(store), 2)
     half = len(orders) // 2
     assert orders[:half] != orders[half:]
@@ -307,4 +309,4 @@ def test_taps_that_were_not_collected_are_refused(store):
 
 def test_a_criterion_that_was_not_collected_is_refused(store):
     with pytest.raises(UserError, match="criterion=l2_norm"):
-        TraceData(store, "l2_norm", [1], "token", "state", 0.2, 64, 0)
+        TraceData([store], "l2_norm", [1], "token", "state", 0.2, 64, 0)

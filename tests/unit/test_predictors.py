@@ -7,7 +7,7 @@ from shadow.batches import collate
 from shadow.criteria import CONTEXTUAL
 from shadow.criteria.statistics import STATISTICS
 from shadow.errors import UserError
-from shadow.predictors import Fixed, Oracle, Predicted, TapNet, random_scores
+from shadow.predictors import Fixed, Oracle, Predicted, Shape, TapNet, random_scores
 from shadow.scores import score
 from shadow.sites import find_sites
 
@@ -63,21 +63,34 @@ def test_one_tap_in_every_layer_is_a_net_a_layer(tiny_llama, make_net):
 
 
 def test_an_untrained_net_says_the_same_of_every_state():
-    net = TapNet([1], 4, 32, UNITS, 8)
+    net = TapNet([1], 4, 32, UNITS, Shape(8, 16, 2))
     for values in net(states(5, 1)).values():
         assert torch.equal(values, values[:1].expand_as(values))
 
 
 def test_a_rank_wider_than_the_state_adds_nothing():
-    wide, square = TapNet([1], 4, 32, UNITS, 1000), TapNet([1], 4, 32, UNITS, 32)
+    wide, square = TapNet([1], 4, 32, UNITS, Shape(1000, 16, 2)), TapNet([1], 4, 32, UNITS, Shape(32, 16, 2))
     assert sum(p.numel() for p in wide.parameters()) == sum(p.numel() for p in square.parameters())
 
 
-def test_the_size_of_a_net_follows_its_rank():
-    def size(rank):
-        return sum(p.numel() for p in TapNet([1], 4, 32, UNITS, rank).parameters() if p.requires_grad)
+def test_the_size_of_a_net_follows_its_shape():
+    def size(*shape):
+        net = TapNet([1], 4, 32, UNITS, Shape(*shape))
+        return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
-    assert size(8) == 2 * size(4)
+    outputs = 3 * (4 + 64)
+    assert size(8, 16, 0) == 33 * 8 + 8 * outputs
+    assert size(8, 16, 2) == size(8, 16, 0) + 33 * 16 + 17 * 16 + 16 * 8
+
+
+@pytest.mark.parametrize(("depth", "linear"), [(0, True), (1, False), (2, False)])
+def test_depth_bends_what_is_said_of_a_state(tiny_llama, make_net, depth, linear):
+    net = make_net(tiny_llama, [1], depth=depth)
+    one, other = states(2, 5, 1), states(2, 5, 1, seed=1)
+    for kind in UNITS:
+        middle = (net(one)[kind] + net(other)[kind]) / 2
+        # float32 sums of some 100 terms
+        assert torch.allclose(net((one + other) / 2)[kind], middle, rtol=1e-4, atol=1e-4) == linear
 
 
 @pytest.mark.parametrize("pooling", ["scores", "mean", "last"])

@@ -10,6 +10,7 @@ from shadow.criteria import CRITERIA, RANDOM
 from shadow.errors import UserError
 from shadow.jobs.settings import (
     asked_criteria,
+    asked_parts,
     asked_size,
     check_scorer,
     check_train,
@@ -203,7 +204,8 @@ def manifest(**windows: int) -> dict:
     ids=str,
 )
 def test_a_store_is_enough_if_it_covers_all_windows_of_all_that_is_asked_for(compose, job, found, enough):
-    assert holds(found, compose("train", "data.windows=20", *job)) == enough
+    cfg = compose("train", "data.windows=20", *job)
+    assert holds(found, asked_size(cfg), asked_parts(cfg)) == enough
 
 
 # The command that makes what is missing
