@@ -14,7 +14,7 @@ def main(cfg: DictConfig) -> None:
 
     from shadow.jobs import points, settings, stages
     from shadow.jobs.run import job
-    from shadow.sparse import sparse
+    from shadow.masked import sparse
 
     log = logging.getLogger("evaluate")
     with job(cfg) as this:

@@ -12,9 +12,9 @@ from shadow import criteria
 from shadow.artifacts import key_of, write_json
 from shadow.errors import UserError
 from shadow.jobs import settings as names
+from shadow.masked import SparseRun
 from shadow.models import LM
 from shadow.sites import Kind
-from shadow.sparse import SparseRun
 from shadow.texts import fingerprint, questions, text_windows
 
 

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
 from shadow.jobs import points, settings, stages
+from shadow.masked import sparse
 from shadow.predictors import Fixed
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate")

@@ -18,10 +18,10 @@ from shadow.artifacts import key_of
 from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.errors import UserError
 from shadow.jobs import settings, stages
+from shadow.masked import sparse
 from shadow.predictor_module import PredictorModule
 from shadow.predictors import Fixed, Oracle, Predicted
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 from shadow.traces import FEATURES, Traces, covered, files_of, read_manifest
 
 # Lightning's word for resuming

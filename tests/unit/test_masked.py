@@ -5,9 +5,9 @@ import torch
 
 from shadow.batches import collate
 from shadow.errors import UserError
+from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 
 
