@@ -1,7 +1,7 @@
 """Who says what matters: the trained net and the trivial scorers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +170,18 @@ class TapNet(nn.Module):
         return {kind: torch.cat([part[kind] for part in parts], 1) for kind in KINDS}
 
 
+class Shape(NamedTuple):
+    """Of a language model, as far as a predictor must fit it. width: E; units: of each kind in a layer."""
+
+    layers: int
+    width: int
+    units: dict[Kind, int]
+
+    def told(self) -> str:
+        units = " and ".join(f"{self.units[kind]} {kind}s" for kind in KINDS)
+        return f"{self.layers} layers of width {self.width} with {units} each"
+
+
 class Predicted:
     """A trained net as a scorer.
 
@@ -181,6 +193,12 @@ class Predicted:
         self.net = net
         self.pooling = pooling
         self.taps = net.taps
+
+    @property
+    def shape(self) -> Shape:
+        """Of the model that the net was made for."""
+        last = self.net.reader(self.taps[-1])
+        return Shape(last.span.stop, len(last.center), last.units)
 
     @torch.no_grad()
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
