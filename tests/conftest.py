@@ -177,6 +177,40 @@ def make_net() -> Callable[..., TapNet]:
     return make
 
 
+@pytest.fixture(scope="session")
+def config_of() -> Callable[..., dict]:
+    """config_of(net, lm, **others): what a finished predictor's config.json says, in plain values."""
+
+    def make(net: TapNet, lm: LM, **others: object) -> dict:
+        model = {"name": "tiny", "source": {"_target_": "shadow.models.from_hub", "hub_id": "someone/tiny"}}
+        return {
+            "model": "tiny",
+            "settings": {
+                "traces": {"model": model, "data": {"tokens": 12}, "traces": {"loss": "answer"}, "seed": 1},
+                "size": "20",
+                "criterion": "l2_norm",
+                "predictor": {"name": "unified", "epochs": 3},
+                "trainer": {"max_epochs": 3},
+                "reads": ["token", "state"],
+            },
+            "taps": net.taps,
+            "rank": net.rank,
+            "pooling": "scores",
+            "layers": LAYERS,
+            "width": HIDDEN,
+            "units": count_units(find_sites(lm.model)),
+            "weights": "0123456789abcdef",
+            "parameters": 12345,
+            "share_of_model": 0.0625,
+            "rows": {"train": 108, "val": 12},
+            "metrics": {"val/recall@50": 0.75, "val/loss": 0.5},
+            "versions": {"torch": "2.6.0"},
+            **others,
+        }
+
+    return make
+
+
 @pytest.fixture
 def artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder for artifacts, which SHADOW_ROOT makes the configs' own."""

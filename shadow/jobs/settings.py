@@ -15,6 +15,7 @@ from shadow.artifacts import key_of
 from shadow.batches import Loss, Positions
 from shadow.data import CalibrationData
 from shadow.errors import UserError
+from shadow.hub import CONFIG
 from shadow.models import describe_folder
 from shadow.packing import Stored
 from shadow.sparsity import SparsityPolicy
@@ -266,7 +267,7 @@ def check_scorer(cfg: DictConfig) -> None:
     if cfg.sparsity.level == 0:
         return
     if name in NETS:
-        missing = None if (predictor_folder(cfg) / "meta.json").is_file() else predictor_folder(cfg)
+        missing = None if (predictor_folder(cfg) / CONFIG).is_file() else predictor_folder(cfg)
     elif needs_traces(cfg):
         missing = None if holds(read_manifest(traces_folder(cfg)), cfg) else traces_folder(cfg)
     else:

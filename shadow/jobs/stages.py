@@ -15,20 +15,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from shadow import models, traces
-from shadow.artifacts import write_json, writing
+from shadow import hub, models, traces
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.criteria import RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
+from shadow.jobs.run import versions
 from shadow.jobs.settings import (
     asked_criteria,
     asked_size,
     calibration_data,
     holds,
+    model_label,
     plain,
     predictor_folder,
     predictor_settings,
@@ -228,7 +228,7 @@ def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:
 def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
-    if not (folder / "meta.json").is_file():
+    if not (folder / hub.CONFIG).is_file():
         fit(cfg, get_traces(cfg, lm), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
@@ -263,9 +263,8 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
     }
     metrics = logged or dict(trainer.validate(module, data, verbose=False)[0])
     parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
-    with writing(folder / "predictor.safetensors") as unfinished:
-        save_file({name: values.cpu().contiguous() for name, values in net.state_dict().items()}, unfinished)
-    meta = {
+    config = {
+        "model": model_label(cfg),
         "settings": predictor_settings(cfg),
         "taps": taps,
         "rank": settings.rank,
@@ -275,8 +274,9 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
         "share_of_model": parameters / facts["parameters"],
         "rows": {"train": len(data.train), "val": len(data.val)},
         "metrics": metrics,
+        "versions": versions(),
     }
-    write_json(folder / "meta.json", meta)
+    hub.save_predictor(folder, net, config)
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
         parameters / 1e6,
@@ -288,11 +288,8 @@ def fit(cfg: DictConfig, store: Traces, folder: Path, loggers: list) -> None:
 
 
 def load_predictor(folder: Path, lm: LM) -> Predicted:
-    meta = json.loads((folder / "meta.json").read_text())
-    require_weights(folder, meta["weights"], lm)
-    net = TapNet(meta["taps"], meta["layers"], meta["width"], meta["units"], meta["rank"])
-    net.load_state_dict(load_file(folder / "predictor.safetensors"))
-    return Predicted(net.eval(), meta["pooling"])
+    require_weights(folder, hub.read_config(folder)["weights"], lm)
+    return hub.load_predictor(folder)
 
 
 # Scorers

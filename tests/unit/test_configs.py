@@ -271,7 +271,7 @@ def test_every_debug_run_collects_and_fits_in_no_time(compose, option, batch):
     )
     lm = stages.load_lm(cfg)
     folder = stages.get_predictor(cfg, lm, [])
-    assert (folder / "meta.json").is_file()
+    assert (folder / "config.json").is_file()
 
 
 # Composition
