@@ -14,7 +14,7 @@ def main(cfg: DictConfig) -> None:
 
     from shadow.jobs import points, settings, stages
     from shadow.jobs.run import job
-    from shadow.sparse import sparse
+    from shadow.masked import sparse
 
     log = logging.getLogger("evaluate")
     with job(cfg) as this:
@@ -32,6 +32,7 @@ def main(cfg: DictConfig) -> None:
             points.keep(cfg, this.record, achieved, metrics)
         else:
             log.info("measured before: %s", known)
+            points.tell(cfg, this.record)  # a kill may have come before the predictor's curve was told
         figures = {name: metric["value"] for name, metric in this.record["metrics"].items()}
         this.log_metrics(
             figures | {f"achieved/{kind}": share for kind, share in this.record["achieved"].items()}

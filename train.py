@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    import json
     import logging
 
+    from shadow import hub
     from shadow.jobs import planning, settings, stages
     from shadow.jobs.run import job
 
@@ -31,12 +31,10 @@ def main(cfg: DictConfig) -> float | None:
             log.info("stage=%s predictor=%s: nothing to fit", cfg.stage, cfg.predictor.name)
             return None
         folder = stages.get_predictor(cfg, lm, this.loggers)
-        meta = json.loads((folder / "meta.json").read_text())
+        metrics = hub.read_config(folder)["metrics"]
         log.info("predictor: %s", folder)
-        this.record["metrics"] = {
-            name: {"value": value, "stderr": None} for name, value in meta["metrics"].items()
-        }
-        return meta["metrics"]["val/recall@50"]
+        this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}
+        return metrics["val/recall@50"]
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from shadow.batches import IGNORED, Batch, Example, batched
 from shadow.criteria import needs_gradient
+from shadow.masked import SparseRun
 from shadow.models import LM
 from shadow.predictors import Oracle
 from shadow.scores import token_losses
-from shadow.sparse import SparseRun
 from shadow.tasks import load_tasks, require_tasks, task_specs
 from shadow.texts import Question
 

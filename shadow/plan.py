@@ -11,7 +11,7 @@ from shadow.batches import Example, collate
 from shadow.collector import features
 from shadow.criteria.statistics import STATISTICS
 from shadow.packing import Stored, encode
-from shadow.predictors import Shape, TapNet
+from shadow.predictors import NetShape, TapNet
 from shadow.sites import count_units, find_layers, find_sites
 
 
@@ -70,7 +70,7 @@ def backward_flops(model: PreTrainedModel, tokens: int) -> float:
     return forward_flops(model, tokens) + attention_flops(model, tokens)
 
 
-def predictor_parameters(model: PreTrainedModel, taps: Sequence[int], shape: Shape) -> int:
+def predictor_parameters(model: PreTrainedModel, taps: Sequence[int], shape: NetShape) -> int:
     with torch.device("meta"):
         units = count_units(find_sites(model))
         net = TapNet(taps, len(find_layers(model)), model.config.hidden_size, units, shape)

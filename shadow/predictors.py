@@ -93,7 +93,7 @@ class Oracle:
         }
 
 
-class Shape(NamedTuple):
+class NetShape(NamedTuple):
     """Of the net behind a tap: `rank` numbers carry all that is said of a state; `depth` hidden layers of
     width `hidden` stand beside the linear map to them, or none."""
 
@@ -108,7 +108,7 @@ class Tap(nn.Module):
     These numbers are a linear map of the state plus what a residual net of GELUs makes of it.
     """
 
-    def __init__(self, span: range, width: int, units: Mapping[Kind, int], shape: Shape) -> None:
+    def __init__(self, span: range, width: int, units: Mapping[Kind, int], shape: NetShape) -> None:
         super().__init__()
         self.span = span
         self.units = dict(units)
@@ -171,7 +171,7 @@ class TapNet(nn.Module):
     """
 
     def __init__(
-        self, taps: Sequence[int], layers: int, width: int, units: Mapping[Kind, int], shape: Shape
+        self, taps: Sequence[int], layers: int, width: int, units: Mapping[Kind, int], shape: NetShape
     ) -> None:
         """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer."""
         super().__init__()
@@ -191,6 +191,18 @@ class TapNet(nn.Module):
         return {kind: torch.cat([part[kind] for part in parts], 1) for kind in KINDS}
 
 
+class Shape(NamedTuple):
+    """Of a language model, as far as a predictor must fit it. width: E; units: of each kind in a layer."""
+
+    layers: int
+    width: int
+    units: dict[Kind, int]
+
+    def told(self) -> str:
+        units = " and ".join(f"{self.units[kind]} {kind}s" for kind in KINDS)
+        return f"{self.layers} layers of width {self.width} with {units} each"
+
+
 class Predicted:
     """A trained net as a scorer.
 
@@ -202,6 +214,12 @@ class Predicted:
         self.net = net
         self.pooling = pooling
         self.taps = net.taps
+
+    @property
+    def shape(self) -> Shape:
+        """Of the model that the net was made for."""
+        last = self.net.reader(self.taps[-1])
+        return Shape(last.span.stop, len(last.center), last.units)
 
     @torch.no_grad()
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:

@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 
 from shadow.collector import Arrays, Keeping, features, place, sampled
 from shadow.data import Numbered
+from shadow.masked import sparse
 from shadow.predictors import Scorer
 from shadow.sites import watch
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 from shadow.traces import FEATURES
 

@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are im
 
 from shadow.batches import Batch, Example, collate  # noqa: E402
 from shadow.models import LM, from_package, random_llama, random_opt  # noqa: E402
-from shadow.predictors import Shape, TapNet  # noqa: E402
+from shadow.predictors import NetShape, TapNet  # noqa: E402
 from shadow.sites import count_units, find_sites  # noqa: E402
 
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
@@ -164,7 +164,7 @@ def make_net() -> Callable[..., TapNet]:
 
     def make(lm: LM, taps: list[int], rank: int = 8, seed: int = 0, depth: int = 2) -> TapNet:
         units = count_units(find_sites(lm.model))
-        net = TapNet(taps, LAYERS, HIDDEN, units, Shape(rank, 16, depth))
+        net = TapNet(taps, LAYERS, HIDDEN, units, NetShape(rank, 16, depth))
         draw = torch.Generator().manual_seed(seed)
         for name, values in net.state_dict().items():
             values.copy_(torch.randn(values.shape, generator=draw))
@@ -173,6 +173,40 @@ def make_net() -> Callable[..., TapNet]:
             elif "static" in name:
                 values.mul_(0.1)  # small beside what the state says
         return net.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def config_of() -> Callable[..., dict]:
+    """config_of(net, lm, **others): what a finished predictor's config.json says, in plain values."""
+
+    def make(net: TapNet, lm: LM, **others: object) -> dict:
+        model = {"name": "tiny", "source": {"_target_": "shadow.models.from_hub", "hub_id": "someone/tiny"}}
+        return {
+            "model": "tiny",
+            "settings": {
+                "traces": {"model": model, "data": {"tokens": 12}, "traces": {"loss": "answer"}, "seed": 1},
+                "size": "20",
+                "criterion": "l2_norm",
+                "predictor": {"name": "unified", "epochs": 3},
+                "trainer": {"max_epochs": 3},
+                "reads": ["token", "state"],
+            },
+            "taps": net.taps,
+            "rank": net.rank,
+            "pooling": "scores",
+            "layers": LAYERS,
+            "width": HIDDEN,
+            "units": count_units(find_sites(lm.model)),
+            "weights": "0123456789abcdef",
+            "parameters": 12345,
+            "share_of_model": 0.0625,
+            "rows": {"train": 108, "val": 12},
+            "metrics": {"val/recall@50": 0.75, "val/loss": 0.5},
+            "versions": {"torch": "2.6.0"},
+            **others,
+        }
 
     return make
 

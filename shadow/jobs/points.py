@@ -8,13 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from shadow import criteria
+from shadow import criteria, curve, hub
 from shadow.artifacts import key_of, write_json
+from shadow.card import STDERR
 from shadow.errors import UserError
 from shadow.jobs import settings as names
+from shadow.masked import SparseRun
 from shadow.models import LM
 from shadow.sites import Kind
-from shadow.sparse import SparseRun
 from shadow.texts import fingerprint, questions, text_windows
 
 
@@ -122,6 +123,31 @@ def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, metrics: dict)
     measured_in = os.path.relpath(cfg.paths.output_dir, cfg.paths.root_dir)
     where = {"measured_in": measured_in, "settings": settings_of(cfg, record["code"])}
     write_json(_file(cfg, record["code"]), {"achieved": achieved, "metrics": record["metrics"], **where})
+    tell(cfg, record)
+
+
+def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
+    """Add a point of a trained net to the curve in its folder; the dense model is no predictor's."""
+    if cfg.predictor.name not in names.NETS or cfg.sparsity.level == 0:
+        return
+    folder = names.predictor_folder(cfg)
+    if not (folder / hub.CONFIG).is_file():
+        return  # measured before, and removed since
+    settings = settings_of(cfg, record["code"])
+    del settings["code"]  # other code measures the same point anew
+    row = {
+        "point": key_of(settings),
+        "level": cfg.sparsity.level,
+        "decided_at": cfg.sparsity.decided_at,
+        "scope": cfg.sparsity.scope,
+        "data": names.data_label(cfg),
+        **{f"achieved_{kind}": share for kind, share in record["achieved"].items()},
+        "code": record["code"],
+        "commit": record.get("commit", {}).get("sha"),
+    }
+    for name, metric in record["metrics"].items():
+        row |= {name: metric["value"], f"{name}{STDERR}": metric["stderr"]}
+    curve.add(folder, hub.read_config(folder), row)
 
 
 def measure(cfg: DictConfig, lm: LM, run: SparseRun) -> dict:

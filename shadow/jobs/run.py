@@ -50,8 +50,7 @@ class Job:
             "seed": cfg.seed,
             "commit": commit(),
             "code": code_digest(),
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": versions(),
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "threads": torch.get_num_threads(),
@@ -99,6 +98,12 @@ def job(cfg: DictConfig) -> Iterator[Job]:
             import wandb
 
             wandb.finish(exit_code=int(this.record["status"] != "done"))
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in PACKAGES
+    }
 
 
 def commit() -> dict[str, Any]:

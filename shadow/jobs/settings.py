@@ -15,9 +15,10 @@ from shadow.artifacts import key_of
 from shadow.batches import Loss, Positions
 from shadow.data import CalibrationData
 from shadow.errors import UserError
+from shadow.hub import CONFIG
 from shadow.models import describe_folder
 from shadow.packing import Stored
-from shadow.predictors import Shape
+from shadow.predictors import NetShape
 from shadow.sparsity import SparsityPolicy
 from shadow.traces import FEATURES, Rows, covered, read_manifest
 
@@ -225,8 +226,8 @@ def check_rounds(cfg: DictConfig) -> None:
         )
 
 
-def predictor_shape(cfg: DictConfig) -> Shape:
-    shape = Shape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
+def predictor_shape(cfg: DictConfig) -> NetShape:
+    shape = NetShape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
     if shape.rank < 1 or shape.hidden < 1 or shape.depth < 0:
         raise UserError(
             "predictor.rank and predictor.hidden must be at least 1 and predictor.depth at least 0, got "
@@ -318,7 +319,7 @@ def check_scorer(cfg: DictConfig) -> None:
     if cfg.sparsity.level == 0:
         return
     if name in NETS:
-        missing = None if (predictor_folder(cfg) / "meta.json").is_file() else predictor_folder(cfg)
+        missing = None if (predictor_folder(cfg) / CONFIG).is_file() else predictor_folder(cfg)
     elif needs_traces(cfg):
         missing = (
             None

@@ -16,20 +16,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from shadow import models, traces
-from shadow.artifacts import write_json, writing
+from shadow import hub, models, traces
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.criteria import RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
+from shadow.jobs.run import versions
 from shadow.jobs.settings import (
     asked_parts,
     asked_size,
     calibration_data,
     holds,
+    model_label,
     plain,
     predictor_folder,
     predictor_settings,
@@ -46,7 +46,7 @@ from shadow.jobs.settings import (
 from shadow.memory import peak_memory
 from shadow.models import LM
 from shadow.predictor_module import PredictorModule, TraceData
-from shadow.predictors import Fixed, Oracle, Predicted, Scorer, Shape, TapNet, random_scores
+from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
 from shadow.sites import KINDS, count_units, find_layers, find_sites
 from shadow.sparsity import SparsityPolicy
@@ -271,7 +271,7 @@ def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:
 def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
-    if not (folder / "meta.json").is_file():
+    if not (folder / hub.CONFIG).is_file():
         fit(cfg, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
@@ -315,20 +315,20 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
     }
     metrics = logged or dict(trainer.validate(module, data, verbose=False)[0])
     parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
-    with writing(folder / "predictor.safetensors") as unfinished:
-        save_file({name: values.cpu().contiguous() for name, values in net.state_dict().items()}, unfinished)
-    meta = {
+    config = {
+        "model": model_label(cfg),
         "settings": predictor_settings(cfg),
         "taps": taps,
-        "shape": shape._asdict(),
+        "net": shape._asdict(),
         "pooling": settings.pooling,
         **{key: facts[key] for key in ("layers", "width", "units", "weights")},
         "parameters": parameters,
         "share_of_model": parameters / facts["parameters"],
         "rows": {"train": len(data.train), "val": len(data.val)},
         "metrics": metrics,
+        "versions": versions(),
     }
-    write_json(folder / "meta.json", meta)
+    hub.save_predictor(folder, net, config)
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
         parameters / 1e6,
@@ -340,11 +340,8 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
 
 
 def load_predictor(folder: Path, lm: LM) -> Predicted:
-    meta = json.loads((folder / "meta.json").read_text())
-    require_weights(folder, meta["weights"], lm)
-    net = TapNet(meta["taps"], meta["layers"], meta["width"], meta["units"], Shape(**meta["shape"]))
-    net.load_state_dict(load_file(folder / "predictor.safetensors"))
-    return Predicted(net.eval(), meta["pooling"])
+    require_weights(folder, hub.read_config(folder)["weights"], lm)
+    return hub.load_predictor(folder)
 
 
 # Scorers

@@ -57,12 +57,11 @@ def unbroken(run, tmp_path_factory):
 
 def test_an_unbroken_run_leaves_traces_and_a_predictor(unbroken):
     names = [name.rpartition("/")[2] for name in unbroken]
-    assert (
-        names.count("manifest.json") == names.count("meta.json") == names.count("predictor.safetensors") == 1
-    )
+    for name in ("manifest.json", "predictor.safetensors", "README.md", "config.json"):
+        assert names.count(name) == 1
     for part in PARTS:
         assert sum(name.startswith(f"{part}-0") for name in names) == SHARDS
-    assert len(names) == SHARDS * len(PARTS) + 3
+    assert len(names) == SHARDS * len(PARTS) + 4
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -96,7 +95,7 @@ def test_killed_again_and_again_the_same_command_ends_with_the_same_files(
     assert f"{there} of {SHARDS} shards of 4 are there" in log.read_text()
     assert found("traces/*/manifest.json")
     assert found("predictors/*/last.ckpt")
-    assert not found("predictors/*/meta.json")
+    assert not found("predictors/*/config.json")
 
     done = run(tmp_path, "train.py", *JOB)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -66,7 +66,7 @@ def test_the_dense_model_is_measured_once_and_is_the_same_for_every_scorer(curve
 def test_a_sweep_collects_once_and_fits_once(curve):
     folder, done = curve
     assert len(list(folder.glob("artifacts/traces/*/manifest.json"))) == 1
-    assert len(list(folder.glob("artifacts/predictors/*/meta.json"))) == 1
+    assert len(list(folder.glob("artifacts/predictors/*/config.json"))) == 1
     assert done.stdout.count("- collecting ") == 1
 
 

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
 from shadow.jobs import points, settings, stages
+from shadow.masked import sparse
 from shadow.predictors import Fixed
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate")
@@ -271,7 +271,7 @@ def test_every_debug_run_collects_and_fits_in_no_time(compose, option, batch):
     )
     lm = stages.load_lm(cfg)
     folder = stages.get_predictor(cfg, lm, [])
-    assert (folder / "meta.json").is_file()
+    assert (folder / "config.json").is_file()
 
 
 # Composition

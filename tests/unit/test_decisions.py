@@ -5,10 +5,10 @@ import torch
 
 from shadow.batches import Example, collate
 from shadow.criteria import CONTEXTUAL
+from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.scores import score
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 
 POLICY = SparsityPolicy(0.5)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from shadow.batches import Example
 from shadow.criteria import CONTEXTUAL
 from shadow.evaluation import choice_accuracy, perplexity
+from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 from shadow.texts import Question, builtin_topics, questions
 

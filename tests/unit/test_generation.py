@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from shadow.batches import Example, collate
+from shadow.masked import sparse
 from shadow.predictors import Fixed, Predicted, random_scores
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 
 POLICY = SparsityPolicy(0.5)

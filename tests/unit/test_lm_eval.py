@@ -7,8 +7,8 @@ from lm_eval.models.huggingface import HFLM
 
 from shadow.batches import IGNORED
 from shadow.evaluation import SparseHFLM, task_metrics
+from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 from shadow.tasks import load_tasks, task_specs
 

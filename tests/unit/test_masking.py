@@ -9,9 +9,9 @@ from torch import nn
 
 from shadow.batches import Batch
 from shadow.criteria import CONTEXTUAL
+from shadow.masked import SparseRun, sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import find_sites
-from shadow.sparse import SparseRun, sparse
 from shadow.sparsity import SparsityPolicy
 
 DENSE = SparsityPolicy(0.0)

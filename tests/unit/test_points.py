@@ -1,12 +1,14 @@
 """A point that was measured before is found again, and never taken for another."""
 
+import csv
 import json
 
 import pytest
 
 from shadow.errors import UserError
 from shadow.evaluation import Metric
-from shadow.jobs import points
+from shadow.hub import save_predictor
+from shadow.jobs import points, settings
 
 CODE = "0123456789abcdef"
 METRICS = {"perplexity": Metric(12.5, 0.25), "choices/acc": Metric(0.5, None)}
@@ -161,6 +163,99 @@ def test_a_point_of_other_weights_is_not_found_though_they_lie_in_the_same_folde
     assert is_found(compose("evaluate", *job))
     make_lm("opt", seed=1).model.save_pretrained(tmp_path / "model")
     assert not is_found(compose("evaluate", *job))
+
+
+# The curve of a predictor
+
+
+NET = ["sparsity.level=0.3", "sparsity.decided_at=prompt"]
+
+
+@pytest.fixture
+def trained(compose, tiny_opt, make_net, config_of):
+    """trained(cfg): the folder of its predictor, finished."""
+
+    def make(cfg):
+        net = make_net(tiny_opt, [1])
+        save_predictor(settings.predictor_folder(cfg), net, config_of(net, tiny_opt))
+        return settings.predictor_folder(cfg)
+
+    return make
+
+
+def rows_of(folder):
+    if not (folder / "curve.csv").is_file():
+        return []
+    with (folder / "curve.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, trained):
+    cfg = compose("evaluate", *NET)
+    folder = trained(cfg)
+    points.keep(cfg, {"code": CODE, "commit": {"sha": "abc"}}, {"head": 0.25, "neuron": 0.125}, METRICS)
+    (row,) = rows_of(folder)
+    assert len(row.pop("point")) == 10
+    assert row == {
+        "level": "0.3",
+        "decided_at": "prompt",
+        "scope": "layer",
+        "data": "builtin",
+        "achieved_head": "0.25",
+        "achieved_neuron": "0.125",
+        "code": CODE,
+        "commit": "abc",
+        "perplexity": "12.5",
+        "perplexity_stderr": "0.25",
+        "choices/acc": "0.5",
+        "choices/acc_stderr": "",
+    }
+    assert "| 0.3 | prompt | layer | builtin | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 |" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
+    assert {file.name for file in folder.iterdir()} == {
+        "config.json",
+        "predictor.safetensors",
+        "README.md",
+        "curve.csv",
+    }
+
+
+def test_a_point_measured_by_other_code_replaces_itself_and_no_point_of_other_settings(compose, trained):
+    folder = trained(compose("evaluate", *NET))
+    for code, others in (
+        ("old", []),
+        ("new", []),
+        ("new", ["sparsity.level=0.4"]),
+        ("new", ["measure=choices"]),
+    ):
+        points.keep(compose("evaluate", *NET, *others), {"code": code}, {"head": 0, "neuron": 0}, METRICS)
+    assert sorted((row["level"], row["code"]) for row in rows_of(folder)) == [
+        ("0.3", "new"),
+        ("0.3", "new"),
+        ("0.4", "new"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "others", [["predictor=static"], ["predictor=random"], ["sparsity.level=0"]], ids=str
+)
+def test_a_point_of_no_trained_net_is_on_no_curve(compose, trained, others):
+    folder = trained(compose("evaluate", *NET))
+    keep(compose("evaluate", *NET, *others))
+    assert rows_of(folder) == []
+
+
+def test_a_point_whose_job_was_killed_before_its_curve_was_told_is_told_by_the_rerun(compose, trained):
+    cfg = compose("evaluate", *NET)
+    folder = trained(cfg)
+    keep(cfg)
+    told = (folder / "curve.csv").read_bytes()
+    (folder / "curve.csv").unlink()
+    record = {"code": CODE}
+    assert points.find(cfg, record)
+    points.tell(cfg, record)
+    assert (folder / "curve.csv").read_bytes() == told
 
 
 # Descriptions and refusals

@@ -7,7 +7,7 @@ import torch
 from shadow.errors import UserError
 from shadow.packing import encode, pack
 from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData, ranks, recall_at_half, spearman
-from shadow.predictors import Shape, TapNet
+from shadow.predictors import NetShape, TapNet
 from shadow.traces import FEATURES, Traces, files_of, finish, inspect, write_shard
 
 WINDOWS, TOKENS, LAYERS, WIDTH = 30, 10, 3, 8
@@ -50,7 +50,7 @@ def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed
 def make_module(taps=(1,), rank=8, floor=0.0, seed=0):
     torch.manual_seed(seed)
     return PredictorModule(
-        TapNet(list(taps), LAYERS, WIDTH, UNITS, Shape(rank, 16, 2)), floor, lr=0.02, weight_decay=0.0
+        TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2)), floor, lr=0.02, weight_decay=0.0
     )
 
 
@@ -149,7 +149,7 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             orders.append(batch.states.sum().item())
             return super().training_step(batch, batch_idx)
 
-    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, Shape(2, 16, 2)), 0.0, 0.0, 0.0)
+    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), 0.0, 0.0, 0.0)
     fit(module, make_data(store), 2)
     half = len(orders) // 2
     assert orders[:half] != orders[half:]

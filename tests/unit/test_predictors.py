@@ -7,7 +7,7 @@ from shadow.batches import collate
 from shadow.criteria import CONTEXTUAL
 from shadow.criteria.statistics import STATISTICS
 from shadow.errors import UserError
-from shadow.predictors import Fixed, Oracle, Predicted, Shape, TapNet, random_scores
+from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet, random_scores
 from shadow.scores import score
 from shadow.sites import find_sites
 
@@ -63,19 +63,22 @@ def test_one_tap_in_every_layer_is_a_net_a_layer(tiny_llama, make_net):
 
 
 def test_an_untrained_net_says_the_same_of_every_state():
-    net = TapNet([1], 4, 32, UNITS, Shape(8, 16, 2))
+    net = TapNet([1], 4, 32, UNITS, NetShape(8, 16, 2))
     for values in net(states(5, 1)).values():
         assert torch.equal(values, values[:1].expand_as(values))
 
 
 def test_a_rank_wider_than_the_state_adds_nothing():
-    wide, square = TapNet([1], 4, 32, UNITS, Shape(1000, 16, 2)), TapNet([1], 4, 32, UNITS, Shape(32, 16, 2))
+    wide, square = (
+        TapNet([1], 4, 32, UNITS, NetShape(1000, 16, 2)),
+        TapNet([1], 4, 32, UNITS, NetShape(32, 16, 2)),
+    )
     assert sum(p.numel() for p in wide.parameters()) == sum(p.numel() for p in square.parameters())
 
 
 def test_the_size_of_a_net_follows_its_shape():
     def size(*shape):
-        net = TapNet([1], 4, 32, UNITS, Shape(*shape))
+        net = TapNet([1], 4, 32, UNITS, NetShape(*shape))
         return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
     outputs = 3 * (4 + 64)

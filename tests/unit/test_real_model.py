@@ -9,10 +9,10 @@ from lm_eval.models.huggingface import HFLM
 
 from shadow.batches import collate
 from shadow.evaluation import SparseHFLM, choice_accuracy, perplexity
+from shadow.masked import sparse
 from shadow.models import load
 from shadow.predictors import Fixed, Oracle, random_scores
 from shadow.sites import count_units, find_sites
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 from shadow.tasks import load_tasks, task_specs
 from shadow.texts import builtin_topics, questions, text_windows

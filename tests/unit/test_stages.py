@@ -18,10 +18,10 @@ from shadow.artifacts import key_of
 from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.errors import UserError
 from shadow.jobs import settings, stages
+from shadow.masked import sparse
 from shadow.predictor_module import PredictorModule
 from shadow.predictors import Fixed, Oracle, Predicted
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 from shadow.traces import FEATURES, Traces, covered, files_of, read_manifest
 
 # Lightning's word for resuming
@@ -294,7 +294,7 @@ def test_a_predictor_of_fewer_windows_is_the_same_from_a_larger_store(composed, 
     fresh = fit(*FORTY)
     assert fresh.name == of_more.name
     assert contents(fresh) == contents(of_more)
-    assert json.loads((fresh / "meta.json").read_text())["rows"] == (
+    assert json.loads((fresh / "config.json").read_text())["rows"] == (
         {"train": 36, "val": 4} if pooling else {"train": 180, "val": 20}
     )
 
@@ -565,7 +565,7 @@ def fitted(compose, fit, shelf):
 
 
 def test_a_predictor_is_its_weights_and_what_is_to_be_known_of_them(fitted):
-    assert set(contents(fitted())) == {"meta.json", "predictor.safetensors"}
+    assert set(contents(fitted())) == {"config.json", "predictor.safetensors", "README.md"}
 
 
 @pytest.mark.parametrize("predictor", ["unified", "layerwise"])
@@ -573,22 +573,22 @@ def test_the_size_of_a_predictor_is_reported_in_parameters_and_as_share_of_the_m
     fitted, compose, predictor
 ):
     folder = fitted(f"predictor={predictor}")
-    meta = json.loads((folder / "meta.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     lm = stages.load_lm(compose("train", *SMALL))
     taps = {"unified": 1, "layerwise": 3}[predictor]
     down = taps * (32 * 4 + 4)  # state to rank, and a bias
     up = 2 * 4 * 3 * (4 + 64)  # rank, plain and curved, to the units of three layers
-    assert meta["parameters"] == down + up
-    assert meta["share_of_model"] == (down + up) / lm.model.num_parameters()
+    assert config["parameters"] == down + up
+    assert config["share_of_model"] == (down + up) / lm.model.num_parameters()
 
 
 def test_the_rows_are_split_by_window(fitted):
-    meta = json.loads((fitted() / "meta.json").read_text())
-    assert meta["rows"] == {"train": 18 * 6, "val": 2 * 6}
+    config = json.loads((fitted() / "config.json").read_text())
+    assert config["rows"] == {"train": 18 * 6, "val": 2 * 6}
 
 
 def test_metrics_are_numbers_between_their_bounds(fitted):
-    metrics = json.loads((fitted() / "meta.json").read_text())["metrics"]
+    metrics = json.loads((fitted() / "config.json").read_text())["metrics"]
     assert {"val/loss", "val/spearman", "val/recall@50"} <= set(metrics)
     assert 0 <= metrics["val/recall@50"] <= 1
     assert -1 <= metrics["val/spearman"] <= 1
@@ -629,8 +629,8 @@ def test_layerwise_is_the_net_with_a_tap_in_every_layer_from_1_on(fitted, taps):
     ids=str,
 )
 def test_a_predictor_of_windows_learns_from_their_rows(fitted, reads):
-    meta = json.loads((fitted(*reads) / "meta.json").read_text())
-    assert meta["rows"] == {"train": 18, "val": 2}
+    config = json.loads((fitted(*reads) / "config.json").read_text())
+    assert config["rows"] == {"train": 18, "val": 2}
 
 
 def test_a_predictor_learns_from_ranks_what_it_learns_from_half_precision(compose):
@@ -649,7 +649,7 @@ def test_a_predictor_learns_from_ranks_what_it_learns_from_half_precision(compos
             f"traces.dtype={dtype}",
         )
         folder = stages.get_predictor(cfg, stages.load_lm(cfg), [])
-        found[dtype] = json.loads((folder / "meta.json").read_text())["metrics"]
+        found[dtype] = json.loads((folder / "config.json").read_text())["metrics"]
         assert found[dtype]["val/loss"] < found[dtype]["val/static_loss"]
     for name in ("val/recall@50", "val/static_recall@50"):
         assert 0.5 < found["float16"][name] < 1
@@ -699,7 +699,11 @@ def test_a_fit_that_broke_off_goes_on_and_ends_with_the_same_bytes(
     assert contents(fit()) == whole
 
 
-@pytest.mark.parametrize("lost", [["meta.json"], ["meta.json", "predictor.safetensors"]], ids=str)
+@pytest.mark.parametrize(
+    "lost",
+    [["config.json"], ["config.json", "README.md"], ["config.json", "README.md", "predictor.safetensors"]],
+    ids=str,
+)
 def test_a_fit_that_broke_off_while_writing_ends_with_the_same_bytes(fitted, fit, lost):
     folder = fitted()
     whole = contents(folder)
@@ -708,18 +712,18 @@ def test_a_fit_that_broke_off_while_writing_ends_with_the_same_bytes(fitted, fit
     assert contents(fit()) == whole
 
 
-@pytest.mark.parametrize("name", ["predictor.safetensors", "meta.json"])
+@pytest.mark.parametrize("name", ["predictor.safetensors", "README.md", "config.json"])
 def test_what_a_kill_left_half_written_is_gone_after_the_rerun(fitted, fit, kill_while_writing, name):
     folder = fitted()
     whole = contents(folder)
-    (folder / "meta.json").unlink()
+    (folder / "config.json").unlink()
     (folder / name).unlink(missing_ok=True)
     kill_while_writing(folder / name)
     assert contents(fit()) == whole
 
 
 def test_a_checkpoint_that_a_kill_left_behind_is_gone_after_the_rerun(fitted, fit):
-    """Killed between the last two steps: meta.json stands, and last.ckpt too."""
+    """Killed between the last two steps: config.json stands, and last.ckpt too."""
     folder = fitted()
     whole = contents(folder)
     (folder / "last.ckpt").write_bytes(b"old")
@@ -816,8 +820,8 @@ def test_the_jobs_of_a_sweep_share_one_model(compose):
 
 def test_a_predictor_of_other_weights_is_refused(fitted, compose):
     folder = fitted()
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps(meta | {"weights": "0" * 16}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"weights": "0" * 16}))
     with pytest.raises(UserError, match="other weights"):
         stages.load_predictor(folder, stages.load_lm(compose("train", *SMALL)))
 

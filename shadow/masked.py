@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from shadow.batches import Batch, logits_of
 from shadow.errors import UserError
-from shadow.predictors import Looks, Scorer
-from shadow.sites import Kind, Site, find_layers, find_sites, visit, watch
+from shadow.predictors import Looks, Predicted, Scorer, Shape
+from shadow.sites import Kind, Site, count_units, find_layers, find_sites, visit, watch
 from shadow.sparsity import Plan, SparsityPolicy, Unit
 
 DecidedAt = Literal["token", "prompt", "sequence"]
@@ -104,9 +104,24 @@ class SparseRun:
 
 @contextmanager
 def sparse(
-    model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt = "token"
+    model: PreTrainedModel,
+    scorer: Scorer,
+    policy: SparsityPolicy | None = None,
+    decided_at: DecidedAt = "token",
+    *,
+    level: float | None = None,
 ) -> Iterator[SparseRun]:
-    """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it."""
+    """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
+
+    level: for a policy of this level that is otherwise the default.
+    """
+    if policy is None and level is not None:
+        policy = SparsityPolicy(level)
+    elif policy is None or level is not None:
+        raise UserError(
+            "sparse needs exactly one of level and policy, as in level=0.5, got "
+            f"level={level!r} and policy={policy!r}"
+        )
     run = SparseRun(model, scorer, policy, decided_at)
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:
@@ -121,6 +136,8 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
     layers = len(find_layers(model))
     if decided_at not in ("token", "prompt", "sequence"):
         raise UserError(f"sparsity.decided_at must be token, prompt or sequence, got {decided_at!r}")
+    if isinstance(scorer, Predicted):
+        check_fit(model, scorer)
     if any(not 0 <= layer < layers for layer in policy.dense_layers):
         raise UserError(
             f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"
@@ -136,4 +153,14 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         raise UserError(
             f"sparsity.scope=global ranks over layers that a predictor with {len(scorer.taps)} taps has not "
             "scored yet: use sparsity.scope=layer, or a predictor with one tap"
+        )
+
+
+def check_fit(model: PreTrainedModel, predictor: Predicted) -> None:
+    asked = predictor.shape
+    found = Shape(len(find_layers(model)), model.config.hidden_size, count_units(find_sites(model)))
+    if asked != found:
+        raise UserError(
+            f"the predictor is for a model of {asked.told()}, and this one has {found.told()}: "
+            "load the model that it was trained for, or train one for this model"
         )

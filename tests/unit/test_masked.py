@@ -5,9 +5,10 @@ import torch
 
 from shadow.batches import collate
 from shadow.errors import UserError
+from shadow.masked import sparse
+from shadow.models import random_opt
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import find_sites
-from shadow.sparse import sparse
 from shadow.sparsity import SparsityPolicy
 
 
@@ -153,3 +154,53 @@ def test_an_oracle_that_has_not_seen_the_sample_says_so(lm, batch):
         sparse(lm.model, Oracle("fisher"), SparsityPolicy(0.5)),
     ):
         lm.model(batch.ids)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"level": 0.5, "policy": SparsityPolicy(0.5)}, {"level": 0.0, "policy": SparsityPolicy(0.5)}],
+)
+def test_exactly_one_of_level_and_policy_is_asked_for(lm, unified, given):
+    with (
+        pytest.raises(UserError, match=r"exactly one of level and policy"),
+        sparse(lm.model, unified, **given),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("level", [0, 0.25, 0.5])
+def test_a_level_is_the_default_policy_of_that_level(lm, unified, batch, level):
+    with sparse(lm.model, unified, SparsityPolicy(level)) as run:
+        expected = run.logits(batch)
+    with sparse(lm.model, unified, level=level) as run:
+        assert run.policy == SparsityPolicy(level)
+        assert torch.equal(run.logits(batch), expected)
+
+
+@pytest.mark.parametrize("level", [-0.1, 1, True])
+def test_a_level_that_cannot_be_is_refused(lm, unified, level):
+    with pytest.raises(UserError, match=r"sparsity\.level"), sparse(lm.model, unified, level=level):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"layers": 3}, "4 layers of width 32 .* and this one has 3 layers of width 32 "),
+        ({"layers": 6}, "and this one has 6 layers"),
+        ({"hidden": 64}, "and this one has 4 layers of width 64"),
+        ({"heads": 8}, "4 heads and 64 neurons each, and this one has .* 8 heads and 64 neurons each"),
+        ({"neurons": 128}, "and this one has .* 4 heads and 128 neurons each"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("level", [0, 0.5])
+def test_a_predictor_of_another_model_is_refused_before_anything_runs(
+    tiny_opt, make_net, hooks_on, other, message, level
+):
+    shape = {"layers": 4, "hidden": 32, "heads": 4, "neurons": 64} | other
+    model = random_opt(**shape, positions=64, seed=0, dtype=torch.float32, device_map=None).model
+    scorer = Predicted(make_net(tiny_opt, [1, 3]), "scores")
+    with pytest.raises(UserError, match=message), sparse(model, scorer, level=level):
+        pass
+    assert hooks_on(model) == 0

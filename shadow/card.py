@@ -1,0 +1,120 @@
+"""The model card of a predictor: from its config.json and the rows of its curve.csv to README.md."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+TAGS = ("contextual-sparsity", "pruning", "shadowllm")
+# of a row of the curve, and what the card calls them; every other column but NAMES is a metric's
+COLUMNS = {
+    "level": "level",
+    "decided_at": "decided at",
+    "scope": "scope",
+    "data": "data",
+    "achieved_head": "heads skipped",
+    "achieved_neuron": "neurons skipped",
+}
+NAMES = ("point", "code", "commit")  # which settings, source and commit measured it
+STDERR = "_stderr"
+
+
+def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
+    """config: the predictor's config.json; rows: of curve.csv, every value as text."""
+    settings = config["settings"]
+    head, neuron = config["units"]["head"], config["units"]["neuron"]
+    facts = {
+        "model": f"{config['model']}: {config['layers']} layers of width {config['width']}, "
+        f"{head} heads and {neuron} neurons each",
+        "taps": listed(config["taps"]),
+        "net": pairs(config["net"]),
+        "parameters": f"{config['parameters']:,} ({100 * config['share_of_model']:.2f} % of the model)",
+        "rows": f"{config['rows']['train']} to train, {config['rows']['val']} to validate",
+        "predictor": pairs(settings["predictor"]),
+        "training": pairs(settings["trainer"]),
+        "data": f"{pairs(settings['traces']['data'])}, {settings['size']} examples",
+        "traces": f"{pairs(settings['traces']['traces'])}, seed {settings['traces']['seed']}",
+        "versions": pairs(config["versions"]),
+    }
+    parts = [
+        front_matter(config),
+        f"# Which units of {config['model']} a prompt needs",
+        f"Reads the state before layer {listed(config['taps'])} of {config['model']} and scores each "
+        f"attention head and FFN neuron from there on by the criterion `{settings['criterion']}`, so that "
+        "those which this prompt does not need can be left out "
+        "([ShadowLLM](https://arxiv.org/abs/2406.16635)). It is no language model, and works with no other "
+        "weights than those that it was trained for.",
+        "## Use it",
+        usage(config),
+        "## Settings",
+        table(["what", "value"], facts.items()),
+        "## Validation",
+        table(
+            ["metric", "value"], ((name, f"{value:.4g}") for name, value in sorted(config["metrics"].items()))
+        ),
+    ]
+    if rows:
+        parts += ["## Curve", curve(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def base_model(config: Mapping[str, Any]) -> str | None:
+    """The hub id, or the name of another option; a local folder has a name of its owner's only."""
+    source = config["settings"]["traces"]["model"]["source"]
+    return source.get("hub_id") or (config["model"] if "_target_" in source else None)
+
+
+def front_matter(config: Mapping[str, Any]) -> str:
+    base = base_model(config)
+    lines = ["---", "library_name: shadow-llm"]
+    lines += [f"base_model: {json.dumps(base)}"] if base else []  # JSON's strings are YAML's
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in TAGS), "---"])
+
+
+def usage(config: Mapping[str, Any]) -> str:
+    source = config["settings"]["traces"]["model"]["source"]
+    state = config["settings"]["reads"][1]  # `state` of each token, or `prompt/mean` and the like
+    decided_at = f', decided_at="{state.split("/")[0]}"' if "/" in state else ""
+    return f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from shadow import load_predictor, sparse
+
+name = {json.dumps(source.get("hub_id") or f"path/to/{config['model']}")}
+model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+predictor = load_predictor("path/to/this/folder")  # or its id on the hub
+with sparse(model, predictor, level=0.5{decided_at}):
+    ids = model.generate(tokenizer.encode("The", return_tensors="pt"), max_new_tokens=20)
+print(tokenizer.decode(ids[0]))
+```"""
+
+
+def curve(rows: Sequence[Mapping[str, str]]) -> str:
+    metrics = sorted({name for row in rows for name in row if not name.endswith(STDERR)} - {*COLUMNS, *NAMES})
+    cells = (
+        [shown(row[name]) for name in COLUMNS] + [measured(row, metric) for metric in metrics] for row in rows
+    )
+    return table([*COLUMNS.values(), *metrics], cells)
+
+
+def measured(row: Mapping[str, str], metric: str) -> str:
+    value, stderr = row.get(metric, ""), row.get(metric + STDERR, "")
+    return shown(value) + (f" ± {shown(stderr)}" if stderr else "")
+
+
+def shown(value: str) -> str:
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:  # a word, or nothing
+        return value
+
+
+def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def pairs(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,88 @@
+"""A predictor's folder, here or on the Hugging Face hub: writing it, and loading from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from shadow import curve
+from shadow.artifacts import write_json, writing
+from shadow.errors import UserError
+from shadow.predictors import NetShape, Predicted, TapNet
+
+CONFIG, WEIGHTS = "config.json", "predictor.safetensors"
+NEEDED = ("taps", "layers", "width", "units", "net", "pooling", "weights")  # of config.json, to load it
+
+
+def save_predictor(folder: Path, net: TapNet, config: dict[str, Any]) -> None:
+    """config.json comes last: that it is there says that the predictor is finished."""
+    with writing(folder / WEIGHTS) as unfinished:  # save_file has temporary files of its own
+        unfinished.write_bytes(
+            save({name: values.cpu().contiguous() for name, values in net.state_dict().items()})
+        )
+    curve.write_card(folder, config, curve.read(folder))
+    write_json(folder / CONFIG, config)
+
+
+def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) -> Predicted:
+    """revision: branch, tag or commit on the hub."""
+    folder = find_folder(folder_or_hub_id, revision)
+    config = read_config(folder)
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}: {CURE}")
+    try:
+        tensors = load(file.read_bytes())
+        shape = NetShape(**config["net"])
+        net = TapNet(config["taps"], config["layers"], config["width"], config["units"], shape)
+        net.load_state_dict(tensors)
+    except (
+        SafetensorError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # torch's word for missing, unknown or misshapen weights
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is not the predictor that {CONFIG} tells of ({reason}): {CURE}") from error
+    return Predicted(net.eval(), config["pooling"])
+
+
+CURE = "give a folder that train.py has finished, or such a folder's id on the hub"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {CONFIG}: {CURE}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): {CURE}") from error
+    missing = [key for key in NEEDED if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise UserError(f"{file} is no predictor's, for it has no {missing[0]!r}: {CURE}")
+    return config
+
+
+def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
+    folder = Path(folder_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(
+            snapshot_download(str(folder_or_hub_id), revision=revision, allow_patterns=[CONFIG, WEIGHTS])
+        )
+    except HFValidationError as error:
+        raise UserError(
+            f"there is no folder {str(folder)!r}, and that is no id on the hub: {CURE}"
+        ) from error
+    except (OSError, httpx.HTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"there is no folder {str(folder)!r}, and the Hugging Face hub gave no predictor of that name "
+            f"({reason}): check the name and the network, or {CURE}"
+        ) from error

@@ -1,0 +1,137 @@
+"""A predictor's card and curve: what they say, and that a point measured again replaces itself."""
+
+import csv
+
+import pytest
+from huggingface_hub import ModelCard
+
+from shadow import curve
+from shadow.card import card
+
+
+@pytest.fixture
+def config(tiny_opt, make_net, config_of):
+    return config_of(make_net(tiny_opt, [1]), tiny_opt)
+
+
+def row(point="a", level=0.5, value=12.5, **others):
+    found = {"point": point, "level": level, "decided_at": "token", "scope": "layer", "data": "builtin"}
+    found |= {"achieved_head": 0.375, "achieved_neuron": 0.25, "code": "c0de", "commit": None}
+    return found | {"perplexity": value, "perplexity_stderr": 0.125} | others
+
+
+def rows_of(folder):
+    with (folder / "curve.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def of_source(config, source, model="tiny"):
+    traces = config["settings"]["traces"] | {"model": {"name": "tiny", "source": source}}
+    return config | {"model": model, "settings": config["settings"] | {"traces": traces}}
+
+
+# The card
+
+
+def test_the_hub_can_read_the_front_matter(config):
+    data = ModelCard(card(config, [])).data
+    assert data.library_name == "shadow-llm"
+    assert data.base_model == "someone/tiny"
+    assert {"contextual-sparsity", "shadowllm"} <= set(data.tags)
+
+
+@pytest.mark.parametrize(
+    ("source", "base"),
+    [
+        ({"_target_": "shadow.models.from_package", "package": "weights"}, 'my: "model"'),
+        ({"config.json": 1700000000, "model.safetensors": 1700000000}, None),
+    ],
+)
+def test_a_base_model_is_named_where_it_is_known(config, source, base):
+    """A local folder is known to its owner only."""
+    text = card(of_source(config, source, 'my: "model"'), [])
+    assert ModelCard(text).data.base_model == base
+    assert "1700000000" not in text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "`l2_norm`",
+        "4 layers of width 32, 4 heads and 64 neurons each",
+        "| taps | 1 |",
+        "| net | rank 8, hidden 16, depth 2 |",
+        "12,345 (6.25 % of the model)",
+        "108 to train, 12 to validate",
+        "epochs 3",
+        "tokens 12, 20 examples",
+        "seed 1",
+        "torch 2.6.0",
+        "| val/recall@50 | 0.75 |",
+        'load_predictor("',
+        'name = "someone/tiny"',
+    ],
+)
+def test_a_card_says_what_is_to_be_known(config, said):
+    assert said in card(config, [])
+
+
+def test_the_usage_on_a_card_is_python_that_decides_when_the_predictor_can(config):
+    usage = card(config, []).partition("```python\n")[2].partition("```")[0]
+    compile(usage, "card", "exec")
+    assert "sparse(model, predictor, level=0.5):" in usage
+    settings = config["settings"] | {"reads": ["window", "prompt/mean"]}
+    assert 'level=0.5, decided_at="prompt"):' in card(config | {"settings": settings}, [])
+
+
+def test_a_card_has_a_curve_when_points_were_measured(config):
+    assert "## Curve" not in card(config, [])
+    rows = [{name: "" if value is None else str(value) for name, value in row().items()}]
+    assert (
+        "| level | decided at | scope | data | heads skipped | neurons skipped | perplexity |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| 0.5 | token | layer | builtin | 0.375 | 0.25 | 12.5 ± 0.125 |\n"
+    ) in card(config, rows)
+
+
+# The curve
+
+
+def test_a_row_is_kept_as_it_was_given(config, tmp_path):
+    curve.add(tmp_path, config, row())
+    (found,) = rows_of(tmp_path)
+    assert found == {name: "" if value is None else str(value) for name, value in row().items()}
+    assert {file.name for file in tmp_path.iterdir()} == {"curve.csv", "README.md"}
+
+
+def test_a_point_measured_again_replaces_itself_and_no_other(config, tmp_path):
+    for point, level, value in (("b", 0.5, 2.0), ("a", 0.3, 1.0), ("b", 0.5, 3.0)):
+        curve.add(tmp_path, config, row(point, level, value))
+    assert [(found["level"], found["perplexity"]) for found in rows_of(tmp_path)] == [
+        ("0.3", "1.0"),
+        ("0.5", "3.0"),
+    ]
+    text = (tmp_path / "README.md").read_text()
+    assert "| 3 ± 0.125 |" in text
+    assert "| 2 ± 0.125 |" not in text
+
+
+def test_points_of_different_measures_stand_together(config, tmp_path):
+    curve.add(tmp_path, config, row())
+    curve.add(
+        tmp_path,
+        config,
+        {"point": "b", "choices/acc": 0.75, **{k: v for k, v in row("b").items() if "perp" not in k}},
+    )
+    one, other = rows_of(tmp_path)
+    assert (one["perplexity"], one["choices/acc"]) == ("12.5", "")
+    assert (other["perplexity"], other["choices/acc"]) == ("", "0.75")
+    assert "| choices/acc | perplexity |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_order_of_measuring_does_not_show(config, tmp_path):
+    for name, order in (("one", "abc"), ("other", "cab")):
+        for point in order:
+            curve.add(tmp_path / name, config, row(point, {"a": 0.1, "b": 0.3, "c": 0.5}[point]))
+    for file in ("curve.csv", "README.md"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()

@@ -1,0 +1,208 @@
+"""A predictor's folder: it says what the saved net said, and what is none is refused in one sentence."""
+
+import json
+import subprocess
+import sys
+
+import httpx
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import save
+
+import shadow
+from shadow import hub
+from shadow.errors import UserError
+from shadow.predictors import Predicted
+
+FILES = {"config.json", "predictor.safetensors", "README.md"}
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture
+def net(lm, make_net):
+    return make_net(lm, [1])
+
+
+@pytest.fixture
+def folder(net, lm, config_of, tmp_path):
+    hub.save_predictor(tmp_path / "predictor", net, config_of(net, lm))
+    return tmp_path / "predictor"
+
+
+@pytest.fixture
+def refusal():
+    """refusal(*arguments): the one sentence with which load_predictor answers."""
+
+    def run(*arguments) -> str:
+        with pytest.raises(UserError) as error:
+            shadow.load_predictor(*arguments)
+        sentence = str(error.value)
+        assert "\n" not in sentence
+        assert hub.CURE in sentence
+        return sentence
+
+    return run
+
+
+def same_scores(one, other):
+    states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    expected, found = (scorer.at(1, states, None) for scorer in (one, other))
+    assert found.keys() == expected.keys()
+    return all(torch.equal(found[unit], expected[unit]) for unit in expected)
+
+
+# The package
+
+
+def test_importing_the_package_and_its_configs_imports_no_torch(root):
+    program = "import sys, shadow, shadow.conf; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
+
+
+def test_the_package_gives_what_it_says_and_nothing_else():
+    from shadow.masked import sparse
+    from shadow.sparsity import SparsityPolicy
+
+    assert set(shadow.__all__) == set(shadow.HOMES)
+    assert shadow.sparse is sparse
+    assert shadow.SparsityPolicy is SparsityPolicy
+    assert shadow.load_predictor is hub.load_predictor
+    with pytest.raises(AttributeError, match="no attribute 'no_such_thing'"):
+        shadow.no_such_thing  # noqa: B018
+
+
+# Loading
+
+
+def test_a_saved_predictor_is_three_files(folder):
+    assert {file.name for file in folder.iterdir()} == FILES
+
+
+@pytest.mark.parametrize("taps", [[1], [1, 3]], ids=str)
+def test_a_loaded_predictor_says_what_the_saved_one_said(lm, make_net, config_of, tmp_path, taps):
+    net = make_net(lm, taps)
+    hub.save_predictor(tmp_path, net, config_of(net, lm))
+    loaded = shadow.load_predictor(tmp_path)
+    assert loaded.taps == taps
+    assert not loaded.net.training
+    assert same_scores(Predicted(net, "scores"), loaded)
+
+
+def test_a_folder_can_be_given_as_text(folder, net):
+    assert same_scores(Predicted(net, "scores"), shadow.load_predictor(str(folder)))
+
+
+@pytest.fixture
+def cached(folder, tmp_path, monkeypatch):
+    """The hub's cache on disk, with two commits of someone/predictor; the tests have no network."""
+    repo = tmp_path / "cache" / "models--someone--predictor"
+    for commit, name in ((COMMIT, "main"), (COMMIT[::-1], "old")):
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / name).write_text(commit)
+    for file in hub.CONFIG, hub.WEIGHTS:
+        (repo / "snapshots" / COMMIT / file).symlink_to(folder / file)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_hub_id_that_is_in_the_cache_is_loaded_without_a_network(net):
+    for revision in (None, "main"):
+        loaded = shadow.load_predictor("someone/predictor", revision)
+        assert same_scores(Predicted(net, "scores"), loaded)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_revision_that_holds_no_predictor_is_refused(refusal):
+    assert "has no config.json" in refusal("someone/predictor", "old")
+
+
+def test_only_the_two_files_that_are_needed_are_fetched(folder, net, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda *ids, **settings: asked.append((ids, settings)) or str(folder)
+    )
+    assert same_scores(Predicted(net, "scores"), shadow.load_predictor("someone/predictor", "v1"))
+    files = ["config.json", "predictor.safetensors"]
+    assert asked == [(("someone/predictor",), {"revision": "v1", "allow_patterns": files})]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", ["config.json", "predictor.safetensors"])
+def test_a_missing_file_is_named(folder, refusal, name):
+    (folder / name).unlink()
+    assert f"has no {name}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ("[1]", "is no predictor's"),
+        (json.dumps({"model_type": "opt", "layers": 4}), "is no predictor's, for it has no 'taps'"),
+    ],
+)
+def test_a_config_of_something_else_is_refused(folder, refusal, content, message):
+    (folder / "config.json").write_text(content)
+    assert message in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x" * 100, save({"weight": torch.ones(2)}), save({"readers.0.down.bias": torch.ones(2)})],
+    ids=["empty", "noise", "other names", "other shapes"],
+)
+def test_weights_of_something_else_are_refused(folder, refusal, content):
+    (folder / "predictor.safetensors").write_bytes(content)
+    assert "is not the predictor that config.json tells of" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no/such/folder", "~/no such folder"])
+def test_a_folder_that_is_not_there_and_no_hub_id_is_refused(refusal, name):
+    assert "no id on the hub" in refusal(name)
+
+
+def test_a_hub_id_without_a_network_is_refused(refusal):
+    """The tests are offline: HF_HUB_OFFLINE."""
+    assert "nobody-at-all/no-such-predictor" in refusal("nobody-at-all/no-such-predictor")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("[Errno -2] Name or service not known"),
+        httpx.ReadTimeout(""),
+        OSError("404 Client Error.\n\nRepository Not Found for url ..."),
+    ],
+    ids=repr,
+)
+def test_what_a_hub_may_answer_becomes_one_sentence(refusal, monkeypatch, error):
+    def fail(*ids, **settings):
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    assert "check the name and the network" in refusal("someone/predictor")
+
+
+# The README
+
+
+def test_the_lines_of_the_readme_run(root, lm, folder, tmp_path, capsys, hooks_on):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    code = text.partition("## Use it")[2].partition("```python\n")[2].partition("```")[0]
+    lines = [line for line in code.splitlines() if line and not line.startswith(("from ", "import "))]
+    assert len(lines) == 6
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    names = {'"facebook/opt-125m"': tmp_path / "model", '"someone/opt-125m-shadow"': folder}
+    for name, place in names.items():
+        assert name in code
+        code = code.replace(name, repr(str(place)))
+    scope: dict = {}
+    exec(code, scope)
+    assert capsys.readouterr().out
+    assert isinstance(scope["predictor"], Predicted)
+    assert hooks_on(scope["model"]) == 0
