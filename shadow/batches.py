@@ -56,6 +56,11 @@ class Batch(NamedTuple):
             return self.in_prompt()
         return self.real() if which == "all" else self.real() & ~self.in_prompt()
 
+    def prompts(self) -> "Batch":
+        """Each row cut to its own prompt: no token of an answer is left, and the loss is on the prompt's."""
+        cut = [Example(ids[:end].tolist(), 0) for ids, end in zip(self.ids, self.prompt.tolist())]
+        return collate(cut).to(self.ids.device)
+
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in self))
 

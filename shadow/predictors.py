@@ -175,7 +175,7 @@ class TapNet(nn.Module):
     ) -> None:
         """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer."""
         super().__init__()
-        self.taps = list(taps)
+        self.taps, self.shape = list(taps), shape
         self.readers = nn.ModuleList(
             Tap(range(tap, end), width, units, shape) for tap, end in zip(self.taps, [*self.taps[1:], layers])
         )

@@ -17,18 +17,30 @@ KINDS: tuple[Kind, ...] = ("head", "neuron")
 class Layout(NamedTuple):
     """Module paths of a model family: the stack of layers, and in a layer the projections that read units.
 
-    writes: the projections that write the neurons; the first one's output meets the non-linearity.
+    norm: what stands between attention and the projections that write the neurons, `writes`; of these the
+    first one's output meets the non-linearity.
     """
 
     stack: str
     head: str
     neuron: str
     writes: tuple[str, ...]
+    norm: str
+    nonlinearity: str
 
 
 LAYOUTS = {
-    "opt": Layout("model.decoder.layers", "self_attn.out_proj", "fc2", ("fc1",)),
-    "llama": Layout("model.layers", "self_attn.o_proj", "mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj")),
+    "opt": Layout(
+        "model.decoder.layers", "self_attn.out_proj", "fc2", ("fc1",), "final_layer_norm", "activation_fn"
+    ),
+    "llama": Layout(
+        "model.layers",
+        "self_attn.o_proj",
+        "mlp.down_proj",
+        ("mlp.gate_proj", "mlp.up_proj"),
+        "post_attention_layernorm",
+        "mlp.act_fn",
+    ),
 }
 
 
@@ -45,6 +57,14 @@ class Site:
     module: nn.Linear
     units: int
     writers: tuple[nn.Linear, ...] = ()
+
+
+class NeuronPath(NamedTuple):
+    """How neurons come about from x = norm(stream): nonlinearity(first(x)), times second(x) if any."""
+
+    norm: nn.Module
+    writers: tuple[nn.Linear, ...]
+    nonlinearity: nn.Module
 
 
 def require_layout(model_type: str) -> Layout:
@@ -72,6 +92,23 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
         sites.append(Site(index, "head", reads_heads, model.config.num_attention_heads))
         sites.append(Site(index, "neuron", reads_neurons, reads_neurons.in_features, writers))
     return sites
+
+
+def find_neuron_paths(model: PreTrainedModel) -> list[NeuronPath]:
+    """Of every layer, in order."""
+    layout = require_layout(model.config.model_type)
+    if not getattr(model.config, "do_layer_norm_before", True):  # as in opt-350m
+        raise UserError(
+            "what neurons read is not the norm that shadow.sites.LAYOUTS names: this model norms after"
+        )
+    return [
+        NeuronPath(
+            layer.get_submodule(layout.norm),
+            tuple(_linear(layer, path) for path in layout.writes),
+            layer.get_submodule(layout.nonlinearity),
+        )
+        for layer in find_layers(model)
+    ]
 
 
 def _linear(layer: nn.Module, path: str) -> nn.Linear:

@@ -194,7 +194,7 @@ def config_of() -> Callable[..., dict]:
                 "reads": ["token", "state"],
             },
             "taps": net.taps,
-            "rank": net.rank,
+            "net": net.shape._asdict(),
             "pooling": "scores",
             "layers": LAYERS,
             "width": HIDDEN,

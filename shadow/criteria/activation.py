@@ -73,6 +73,20 @@ class L2NormPre(L2Norm):
     needs: ClassVar[Need] = "pre-activation"
 
 
+class Griffin(L2Norm):
+    """||a||_2 after each token's a, of all units of the layer and kind, were scaled to length 1: a share.
+
+    A token of large activations counts for no more than another. The statistic s by which GRIFFIN (Dong et
+    al. 2024, arXiv 2404.01365) selects neurons once it has read the prompt: rows of Z scaled to length 1,
+    then the norm of each column. It leaves heads whole. At a single token the order is that of `l2_norm`.
+    """
+
+    def part(self, act: Tensor, slope: Tensor | None) -> Tensor:
+        squares = super().part(act, slope)
+        # a layer that is silent at a token says nothing there
+        return squares / squares.sum(-1, keepdim=True).clamp(min=torch.finfo(squares.dtype).tiny)
+
+
 class PlainAct:
     """|sum_d a·g|, summed over tokens: first-order change of the loss when the unit goes at one token.
 
@@ -162,6 +176,7 @@ def _over_width(values: Tensor) -> Tensor:
 SUMMABLE: dict[str, Summable] = {
     "l2_norm": L2Norm(),
     "l2_norm_pre": L2NormPre(),
+    "griffin": Griffin(),
     "plainact": PlainAct(),
     "snip": Snip(),
     "grad_norm": GradNorm(),

@@ -89,6 +89,8 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
             settings |= {"traces": names.trace_settings(cfg), "size": names.asked_size(cfg)}
         elif cfg.predictor.name == "oracle":
             settings["loss"] = cfg.traces.loss
+        if cfg.predictor.name == "svd":
+            settings["rank"] = cfg.predictor.rank
     return settings
 
 

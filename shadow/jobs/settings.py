@@ -38,7 +38,7 @@ TRAINER_WHERE = {
 }
 STAGES = ("plan", "traces", "predictor")
 NETS = ("unified", "few_taps", "layerwise")
-SCORERS = (*NETS, "static", "random", "oracle")
+SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
     "model",
@@ -260,7 +260,8 @@ def policy_of(cfg: DictConfig) -> SparsityPolicy:
 
 
 def needs_traces(cfg: DictConfig) -> bool:
-    return cfg.predictor.name not in ("random", "oracle") and cfg.criterion.name != criteria.RANDOM
+    untraced = cfg.predictor.name in ("random", "oracle", "prompt_activation")
+    return not untraced and cfg.criterion.name != criteria.RANDOM
 
 
 def check_train(cfg: DictConfig) -> None:
@@ -292,7 +293,14 @@ def check_predictor(cfg: DictConfig) -> None:
             "criterion=removal tries every unit on the sample itself, over windows: use predictor=oracle "
             f"and sparsity.decided_at=prompt or sequence, got {name} and {cfg.sparsity.decided_at}"
         )
-    if criterion in criteria.STATISTICS and name in (*NETS, "oracle"):
+    if name == "prompt_activation" and cfg.sparsity.decided_at != "prompt":
+        raise UserError(
+            "predictor=prompt_activation knows the prompt alone, all of it: use sparsity.decided_at=prompt, "
+            f"got {cfg.sparsity.decided_at}"
+        )
+    if name == "svd" and cfg.predictor.rank < 1:
+        raise UserError(f"predictor.rank must be at least 1, got {cfg.predictor.rank}")
+    if criterion in criteria.STATISTICS and name in (*NETS, "oracle", "prompt_activation"):
         raise UserError(
             f"criterion={criterion} compares many windows and says nothing of one prompt: "
             f"use predictor=static, got predictor={name}"

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from shadow import hub, models, traces
@@ -49,8 +50,9 @@ from shadow.predictor_module import PredictorModule, TraceData
 from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
 from shadow.sites import KINDS, count_units, find_layers, find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.sparsity import SparsityPolicy, Unit
 from shadow.traces import Traces
+from shadow.training_free import LowRankCopy, PromptActivation
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +321,7 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
         "model": model_label(cfg),
         "settings": predictor_settings(cfg),
         "taps": taps,
-        "net": shape._asdict(),
+        "net": net.shape._asdict(),
         "pooling": settings.pooling,
         **{key: facts[key] for key in ("layers", "width", "units", "weights")},
         "parameters": parameters,
@@ -353,10 +355,35 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
         return Fixed(random_scores(sites, cfg.seed))
     if name == "oracle":
         return Oracle(cfg.criterion.name, cfg.traces.loss)
-    if name == "static" and cfg.criterion.name == RANDOM:
-        return Fixed({(site.layer, site.kind): random_scores_of(site) for site in sites})
+    if name == "prompt_activation":
+        return PromptActivation(cfg.criterion.name)
     if name == "static":
-        store = get_traces(cfg, lm)
-        means = {kind: store.static_scores(cfg.criterion.name, kind) for kind in KINDS}
-        return Fixed({(site.layer, site.kind): means[site.kind][site.layer] for site in sites})
+        return Fixed(static_scores(cfg, lm))
+    if name == "svd":
+        return copy_weights(cfg, lm)
     return load_predictor(get_predictor(cfg, lm, loggers), lm)
+
+
+def static_scores(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
+    """The mean over the calibration's windows, [U] of each layer and kind."""
+    sites = find_sites(lm.model)
+    if cfg.criterion.name == RANDOM:
+        return {(site.layer, site.kind): random_scores_of(site) for site in sites}
+    store = get_traces(cfg, lm)
+    means = {kind: store.static_scores(cfg.criterion.name, kind) for kind in KINDS}
+    return {(site.layer, site.kind): means[site.kind][site.layer] for site in sites}
+
+
+def copy_weights(cfg: DictConfig, lm: LM) -> LowRankCopy:
+    heads = {layer: scores for (layer, kind), scores in static_scores(cfg, lm).items() if kind == "head"}
+    start = time.monotonic()
+    copy = LowRankCopy(lm.model, cfg.predictor.rank, heads)
+    log.info(
+        "copied the weights of %d layers at rank %d: %.1f M parameters (%.1f %% of the model), %.0f s",
+        len(copy.taps),
+        cfg.predictor.rank,
+        copy.parameters / 1e6,
+        100 * copy.parameters / lm.model.num_parameters(),
+        time.monotonic() - start,
+    )
+    return copy

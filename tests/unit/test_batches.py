@@ -49,6 +49,17 @@ def test_a_row_has_the_same_labels_alone_and_in_a_batch(examples):
         assert (together.labels[row, len(example.ids) :] == IGNORED).all()
 
 
+def test_rows_cut_to_their_prompts_are_batches_of_the_prompts_alone(examples):
+    """No token of an answer is left, and what counts for the loss is every next token of the prompt."""
+    rows = examples([12, 5, 9], prompts=[4, 5, 1])
+    cut = collate(rows).prompts()
+    assert cut.lengths.tolist() == [4, 5, 1]
+    for row, example in enumerate(rows):
+        prompt = example.ids[: example.prompt]
+        assert cut.ids[row].tolist() == prompt + [0] * (5 - len(prompt))
+        assert cut.labels[row].tolist() == prompt[1:] + [IGNORED] * (6 - len(prompt))
+
+
 # Targets and positions
 
 

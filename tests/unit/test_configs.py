@@ -143,8 +143,10 @@ def test_every_data_gives_calibration_examples(compose, text_files, task_root, t
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "predictor"])
 def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, option):
-    cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12")
+    more = {"prompt_activation": ["sparsity.decided_at=prompt"]}.get(option, [])
+    cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12", *more)
     assert cfg.predictor.name == option
+    settings.check_predictor(cfg)
     lm = stages.load_lm(cfg)
     scorer = stages.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, settings.policy_of(cfg), cfg.sparsity.decided_at) as run:

@@ -14,14 +14,14 @@ from torch import nn
 from shadow import scores
 from shadow.batches import IGNORED, Example, collate
 from shadow.criteria import CONTEXTUAL, CRITERIA, needs_gradient, require
-from shadow.criteria.activation import Summed
+from shadow.criteria.activation import SUMMABLE, Summed
 from shadow.criteria.statistics import STATISTICS
 from shadow.errors import UserError
 from shadow.scores import row_losses, score
 
 FIRST_ORDER = [name for name in CONTEXTUAL if needs_gradient(name) and name != "grasp"]
 FLASH = [name for name in CONTEXTUAL if name != "grasp"]  # which makes attention take another kernel
-FORWARD_ALONE = ["l2_norm", "l2_norm_pre", "nwot", "random"]
+FORWARD_ALONE = ["l2_norm", "l2_norm_pre", "griffin", "nwot", "random"]
 LENGTHS = [6, 4, 7]
 
 
@@ -29,14 +29,18 @@ def dot(one, other):
     return sum(x * y for x, y in zip(one, other))
 
 
-# Of one unit: its activations, its values before the non-linearity and its gradients, [[channel] of token]
+# Of one unit: its activations, its values before the non-linearity and its gradients, [[channel] of token];
+# and of all units of its layer and kind the length of their activations, [of token]
 FORMULAS = {
-    "l2_norm": lambda act, pre, grad: sqrt(sum(dot(a, a) for a in act)),
-    "l2_norm_pre": lambda act, pre, grad: sqrt(sum(dot(z, z) for z in pre)),
-    "plainact": lambda act, pre, grad: sum(abs(dot(a, g)) for a, g in zip(act, grad)),
-    "snip": lambda act, pre, grad: abs(sum(dot(a, g) for a, g in zip(act, grad))),
-    "grad_norm": lambda act, pre, grad: sqrt(sum(dot(g, g) for g in grad)),
-    "fisher": lambda act, pre, grad: sum((x * y) ** 2 for a, g in zip(act, grad) for x, y in zip(a, g)),
+    "l2_norm": lambda act, pre, grad, layer: sqrt(sum(dot(a, a) for a in act)),
+    "l2_norm_pre": lambda act, pre, grad, layer: sqrt(sum(dot(z, z) for z in pre)),
+    "griffin": lambda act, pre, grad, layer: sqrt(sum(dot(a, a) / n**2 for a, n in zip(act, layer))),
+    "plainact": lambda act, pre, grad, layer: sum(abs(dot(a, g)) for a, g in zip(act, grad)),
+    "snip": lambda act, pre, grad, layer: abs(sum(dot(a, g) for a, g in zip(act, grad))),
+    "grad_norm": lambda act, pre, grad, layer: sqrt(sum(dot(g, g) for g in grad)),
+    "fisher": lambda act, pre, grad, layer: sum(
+        (x * y) ** 2 for a, g in zip(act, grad) for x, y in zip(a, g)
+    ),
 }
 
 
@@ -116,10 +120,11 @@ def answer_of(example):
 def by_hand(name, seen, positions):
     """-> [U]: the formula over these positions, unit by unit in Python's floats."""
     act, pre, grad = ([values[t].tolist() for t in positions] for values in seen)
+    layer = [sqrt(sum(dot(channels, channels) for channels in token)) for token in act]
     units = range(seen[0].shape[1])
     return torch.tensor(
         [
-            FORMULAS[name](*([token[unit] for token in values] for values in (act, pre, grad)))
+            FORMULAS[name](*([token[unit] for token in values] for values in (act, pre, grad)), layer)
             for unit in units
         ]
     )
@@ -282,6 +287,29 @@ def test_values_outside_a_window_do_not_reach_its_score(lm, batch, name):
 def test_a_window_of_no_tokens_scores_zero(lm, batch, name):
     for seen in seen_of(lm, batch, [name]).values():
         assert not seen.window(torch.zeros_like(batch.real())).any()
+
+
+def test_at_a_token_griffins_shares_are_of_length_1_and_in_the_order_of_l2_norm(lm, batch):
+    found = seen_of(lm, batch, ["griffin", "l2_norm"])
+    for (name, *place), seen in found.items():
+        if name == "griffin":
+            shares, sizes = seen.tokens(), found["l2_norm", *place].tokens()
+            length = torch.linalg.vector_norm(sizes, dim=-1, keepdim=True)
+            torch.testing.assert_close(shares, sizes / length, rtol=2e-6, atol=0)  # a few roundings of 6e-8
+
+
+def test_every_token_counts_alike_for_griffin(lm, batch):
+    """A window's squares sum to the number of its tokens, whatever the tokens' sizes."""
+    for seen in seen_of(lm, batch, ["griffin"]).values():
+        total = seen.window(batch.real()).square().sum(-1)
+        torch.testing.assert_close(total, batch.lengths.float(), rtol=2e-6, atol=0)  # sums of 64 roundings
+
+
+def test_a_layer_that_is_silent_at_a_token_has_griffin_scores_of_zero_there():
+    act = torch.tensor([0.0, 0.0, 3.0, 4.0]).view(1, 2, 2, 1)
+    criterion = SUMMABLE["griffin"]
+    expected = torch.tensor([[[0.0, 0.0], [0.6, 0.8]]])
+    torch.testing.assert_close(criterion.finish(criterion.part(act, None)), expected, rtol=2e-7, atol=0)
 
 
 def test_random_is_the_same_for_every_sample_and_token_and_differs_between_sites(lm, batch):

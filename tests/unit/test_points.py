@@ -85,6 +85,8 @@ def test_a_point_of_another_predictor_is_not_found(compose, override):
 STATIC = ["predictor=static"]
 ORACLE = ["predictor=oracle", "criterion=fisher"]
 DRAWN = ["predictor=static", "criterion=random"]
+PROMPT = ["predictor=prompt_activation", "sparsity.decided_at=prompt"]
+COPY = ["predictor=svd"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,14 @@ DRAWN = ["predictor=static", "criterion=random"]
         (ORACLE, "data.windows=100", True),
         (DRAWN, "data.windows=100", True),
         (DRAWN, "traces.loss=next_token", True),
+        (PROMPT, "criterion=griffin", False),
+        (PROMPT, "traces.loss=next_token", True),  # the loss is that of the prompt's own tokens
+        (PROMPT, "data.windows=100", True),
+        (COPY, "predictor.rank=3", False),
+        (COPY, "data.windows=100", False),
+        (COPY, "predictor.lr=0.1", True),
+        ([*COPY, "criterion=random"], "predictor.rank=3", False),
+        ([*COPY, "criterion=random"], "data.windows=100", True),
     ],
     ids=str,
 )
@@ -115,7 +125,7 @@ def test_a_point_follows_what_its_scores_are_made_from_and_nothing_else(compose,
 
 def test_the_dense_point_is_the_same_for_every_scorer(compose):
     keep(compose("evaluate", "sparsity.level=0.0", "predictor=unified"))
-    for predictor in ("static", "random", "oracle", "layerwise"):
+    for predictor in ("static", "random", "oracle", "layerwise", "svd"):
         assert is_found(
             compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "criterion=fisher")
         )

@@ -171,6 +171,9 @@ def test_traces_of_tasks_follow_the_content_of_their_files_and_not_its_place(com
         (["predictor=static", "criterion=random"], []),
         (["predictor=random"], []),
         (["predictor=oracle", "criterion=fisher"], []),
+        (["predictor=prompt_activation"], []),
+        (["predictor=svd"], ["l2_norm"]),
+        (["predictor=svd", "criterion=random"], []),
     ],
     ids=str,
 )
@@ -226,6 +229,7 @@ JOBS = [
     ["callbacks.progress=null", "+trainer.enable_progress_bar=false"],
     ["sweep=accuracy_curve", "sparsity.level=0.3", "predictor=unified"],
     ["predictor=static", "model=tiny-llama"],
+    ["predictor=svd", "predictor.rank=7"],
     ["predictor=static", "criterion=nwot", "traces.shard_windows=16", "traces.batch_size=16"],
     ["traces.criteria=[fisher,snip]", "traces.dtype=ranks", "traces.top=0.3"],
 ]
@@ -261,7 +265,9 @@ def test_the_command_leaves_out_what_does_not_concern_it(compose, override):
     assert train_command() == "python train.py model=tiny-opt"
 
 
-@pytest.mark.parametrize(("predictor", "thing"), [("unified", "predictor"), ("static", "trace store")])
+@pytest.mark.parametrize(
+    ("predictor", "thing"), [("unified", "predictor"), ("static", "trace store"), ("svd", "trace store")]
+)
 def test_what_is_missing_is_answered_with_the_command_and_the_other_way(compose, predictor, thing):
     cfg = compose("evaluate", "model=tiny-opt", f"predictor={predictor}")
     with pytest.raises(UserError, match=f"no {thing}.*`python train.py .*`.*make_missing=true") as error:
@@ -292,7 +298,9 @@ def test_a_store_without_the_criterion_is_missing_too(compose, found, enough):
     [
         ["predictor=random"],
         ["predictor=oracle"],
+        ["predictor=prompt_activation", "sparsity.decided_at=prompt"],
         ["predictor=static", "criterion=random"],
+        ["predictor=svd", "criterion=random"],
         ["sparsity.level=0"],
         ["make_missing=true"],
     ],
@@ -368,10 +376,10 @@ def test_a_statistic_of_fewer_windows_than_a_shard_is_refused(compose, criterion
         check_train(compose("train", "data.windows=63", "traces.shard_windows=56", *job))
 
 
-@pytest.mark.parametrize("predictor", ["unified", "layerwise", "oracle"])
+@pytest.mark.parametrize("predictor", ["unified", "layerwise", "oracle", "prompt_activation"])
 @pytest.mark.parametrize("criterion", STATISTICS)
 def test_a_statistic_says_nothing_of_one_prompt(compose, criterion, predictor):
-    job = [f"predictor={predictor}", f"criterion={criterion}"]
+    job = [f"predictor={predictor}", f"criterion={criterion}", "sparsity.decided_at=prompt"]
     with pytest.raises(UserError, match=rf"criterion={criterion}.*predictor=static.*{predictor}"):
         check_train(compose("train", *job))
     with pytest.raises(UserError, match=rf"criterion={criterion}.*predictor=static.*{predictor}"):
@@ -395,6 +403,20 @@ def test_removing_units_one_by_one_is_for_an_oracle_of_windows(compose, job):
     check_scorer(compose("evaluate", *fine))
     with pytest.raises(UserError, match=r"criterion=removal.*predictor=oracle.*prompt or sequence"):
         check_scorer(compose("evaluate", *fine, *job))
+
+
+@pytest.mark.parametrize("decided_at", ["token", "sequence"])
+def test_what_knows_the_prompt_alone_decides_at_the_prompt(compose, decided_at):
+    fine = ["predictor=prompt_activation", "sparsity.decided_at=prompt", "criterion=fisher"]
+    check_scorer(compose("evaluate", *fine))
+    message = rf"predictor=prompt_activation .*sparsity\.decided_at=prompt, got {decided_at}"
+    with pytest.raises(UserError, match=message):
+        check_scorer(compose("evaluate", *fine, f"sparsity.decided_at={decided_at}"))
+
+
+def test_a_copy_of_no_rank_is_refused(compose):
+    with pytest.raises(UserError, match=r"predictor\.rank must be at least 1, got 0"):
+        check_scorer(compose("evaluate", "predictor=svd", "predictor.rank=0", "make_missing=true"))
 
 
 @pytest.mark.parametrize("predictor", ["oracle", "static", "unified"])

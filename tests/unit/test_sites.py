@@ -12,6 +12,7 @@ from shadow.sites import (
     count_units,
     differentiable_embeddings,
     find_layers,
+    find_neuron_paths,
     find_sites,
     overhear,
     require_layout,
@@ -71,6 +72,29 @@ def test_the_first_writers_output_meets_the_non_linearity(lm, batch, dense):
         assert torch.equal(read[site], expected)
 
 
+def test_the_norm_before_the_ffn_and_its_non_linearity_are_found(lm, batch, dense):
+    """What the norm says is what the writers read."""
+    said, read, paths = {}, {}, find_neuron_paths(lm.model)
+    handles = [
+        path.norm.register_forward_hook(lambda *call: said.update({call[0]: call[2]})) for path in paths
+    ]
+    writers = [writer for path in paths for writer in path.writers]
+    with overhear(writers, lambda writer, x, y: read.__setitem__(writer, x)):
+        dense(lm, batch)
+    for handle in handles:
+        handle.remove()
+    for index, path in enumerate(paths):
+        layer = layer_of(lm, index)
+        assert path.writers == writers_of(lm, index)
+        assert all(torch.equal(read[writer], said[path.norm]) for writer in path.writers)
+        if lm.model.config.model_type == "opt":
+            assert path.norm is layer.final_layer_norm
+            assert path.nonlinearity is layer.activation_fn
+        else:
+            assert path.norm is layer.post_attention_layernorm
+            assert path.nonlinearity is layer.mlp.act_fn
+
+
 def test_heads_are_query_heads_and_neurons_are_what_the_down_projection_reads(lm):
     assert count_units(find_sites(lm.model)) == {"head": 4, "neuron": 64}
 
@@ -80,7 +104,7 @@ def test_tiny_llama_has_fewer_key_value_heads_than_query_heads(tiny_llama):
     assert tiny_llama.model.config.num_key_value_heads == 2
 
 
-@pytest.mark.parametrize("find", [find_sites, find_layers])
+@pytest.mark.parametrize("find", [find_sites, find_layers, find_neuron_paths])
 def test_an_architecture_without_a_layout_is_refused_naming_the_rows_there_are(find):
     config = GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2)
     with pytest.raises(UserError, match=r"gpt2.*shadow\.sites\.LAYOUTS.*llama.*opt"):

@@ -23,6 +23,7 @@ from shadow.predictor_module import PredictorModule
 from shadow.predictors import Fixed, Oracle, Predicted
 from shadow.sites import find_sites
 from shadow.traces import FEATURES, Traces, covered, files_of, read_manifest
+from shadow.training_free import LowRankCopy, PromptActivation
 
 # Lightning's word for resuming
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
@@ -791,6 +792,27 @@ def test_the_oracle_has_the_criterion_that_is_asked_for(compose):
     assert stages.get_scorer(cfg, stages.load_lm(cfg), []).loss == "next_token"
 
 
+def test_a_prompt_is_scored_by_the_criterion_that_is_asked_for(compose, artifacts):
+    cfg = compose("evaluate", *SMALL, "predictor=prompt_activation", "criterion=griffin")
+    scorer = stages.get_scorer(cfg, stages.load_lm(cfg), [])
+    assert isinstance(scorer, PromptActivation)
+    assert scorer.criterion == "griffin"
+    assert not artifacts.exists()
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "random"])
+def test_a_copy_of_weights_has_the_rank_that_is_asked_for_and_the_static_scorers_heads(compose, criterion):
+    cfg = compose("evaluate", *SMALL, "predictor=svd", "predictor.rank=3", f"criterion={criterion}")
+    lm = stages.load_lm(cfg)
+    scorer = stages.get_scorer(cfg, lm, [])
+    assert isinstance(scorer, LowRankCopy)
+    assert scorer.parameters == 3 * 2 * 3 * (32 + 64)
+    cfg = compose("evaluate", *SMALL, "predictor=static", f"criterion={criterion}")
+    static = stages.get_scorer(cfg, lm, []).scores
+    for layer in range(1, 4):
+        assert torch.equal(scorer.heads[layer], static[layer, "head"])
+
+
 def test_random_scores_follow_the_seed(compose):
     def scores(seed):
         cfg = compose("evaluate", *SMALL, "predictor=random", f"seed={seed}")
@@ -800,7 +822,7 @@ def test_random_scores_follow_the_seed(compose):
     assert not torch.equal(scores(1)[1, "neuron"], scores(2)[1, "neuron"])
 
 
-@pytest.mark.parametrize("predictor", ["unified", "layerwise", "static"])
+@pytest.mark.parametrize("predictor", ["unified", "layerwise", "static", "svd"])
 def test_the_dense_model_needs_neither_traces_nor_a_predictor(compose, artifacts, predictor, batch, dense):
     cfg = compose("evaluate", *SMALL, f"predictor={predictor}", "sparsity.level=0")
     lm = stages.load_lm(cfg)
