@@ -190,11 +190,12 @@ def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
 def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
     """The layers `predictor.taps` of this model; a number of taps is spread evenly from layer 1 on."""
     asked = cfg.predictor.taps
+    check_taps(asked)
     if asked == "each":
         return list(range(1, layers))
     if isinstance(asked, int):
         count = min(asked, layers - 1)
-        return [1 + round(index * (layers - 1) / count) for index in range(count)]
+        return [1 + index * (layers - 1) // count for index in range(count)]
     if any(not 0 <= tap < layers for tap in asked):
         raise UserError(f"predictor.taps must be layers in [0, {layers}) of this model, got {asked}")
     return list(asked)

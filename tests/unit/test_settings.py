@@ -17,6 +17,7 @@ from shadow.jobs.settings import (
     holds,
     needs_traces,
     predictor_folder,
+    predictor_taps,
     reads,
     traces_folder,
     train_command,
@@ -60,6 +61,10 @@ PREDICTOR = [
     "data.windows=100",  # of the same store, the first
     "predictor=layerwise",
     "predictor.rank=3",
+    "predictor.hidden=7",
+    "predictor.depth=1",
+    "predictor.rounds=1",
+    "predictor.levels=[0.3]",
     "predictor.epochs=1",
     "predictor.ridge=1.0",
     "predictor.floor=0.5",
@@ -309,6 +314,31 @@ def test_nothing_is_missing_where_nothing_is_needed(compose, job):
     check_scorer(compose("evaluate", *job))
 
 
+@pytest.mark.parametrize(
+    ("asked", "layers", "taps"),
+    [("each", 4, [1, 2, 3]), (1, 30, [1]), (2, 30, [1, 15]), (4, 30, [1, 8, 15, 22]), (9, 4, [1, 2, 3])],
+)
+def test_so_many_taps_are_spread_evenly_over_the_layers_from_1_on(compose, asked, layers, taps):
+    assert predictor_taps(compose("train", f"predictor.taps={asked}"), layers) == taps
+
+
+def test_a_tap_beyond_the_model_is_refused_once_its_layers_are_known(compose):
+    with pytest.raises(UserError, match=r"predictor\.taps.*\[0, 4\).*\[1, 4\]"):
+        predictor_taps(compose("train", "predictor.taps=[1,4]"), 4)
+
+
+@pytest.mark.parametrize("levels", ["[]", "[0.5,1.0]", "[0]"])
+def test_later_rounds_need_levels_at_which_something_goes_and_something_stays(compose, levels):
+    with pytest.raises(UserError, match=r"predictor\.levels.*\(0, 1\)"):
+        check_train(compose("train", "predictor.rounds=1", f"predictor.levels={levels}"))
+
+
+def test_later_rounds_learn_from_single_tokens(compose):
+    job = ["sparsity.decided_at=prompt", "predictor.pooling=mean", "predictor.rounds=1"]
+    with pytest.raises(UserError, match=r"predictor\.rounds=1.*predictor\.pooling=scores.*'mean'"):
+        check_train(compose("train", *job))
+
+
 # Refusals before the model is loaded
 
 
@@ -321,6 +351,11 @@ def test_nothing_is_missing_where_nothing_is_needed(compose, job):
         ("sparsity.scope=block", r"sparsity\.scope.*block"),
         ("predictor.taps=[]", r"predictor\.taps"),
         ("predictor.taps=[2,1]", r"predictor\.taps"),
+        ("predictor.taps=0", r"predictor\.taps.*how many.*0"),
+        ("predictor.taps=all", r"predictor\.taps.*`each`.*all"),
+        ("predictor.rank=0", r"predictor\.rank.*at least 1.*0, 576 and 2"),
+        ("predictor.depth=-1", r"predictor\.depth.*at least 0.*72, 576 and -1"),
+        ("predictor.rounds=-1", r"predictor\.rounds.*-1"),
         ("predictor.name=unifed", r"predictor\.name.*unifed"),
         ("criterion.name=magnitude", r"criterion .*l2_norm.*magnitude"),
         ("stage=fit", r"stage .*traces.*'fit'"),

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from shadow.artifacts import key_of
+from shadow.batches import collate
 from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.errors import UserError
 from shadow.jobs import settings, stages
 from shadow.masked import sparse
 from shadow.predictor_module import PredictorModule
 from shadow.predictors import Fixed, Oracle, Predicted
-from shadow.sites import find_sites
+from shadow.sites import find_sites, watch
 from shadow.traces import FEATURES, Traces, covered, files_of, read_manifest
 from shadow.training_free import LowRankCopy, PromptActivation
 
@@ -39,6 +40,8 @@ SMALL = (
     "predictor.epochs=6",
     "predictor.batch_size=16",
     "predictor.rank=4",
+    "predictor.hidden=16",
+    "predictor.depth=1",
     *QUIET,
 )
 STORE = (
@@ -578,7 +581,8 @@ def test_the_size_of_a_predictor_is_reported_in_parameters_and_as_share_of_the_m
     lm = stages.load_lm(compose("train", *SMALL))
     taps = {"unified": 1, "layerwise": 3}[predictor]
     down = taps * (32 * 4 + 4)  # state to rank, and a bias
-    up = 2 * 4 * 3 * (4 + 64)  # rank, plain and curved, to the units of three layers
+    down += taps * (32 * 16 + 16 + 16 * 4)  # state to rank by a hidden layer
+    up = 4 * 3 * (4 + 64)  # rank to the units of three layers
     assert config["parameters"] == down + up
     assert config["share_of_model"] == (down + up) / lm.model.num_parameters()
 
@@ -618,6 +622,51 @@ def test_layerwise_is_the_net_with_a_tap_in_every_layer_from_1_on(fitted, taps):
     assert found.keys() == reference.keys()
     for name, values in reference.items():
         assert torch.equal(found[name], values), name
+
+
+ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "predictor.levels=[0.25,0.75]")
+
+
+def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_before_leave(fit, compose):
+    first, second = fit(*ROUNDS), fit(*ROUNDS, "predictor.rounds=1")
+    cfg = compose("train", *SMALL, *ROUNDS)
+    lm = stages.load_lm(cfg)
+    dense = stages.get_traces(cfg, lm)
+    rows = torch.arange(dense.count("token"))
+    of_dense = dense.read("token", FEATURES, "state", rows)[:, [dense.taps.index(1), dense.taps.index(3)]]
+    for level in (0.25, 0.75):
+        pruned = Traces(settings.pruned_folder(cfg, level))
+        assert (pruned.taps, pruned.criteria) == ([1, 3], [])
+        for name in ("window", "position"):
+            assert torch.equal(
+                pruned.read("token", FEATURES, name, rows), dense.read("token", FEATURES, name, rows)
+            )
+        states = pruned.read("token", FEATURES, "state", rows)
+        assert torch.equal(states[:, 0], of_dense[:, 0])  # nothing is pruned before the first tap
+        predictor = stages.load_predictor(first, lm)
+        seen = in_one_pass(lm, predictor, level, settings.calibration_data(cfg).examples(lm))
+        windows, positions = (dense.read("token", FEATURES, name, rows) for name in ("window", "position"))
+        # states are kept with 11 bits
+        torch.testing.assert_close(states[:, 1], seen[windows, positions], rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(states[:, 1], of_dense[:, 1], rtol=1e-2)
+    one, other = (json.loads((folder / "config.json").read_text())["rows"] for folder in (first, second))
+    assert other == {name: 3 * count for name, count in one.items()}
+
+
+@torch.no_grad()
+def in_one_pass(lm, predictor, level, examples):
+    """-> [N, T, E]: the states before layer 3 of a model that is sparse before it."""
+    found = []
+    with sparse(lm.model, predictor, level=level) as run, watch(lm.model, [3], lambda _, x: found.append(x)):
+        run.logits(collate(examples))
+    return found[0]
+
+
+def test_a_later_round_takes_the_fit_before_as_it_is_there(fit):
+    first = fit(*ROUNDS)
+    kept = changes(first)
+    fit(*ROUNDS, "predictor.rounds=1")
+    assert changes(first) == kept
 
 
 @pytest.mark.parametrize(
