@@ -1,10 +1,23 @@
-"""How much memory this process has taken."""
+"""How much memory this process has taken, and that it keeps what it has."""
 
+import ctypes
+import platform
 import re
 import resource
 from pathlib import Path
 
 import torch
+
+
+def keep_memory() -> None:
+    """From now on glibc gives no large tensor back to the system, to ask for the next one page by page.
+
+    A fit of a predictor, which makes and drops tensors of 40 MB, is then two to three times as fast.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def peak_memory() -> float:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -184,7 +185,7 @@ class PredictorModule(pl.LightningModule):
         }
 
     def loss(self, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
-        return torch.stack([(predicted[kind] - targets[kind]).square().mean() for kind in KINDS]).mean()
+        return torch.stack([mse_loss(predicted[kind], targets[kind]) for kind in KINDS]).mean()
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         loss = self.loss(self.net(batch.states), self.targets(batch))
@@ -198,8 +199,8 @@ class PredictorModule(pl.LightningModule):
         for kind in KINDS:
             static = torch.cat([each[kind] for each in of_taps])
             target, guess, fixed = ranks(targets[kind]), ranks(predicted[kind]), ranks(static)
-            found["val/loss"].append((predicted[kind] - targets[kind]).square().mean())
-            found["val/static_loss"].append((static - targets[kind]).square().mean())
+            found["val/loss"].append(mse_loss(predicted[kind], targets[kind]))
+            found["val/static_loss"].append(mse_loss(static.expand_as(targets[kind]), targets[kind]))
             found["val/spearman"].append(spearman(guess, target))
             found["val/recall@50"].append(recall_at_half(guess, target))
             found["val/static_recall@50"].append(recall_at_half(fixed, target))

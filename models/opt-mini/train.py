@@ -1,8 +1,6 @@
 """Train opt-mini, the small OPT of this folder, on Python's documentation: python models/opt-mini/train.py"""
 
-import ctypes
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+
+from shadow.memory import keep_memory
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -63,14 +63,6 @@ def main() -> None:
     found = measure(data, seconds, checkpoint["epoch"] + 1)
     (HERE / "README.md").write_text(card(found), encoding="utf-8")
     log.info("%s", found)
-
-
-def keep_memory() -> None:
-    """glibc gives every large tensor back to the system and asks for it again: a third of the time."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:

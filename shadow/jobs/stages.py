@@ -44,7 +44,7 @@ from shadow.jobs.settings import (
     trace_taps,
     traces_folder,
 )
-from shadow.memory import peak_memory
+from shadow.memory import keep_memory, peak_memory
 from shadow.models import LM
 from shadow.predictor_module import PredictorModule, TraceData
 from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
@@ -282,6 +282,7 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
 def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, loggers: list) -> None:
     """pruned: stores of states of the same rows, to learn from beside those of `store`."""
     start = time.monotonic()
+    keep_memory()
     settings, facts = cfg.predictor, store.manifest
     rows, state = reads(cfg)
     taps = predictor_taps(cfg, facts["layers"])
