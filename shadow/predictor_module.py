@@ -14,9 +14,12 @@ from tqdm import tqdm
 
 from shadow.errors import UserError
 from shadow.predictors import TapNet
+from shadow.rank_metrics import mass, ranks, recall, spearman
 from shadow.ridge import Moments
 from shadow.sites import KINDS, Kind
 from shadow.traces import FEATURES, Rows, Traces
+
+LEVELS = (0.3, 0.5, 0.7)  # of the plans whose recall and mass are reported
 
 
 class Sample(NamedTuple):
@@ -202,8 +205,11 @@ class PredictorModule(pl.LightningModule):
             found["val/loss"].append(mse_loss(predicted[kind], targets[kind]))
             found["val/static_loss"].append(mse_loss(static.expand_as(targets[kind]), targets[kind]))
             found["val/spearman"].append(spearman(guess, target))
-            found["val/recall@50"].append(recall_at_half(guess, target))
-            found["val/static_recall@50"].append(recall_at_half(fixed, target))
+            for level in LEVELS:
+                at = round(100 * level)
+                for name, said in {"": guess, "static_": fixed.expand_as(guess)}.items():
+                    found[f"val/{name}recall@{at}"].append(recall(said, target, level))
+                    found[f"val/{name}mass@{at}"].append(mass(said, batch.scores[kind], level))
         for name, of_kinds in found.items():
             mean = torch.stack(of_kinds).mean()
             self.log(name, mean, prog_bar=name == "val/recall@50", batch_size=len(batch.states))
@@ -217,24 +223,3 @@ class PredictorModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def ranks(scores: Tensor) -> Tensor:
-    """[..., U] -> int64 [..., U]: 0 for the lowest score. One sort; the metrics below need no other."""
-    order = scores.argsort(-1)
-    places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
-
-
-def spearman(predicted: Tensor, target: Tensor) -> Tensor:
-    """Ranks [N, L, U] x 2 -> their correlation over the units of a layer, averaged over layers and rows."""
-    n = target.shape[-1]
-    distance = (predicted - target).float().square().sum(-1)
-    return 1 - 6 * distance.mean() / (n * (n * n - 1))
-
-
-def recall_at_half(predicted: Tensor, target: Tensor) -> Tensor:
-    """Ranks [N, L, U] x 2 -> share of the true upper half in the predicted upper half, likewise averaged."""
-    lower = target.shape[-1] // 2
-    both = ((predicted >= lower) & (target >= lower)).float().mean()
-    return both * target.shape[-1] / (target.shape[-1] - lower)

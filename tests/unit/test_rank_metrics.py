@@ -1,0 +1,72 @@
+"""Ranks, and what they agree in, on orders small enough to count."""
+
+import pytest
+import torch
+
+from shadow.rank_metrics import mass, ranks, recall, spearman, stay
+from shadow.sparsity import SparsityPolicy
+
+
+def draw(seed):
+    return torch.rand(5, 3, 20, generator=torch.Generator().manual_seed(seed))
+
+
+def test_ranks_count_from_the_lowest():
+    scores = torch.tensor([[0.3, -1.0, 7.0, 0.0], [4.0, 3.0, 2.0, 1.0]])
+    assert ranks(scores).tolist() == [[2, 0, 3, 1], [3, 2, 1, 0]]
+
+
+def test_spearman_is_the_rank_correlation():
+    target = ranks(torch.tensor([[[1.0, 5.0, 3.0, 2.0, 4.0]]]))
+    assert spearman(target, target) == 1
+    assert spearman(4 - target, target) == -1
+    swapped = ranks(torch.tensor([[[2.0, 5.0, 3.0, 1.0, 4.0]]]))
+    # 1 - 6 sum d^2 / (n (n^2 - 1))
+    assert float(spearman(swapped, target)) == pytest.approx(1 - 6 * 2 / (5 * 24))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.7, 0.99])
+def test_the_units_that_stay_are_those_that_a_plan_keeps(level):
+    scores = draw(0)
+    plan = SparsityPolicy(level, dense_layers=()).plan({(0, "neuron"): scores}) if level else {}
+    expected = plan.get((0, "neuron"), torch.ones_like(scores, dtype=torch.bool))
+    assert torch.equal(stay(ranks(scores), level), expected)
+
+
+@pytest.mark.parametrize("level", [0.3, 0.5, 0.7])
+def test_recall_is_the_share_of_the_units_to_keep_that_are_kept(level):
+    said, true = draw(0), draw(1)
+    n = 20 - int(level * 20 + 1e-9)
+    shares = []
+    for row in range(5):
+        for layer in range(3):
+            best, guessed = (set(x[row, layer].topk(n).indices.tolist()) for x in (true, said))
+            shares.append(len(best & guessed) / n)
+    assert float(recall(ranks(said), ranks(true), level)) == pytest.approx(sum(shares) / len(shares))
+    assert float(recall(ranks(true), ranks(true), level)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("level", [0.3, 0.5, 0.7])
+def test_mass_is_the_share_of_the_scores_that_is_kept(level):
+    said, true = draw(0), draw(1)
+    n = 20 - int(level * 20 + 1e-9)
+    shares = [
+        float(true[row, layer][said[row, layer].topk(n).indices].sum() / true[row, layer].sum())
+        for row in range(5)
+        for layer in range(3)
+    ]
+    assert float(mass(ranks(said), true, level)) == pytest.approx(sum(shares) / len(shares))
+
+
+def test_no_order_keeps_more_mass_than_the_true_one():
+    true = draw(1)
+    assert mass(ranks(true), true, 0.5) > mass(ranks(draw(0)), true, 0.5)
+
+
+def test_a_layer_that_says_nothing_loses_nothing():
+    """All neurons of a ReLU layer may be silent at a token."""
+    scores = draw(0)
+    scores[2] = 0
+    others = torch.cat([scores[:2], scores[3:]])
+    expected = (4 * mass(ranks(others), others, 0.5) + 1) / 5
+    torch.testing.assert_close(mass(ranks(scores), scores, 0.5), expected)
