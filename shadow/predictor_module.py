@@ -8,11 +8,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from shadow.errors import UserError
+from shadow.objectives import Objective
 from shadow.predictors import TapNet
 from shadow.rank_metrics import mass, ranks, recall, spearman
 from shadow.ridge import Moments
@@ -145,16 +145,12 @@ def _as_is(sample: Any) -> Any:
 
 
 class PredictorModule(pl.LightningModule):
-    """Least squares on log scores, heads and neurons weighing alike, from the ridge solution on.
+    """Descent on an objective, heads and neurons weighing alike, from the best constant or the ridge on."""
 
-    floor: what is added to a score before its logarithm, in mean scores of its layer and kind, so that units
-    which hardly fire, and tokens at which a layer says little, do not rule the loss.
-    """
-
-    def __init__(self, net: TapNet, floor: float, lr: float, weight_decay: float) -> None:
+    def __init__(self, net: TapNet, objective: Objective, lr: float, weight_decay: float) -> None:
         super().__init__()
-        self.net = net
-        self.floor, self.lr, self.weight_decay = floor, lr, weight_decay
+        self.net, self.objective = net, objective
+        self.lr, self.weight_decay = lr, weight_decay
         layers = sum(len(net.reader(tap).span) for tap in net.taps)
         self.mean_scores = torch.nn.ParameterDict(
             {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in KINDS}
@@ -162,7 +158,7 @@ class PredictorModule(pl.LightningModule):
 
     @torch.no_grad()
     def start(self, data: TraceData, ridge: float | None) -> None:
-        """Set the net to the mean of log scores and, if `ridge`, the regression of what deviates from it."""
+        """Set the net to the best constant and, if `ridge`, the regression of what deviates from it."""
         for values in self.mean_scores.values():
             values.zero_()
         for sample in data.passed("means"):
@@ -176,19 +172,20 @@ class PredictorModule(pl.LightningModule):
                 seen.add(sample.states[:, index], {kind: values[:, here] for kind, values in targets.items()})
         for tap, seen in moments.items():
             reader = self.net.reader(tap)
-            reader.set_static(seen.center(), seen.scale(), seen.mean())
+            best = {kind: self.objective.start(mean) for kind, mean in seen.mean().items()}
+            reader.set_static(seen.center(), seen.scale(), best)
             if ridge is not None:
                 reader.set_linear(*seen.regress(reader.down.out_features, ridge))
 
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
-        """-> log scores [N, S, U]."""
+        """-> [N, S, U] of each kind."""
         return {
-            kind: (scores + self.floor * self.mean_scores[kind] + 1e-30).log_()
+            kind: self.objective.target(scores, self.mean_scores[kind])
             for kind, scores in sample.scores.items()
         }
 
     def loss(self, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
-        return torch.stack([mse_loss(predicted[kind], targets[kind]) for kind in KINDS]).mean()
+        return torch.stack([self.objective.loss(predicted[kind], targets[kind]) for kind in KINDS]).mean()
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         loss = self.loss(self.net(batch.states), self.targets(batch))
@@ -201,9 +198,10 @@ class PredictorModule(pl.LightningModule):
         found: dict[str, list[Tensor]] = defaultdict(list)
         for kind in KINDS:
             static = torch.cat([each[kind] for each in of_taps])
-            target, guess, fixed = ranks(targets[kind]), ranks(predicted[kind]), ranks(static)
-            found["val/loss"].append(mse_loss(predicted[kind], targets[kind]))
-            found["val/static_loss"].append(mse_loss(static.expand_as(targets[kind]), targets[kind]))
+            target, guess, fixed = ranks(batch.scores[kind]), ranks(predicted[kind]), ranks(static)
+            found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))
+            constant = static.expand_as(targets[kind])
+            found["val/static_loss"].append(self.objective.loss(constant, targets[kind]))
             found["val/spearman"].append(spearman(guess, target))
             for level in LEVELS:
                 at = round(100 * level)

@@ -17,6 +17,7 @@ from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.hub import CONFIG
 from shadow.models import describe_folder
+from shadow.objectives import Active, LogSquares, Objective
 from shadow.packing import Stored
 from shadow.predictors import NetShape
 from shadow.sparsity import SparsityPolicy
@@ -37,7 +38,7 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
-NETS = ("unified", "few_taps", "layerwise")
+NETS = ("unified", "few_taps", "layerwise", "dejavu")
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -210,6 +211,27 @@ def check_taps(taps: Any) -> None:
         raise UserError(f"predictor.taps must be `each`, how many, or rising layers in brackets, got {taps}")
 
 
+def objective_of(cfg: DictConfig) -> Objective:
+    settings = cfg.predictor
+    require_choice("predictor.loss", settings.loss, ["log_mse", "bce"])
+    if settings.loss == "log_mse":
+        return LogSquares(settings.floor)
+    if settings.ridge is not None:
+        raise UserError(
+            "predictor.loss=bce learns logits, where the ridge regression does not start: give "
+            f"predictor.ridge=null, got {settings.ridge}"
+        )
+    if settings.active == "positive":
+        return Active(None)
+    levels = [] if isinstance(settings.active, str) else list(settings.active)
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise UserError(
+            "predictor.active must be `positive`, or levels in (0, 1) whose plans keep what is active, got "
+            f"{settings.active}"
+        )
+    return Active(levels)
+
+
 def check_rounds(cfg: DictConfig) -> None:
     settings = cfg.predictor
     if settings.rounds < 0:
@@ -319,6 +341,7 @@ def check_predictor(cfg: DictConfig) -> None:
     check_taps(cfg.predictor.taps)
     predictor_shape(cfg)
     check_rounds(cfg)
+    objective_of(cfg)
 
 
 def check_scorer(cfg: DictConfig) -> None:
@@ -330,11 +353,8 @@ def check_scorer(cfg: DictConfig) -> None:
     if name in NETS:
         missing = None if (predictor_folder(cfg) / CONFIG).is_file() else predictor_folder(cfg)
     elif needs_traces(cfg):
-        missing = (
-            None
-            if holds(read_manifest(traces_folder(cfg)), asked_size(cfg), asked_parts(cfg))
-            else traces_folder(cfg)
-        )
+        store = traces_folder(cfg)
+        missing = None if holds(read_manifest(store), asked_size(cfg), asked_parts(cfg)) else store
     else:
         return
     check_traces(cfg)
@@ -352,9 +372,9 @@ def asked_parts(cfg: DictConfig) -> list[str]:
 def holds(manifest: dict | None, size: str, parts: Sequence[str]) -> bool:
     """Whether a store has these parts of all windows that so many examples come to."""
     windows = (manifest or {}).get("sizes", {}).get(size)
-    return (
-        manifest is not None and windows is not None and all(covered(manifest, p) >= windows for p in parts)
-    )
+    if manifest is None or windows is None:
+        return False
+    return all(covered(manifest, part) >= windows for part in parts)
 
 
 def train_command() -> str:

@@ -31,6 +31,7 @@ from shadow.jobs.settings import (
     calibration_data,
     holds,
     model_label,
+    objective_of,
     plain,
     predictor_folder,
     predictor_settings,
@@ -123,7 +124,7 @@ def open_store(
     folder: Path,
     settings: dict,
     parts: Sequence[str],
-    collector: CriterionCollector | PrunedStates,
+    collector: Collector,
 ) -> Traces:
     """The store in this folder; what it misses of these parts is collected."""
     manifest = traces.read_manifest(folder)
@@ -170,7 +171,7 @@ def collect(
     folder: Path,
     settings: dict,
     parts: Sequence[str],
-    collector: CriterionCollector | PrunedStates,
+    collector: Collector,
 ) -> dict:
     """Collect what the store misses -> its manifest."""
     start = time.monotonic()
@@ -299,7 +300,7 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
     shape = predictor_shape(cfg)
     net = TapNet(taps, facts["layers"], facts["width"], facts["units"], shape)
-    module = PredictorModule(net, settings.floor, settings.lr, settings.weight_decay)
+    module = PredictorModule(net, objective_of(cfg), settings.lr, settings.weight_decay)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
     last = folder / "last.ckpt"
     if last.is_file() and not zipfile.is_zipfile(last):

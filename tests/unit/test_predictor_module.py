@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from shadow.errors import UserError
+from shadow.objectives import Active, LogSquares
 from shadow.packing import encode, pack
 from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData
 from shadow.predictors import NetShape, TapNet
@@ -47,11 +48,10 @@ def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed
     return TraceData([store], "fisher", list(taps), rows, state, val_share, 64, seed)
 
 
-def make_module(taps=(1,), rank=8, floor=0.0, seed=0):
+def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None):
     torch.manual_seed(seed)
-    return PredictorModule(
-        TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2)), floor, lr=0.02, weight_decay=0.0
-    )
+    net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2))
+    return PredictorModule(net, objective or LogSquares(floor), lr=0.02, weight_decay=0.0)
 
 
 def everything(data, rows="train"):
@@ -149,7 +149,7 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             orders.append(batch.states.sum().item())
             return super().training_step(batch, batch_idx)
 
-    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), 0.0, 0.0, 0.0)
+    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), 0.0, 0.0)
     fit(module, make_data(store), 2)
     half = len(orders) // 2
     assert orders[:half] != orders[half:]
@@ -228,6 +228,18 @@ def test_training_is_deterministic(store):
         weights.append(module.state_dict())
     for name, values in weights[0].items():
         assert torch.equal(values, weights[1][name]), name
+
+
+@pytest.mark.parametrize("levels", [[0.5], [0.3, 0.7]], ids=str)
+def test_a_net_learns_which_units_are_active(store, levels):
+    data, module = make_data(store), make_module(objective=Active(levels))
+    module.start(data, None)
+    before = losses(module, data)[0]
+    trainer = fit(module, data, 40)
+    logged = trainer.callback_metrics
+    assert losses(module, data)[0] < before
+    assert logged["val/loss"] < logged["val/static_loss"]
+    assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
 
 
 def test_training_leaves_the_static_mean_alone(store):

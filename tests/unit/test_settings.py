@@ -68,6 +68,7 @@ PREDICTOR = [
     "predictor.epochs=1",
     "predictor.ridge=1.0",
     "predictor.floor=0.5",
+    "predictor=dejavu",
     "criterion=fisher",
 ]
 BOTH = [
@@ -333,6 +334,12 @@ def test_later_rounds_need_levels_at_which_something_goes_and_something_stays(co
         check_train(compose("train", "predictor.rounds=1", f"predictor.levels={levels}"))
 
 
+@pytest.mark.parametrize("active", ["[]", "[0.5,1.0]", "negative"])
+def test_what_is_active_is_what_is_positive_or_what_plans_keep(compose, active):
+    with pytest.raises(UserError, match=r"predictor\.active.*`positive`"):
+        check_train(compose("train", "predictor=dejavu", f"predictor.active={active}"))
+
+
 def test_later_rounds_learn_from_single_tokens(compose):
     job = ["sparsity.decided_at=prompt", "predictor.pooling=mean", "predictor.rounds=1"]
     with pytest.raises(UserError, match=r"predictor\.rounds=1.*predictor\.pooling=scores.*'mean'"):
@@ -356,6 +363,8 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.rank=0", r"predictor\.rank.*at least 1.*0, 576 and 2"),
         ("predictor.depth=-1", r"predictor\.depth.*at least 0.*72, 576 and -1"),
         ("predictor.rounds=-1", r"predictor\.rounds.*-1"),
+        ("predictor.loss=mse", r"predictor\.loss.*'log_mse', 'bce'.*'mse'"),
+        ("predictor.loss=bce", r"predictor\.loss=bce.*predictor\.ridge=null.*0\.1"),
         ("predictor.name=unifed", r"predictor\.name.*unifed"),
         ("criterion.name=magnitude", r"criterion .*l2_norm.*magnitude"),
         ("stage=fit", r"stage .*traces.*'fit'"),
