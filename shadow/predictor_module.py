@@ -54,10 +54,8 @@ class TraceRows(Dataset):
         store_of, rows = numbers // len(self.indices), self.indices[numbers % len(self.indices)]
         states: Tensor | None = None
         for number in store_of.unique().tolist():
-            here = store_of == number
-            found = self.stores[number].read(self.rows, FEATURES, self.state, rows[here])[
-                :, self.taps[number]
-            ]
+            here, store = store_of == number, self.stores[number]
+            found = store.read(self.rows, FEATURES, self.state, rows[here])[:, self.taps[number]]
             if states is None:
                 states = torch.empty(len(rows), *found.shape[1:])
             states[here] = found

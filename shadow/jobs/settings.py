@@ -211,6 +211,11 @@ def check_taps(taps: Any) -> None:
         raise UserError(f"predictor.taps must be `each`, how many, or rising layers in brackets, got {taps}")
 
 
+def are_levels(levels: Sequence[float]) -> bool:
+    """Of plans at which something goes and something stays."""
+    return bool(levels) and all(0 < level < 1 for level in levels)
+
+
 def objective_of(cfg: DictConfig) -> Objective:
     settings = cfg.predictor
     require_choice("predictor.loss", settings.loss, ["log_mse", "bce"])
@@ -224,7 +229,7 @@ def objective_of(cfg: DictConfig) -> Objective:
     if settings.active == "positive":
         return Active(None)
     levels = [] if isinstance(settings.active, str) else list(settings.active)
-    if not levels or not all(0 < level < 1 for level in levels):
+    if not are_levels(levels):
         raise UserError(
             "predictor.active must be `positive`, or levels in (0, 1) whose plans keep what is active, got "
             f"{settings.active}"
@@ -238,7 +243,7 @@ def check_rounds(cfg: DictConfig) -> None:
         raise UserError(f"predictor.rounds must be at least 0, got {settings.rounds}")
     if settings.rounds == 0:
         return
-    if not settings.levels or not all(0 < level < 1 for level in settings.levels):
+    if not are_levels(settings.levels):
         raise UserError(
             f"predictor.levels must be shares of units removed, each in (0, 1), got {settings.levels}"
         )

@@ -9,6 +9,7 @@ from math import sqrt
 import pytest
 import torch
 import torch.nn.functional as F
+from observed import seen_of
 from torch import nn
 
 from shadow import scores
@@ -42,17 +43,6 @@ FORMULAS = {
         (x * y) ** 2 for a, g in zip(act, grad) for x, y in zip(a, g)
     ),
 }
-
-
-def seen_of(lm, batch, names, loss="answer"):
-    """-> {(criterion, layer, kind): what was seen}"""
-    found = {}
-
-    def receive(name, site, seen):
-        found[name, site.layer, site.kind] = seen
-
-    score(lm.model, batch, names, receive, loss=loss)
-    return found
 
 
 def both(seen, inside):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from observed import seen_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shadow.batches import collate
@@ -24,17 +25,6 @@ def tiny64(request):
         lm = random_llama(LAYERS, HIDDEN, HEADS, 2, NEURONS, 64, 3, torch.float64, None)
     lm.model.eval().requires_grad_(False)
     return lm
-
-
-def seen_of(lm, batch, names, loss="answer"):
-    """-> {(criterion, layer, kind): what was seen}"""
-    found = {}
-
-    def receive(name, site, seen):
-        found[name, site.layer, site.kind] = seen
-
-    score(lm.model, batch, names, receive, loss=loss)
-    return found
 
 
 def readers(model):

@@ -5,27 +5,16 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from observed import seen_of
 
 from shadow.batches import collate
 from shadow.criteria.weight import WEIGHT_FORMS
-from shadow.scores import score
 
 FORMS = {
     "plainact_weight": lambda pairs: sum(float((w * g).abs().sum()) for w, g in pairs),
     "grad_norm_weight": lambda pairs: sum(float((g * g).sum()) for _, g in pairs) ** 0.5,
 }
 LENGTHS = [6, 4, 7]
-
-
-def seen_of(lm, batch, names, loss="answer"):
-    """-> {(criterion, layer, kind): what was seen}"""
-    found = {}
-
-    def receive(name, site, seen):
-        found[name, site.layer, site.kind] = seen
-
-    score(lm.model, batch, names, receive, loss=loss)
-    return found
 
 
 def owned(model):
