@@ -15,8 +15,8 @@ from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.data import Numbered
 from shadow.packing import Stored, encode, pack
 from shadow.scores import score
-from shadow.sites import KINDS, Site, find_layers
-from shadow.traces import FEATURES, write_shard
+from shadow.sites import KINDS, Site, find_layers, listen
+from shadow.traces import CONTEXTS, FEATURES, write_shard
 
 Arrays = dict[str, Tensor]
 
@@ -88,12 +88,19 @@ class CriterionCollector(pl.LightningModule):
                     encode(values.cpu(), keeping.dtype, keeping.top),
                 )
 
-        criteria = [name for name in numbered.parts if name != FEATURES]
+        criteria = [name for name in numbered.parts if name not in (FEATURES, CONTEXTS)]
         taps = keeping.taps if FEATURES in numbered.parts else ()
-        found = score(model, batch, criteria, receive, taps, keeping.loss)
+        contexts: dict[int, Tensor] = {}
+        with listen(
+            model, keeping.taps if CONTEXTS in numbered.parts else (), "context", contexts.__setitem__
+        ):
+            found = score(model, batch, criteria, receive, taps, keeping.loss)
         if FEATURES in numbered.parts:
             states = torch.stack([found[tap].float().cpu() for tap in taps], 2)  # [B, T, taps, E]
             parts[FEATURES] = features(states, batch.to("cpu"), row, position, numbered.first)
+        if CONTEXTS in numbered.parts:
+            given = torch.stack([contexts[tap].detach().float().cpu() for tap in keeping.taps], 2)
+            parts[CONTEXTS] = pooled(given, batch.to("cpu"))
         answers = batch.prompt.clamp(max=batch.lengths - 1)
         for name in set(criteria) & set(STATISTICS):
             parts[name]["class"] = batch.ids.gather(1, answers[:, None])[:, 0].cpu()
@@ -125,15 +132,20 @@ def sampled(keeping: Keeping, numbered: Numbered) -> tuple[Tensor, Tensor]:
 
 def features(states: Tensor, batch: Batch, row: Tensor, position: Tensor, first: int) -> Arrays:
     """states: [B, T, taps, E]; row, position: [M], the sampled tokens -> the features' arrays."""
-    kept = {"token/state": states[row, position]}
-    for name, inside in {"prompt": batch.in_prompt(), "sequence": batch.real()}.items():
-        kept[f"window/{name}/last"] = last_of(states, inside)
-        kept[f"window/{name}/mean"] = mean_of(states, inside)
-    arrays: Arrays = {}
-    for name, values in kept.items():
-        arrays[name], arrays[f"{name}/scale"] = pack(values)
+    arrays = pooled(states, batch)
+    arrays["token/state"], arrays["token/state/scale"] = pack(states[row, position])
     arrays["window/window"] = torch.arange(first, first + len(states))
     arrays["token/window"], arrays["token/position"] = first + row, position
+    return arrays
+
+
+def pooled(values: Tensor, batch: Batch) -> Arrays:
+    """values: [B, T, taps, E] -> of each window's prompt and of all of it the last one's and the mean."""
+    arrays: Arrays = {}
+    for name, inside in {"prompt": batch.in_prompt(), "sequence": batch.real()}.items():
+        for how, of in {"last": last_of, "mean": mean_of}.items():
+            name_of = f"window/{name}/{how}"
+            arrays[name_of], arrays[f"{name_of}/scale"] = pack(of(values, inside))
     return arrays
 
 

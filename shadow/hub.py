@@ -13,10 +13,12 @@ from safetensors.torch import load, save
 from shadow import curve
 from shadow.artifacts import write_json, writing
 from shadow.errors import UserError
+from shadow.paper import MLPShape
 from shadow.predictors import NetShape, Predicted, TapNet
 
 CONFIG, WEIGHTS = "config.json", "predictor.safetensors"
-NEEDED = ("taps", "layers", "width", "units", "net", "pooling", "weights")  # of config.json, to load it
+# of config.json, to load it
+NEEDED = ("taps", "layers", "width", "units", "net", "pooling", "source", "weights")
 
 
 def save_predictor(folder: Path, net: TapNet, config: dict[str, Any]) -> None:
@@ -38,7 +40,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
         raise UserError(f"{folder} has no {WEIGHTS}: {CURE}")
     try:
         tensors = load(file.read_bytes())
-        shape = NetShape(**config["net"])
+        shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
         net = TapNet(config["taps"], config["layers"], config["width"], config["units"], shape)
         net.load_state_dict(tensors)
     except (
@@ -48,7 +50,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     ) as error:  # torch's word for missing, unknown or misshapen weights
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not the predictor that {CONFIG} tells of ({reason}): {CURE}") from error
-    return Predicted(net.eval(), config["pooling"])
+    return Predicted(net.eval(), config["pooling"], config["source"])
 
 
 CURE = "give a folder that train.py has finished, or such a folder's id on the hub"

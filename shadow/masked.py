@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from shadow.batches import Batch, logits_of
 from shadow.errors import UserError
-from shadow.predictors import Looks, Predicted, Scorer, Shape
-from shadow.sites import Kind, Site, count_units, find_layers, find_sites, visit, watch
+from shadow.predictors import DenseFed, Looks, Predicted, Scorer, Shape
+from shadow.sites import Kind, Site, count_units, find_layers, find_sites, listen, visit, width_of
 from shadow.sparsity import Plan, SparsityPolicy, Unit
 
 DecidedAt = Literal["token", "prompt", "sequence"]
@@ -123,9 +123,11 @@ def sparse(
             f"level={level!r} and policy={policy!r}"
         )
     run = SparseRun(model, scorer, policy, decided_at)
+    net = net_of(scorer)
+    source = "state" if net is None else net.source
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:
-        with watch(model, scorer.taps, run._decide), visit(find_sites(model), run._drop):
+        with listen(model, scorer.taps, source, run._decide), visit(find_sites(model), run._drop):
             yield run
     finally:
         handle.remove()
@@ -136,8 +138,9 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
     layers = len(find_layers(model))
     if decided_at not in ("token", "prompt", "sequence"):
         raise UserError(f"sparsity.decided_at must be token, prompt or sequence, got {decided_at!r}")
-    if isinstance(scorer, Predicted):
-        check_fit(model, scorer)
+    net = net_of(scorer)
+    if net is not None:
+        check_fit(model, net)
     if any(not 0 <= layer < layers for layer in policy.dense_layers):
         raise UserError(
             f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"
@@ -156,9 +159,16 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         )
 
 
+def net_of(scorer: Scorer) -> Predicted | None:
+    """The trained net behind a scorer, if there is one."""
+    scorer = scorer.predicted if isinstance(scorer, DenseFed) else scorer
+    return scorer if isinstance(scorer, Predicted) else None
+
+
 def check_fit(model: PreTrainedModel, predictor: Predicted) -> None:
     asked = predictor.shape
-    found = Shape(len(find_layers(model)), model.config.hidden_size, count_units(find_sites(model)))
+    width = width_of(model, predictor.source)
+    found = Shape(len(find_layers(model)), width, count_units(find_sites(model)))
     if asked != found:
         raise UserError(
             f"the predictor is for a model of {asked.told()}, and this one has {found.told()}: "

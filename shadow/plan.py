@@ -11,8 +11,9 @@ from shadow.batches import Example, collate
 from shadow.collector import features
 from shadow.criteria.statistics import STATISTICS
 from shadow.packing import Stored, encode
+from shadow.paper import MLPShape
 from shadow.predictors import NetShape, TapNet
-from shadow.sites import count_units, find_layers, find_sites
+from shadow.sites import Source, count_units, find_layers, find_sites, width_of
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ def backward_flops(model: PreTrainedModel, tokens: int) -> float:
     return forward_flops(model, tokens) + attention_flops(model, tokens)
 
 
-def predictor_parameters(model: PreTrainedModel, taps: Sequence[int], shape: NetShape) -> int:
+def predictor_parameters(
+    model: PreTrainedModel, taps: Sequence[int], source: Source, shape: NetShape | MLPShape
+) -> int:
+    sites = find_sites(model)
     with torch.device("meta"):
-        units = count_units(find_sites(model))
-        net = TapNet(taps, len(find_layers(model)), model.config.hidden_size, units, shape)
+        net = TapNet(taps, len(find_layers(model)), width_of(model, source), count_units(sites), shape)
     return sum(values.numel() for values in net.parameters() if values.requires_grad)

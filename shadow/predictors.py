@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shadow.batches import Batch, Loss
+from shadow.batches import Batch, Loss, logits_of
 from shadow.collector import last_of, mean_of
 from shadow.criteria import CONTEXTUAL, REMOVAL, Seen
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
+from shadow.paper import MLPReader, MLPShape
 from shadow.removal import Exact, removal
 from shadow.scores import score
-from shadow.sites import KINDS, Kind, Site, find_sites
+from shadow.sites import KINDS, Kind, Site, Source, find_sites, listen
 from shadow.sparsity import Unit
 
 Pooling = Literal["scores", "mean", "last"]
@@ -110,7 +111,7 @@ class Tap(nn.Module):
 
     def __init__(self, span: range, width: int, units: Mapping[Kind, int], shape: NetShape) -> None:
         super().__init__()
-        self.span = span
+        self.span, self.width = span, width
         self.units = dict(units)
         self.center = nn.Buffer(torch.zeros(width))
         self.scale = nn.Buffer(torch.ones(width))
@@ -171,18 +172,28 @@ class TapNet(nn.Module):
     """
 
     def __init__(
-        self, taps: Sequence[int], layers: int, width: int, units: Mapping[Kind, int], shape: NetShape
+        self,
+        taps: Sequence[int],
+        layers: int,
+        width: int,
+        units: Mapping[Kind, int],
+        shape: NetShape | MLPShape,
     ) -> None:
-        """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer."""
+        """taps: rising layer numbers; layers: of the model; width: of what is read; units: of each kind in a
+        layer; shape: of each tap's net, the framework's own or the paper's."""
         super().__init__()
         self.taps, self.shape = list(taps), shape
-        self.readers = nn.ModuleList(
-            Tap(range(tap, end), width, units, shape) for tap, end in zip(self.taps, [*self.taps[1:], layers])
+        spans = [range(tap, end) for tap, end in zip(self.taps, [*self.taps[1:], layers])]
+        self.readers: nn.ModuleList = nn.ModuleList(
+            MLPReader(span, width, units, shape)
+            if isinstance(shape, MLPShape)
+            else Tap(span, width, units, shape)
+            for span in spans
         )
 
-    def reader(self, tap: int) -> Tap:
+    def reader(self, tap: int) -> Tap | MLPReader:
         found = self.readers[self.taps.index(tap)]
-        assert isinstance(found, Tap)
+        assert isinstance(found, Tap | MLPReader)
         return found
 
     def forward(self, states: Tensor) -> dict[Kind, Tensor]:
@@ -206,20 +217,21 @@ class Shape(NamedTuple):
 class Predicted:
     """A trained net as a scorer.
 
+    source: what its taps read, the input state of their layer or what its heads give out, [B, T, H * D].
     pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states
     are first (`mean`), or only the `last` one is read.
     """
 
-    def __init__(self, net: TapNet, pooling: Pooling) -> None:
+    def __init__(self, net: TapNet, pooling: Pooling, source: Source = "state") -> None:
         self.net = net
-        self.pooling = pooling
+        self.pooling, self.source = pooling, source
         self.taps = net.taps
 
     @property
     def shape(self) -> Shape:
         """Of the model that the net was made for."""
         last = self.net.reader(self.taps[-1])
-        return Shape(last.span.stop, len(last.center), last.units)
+        return Shape(last.span.stop, last.width, last.units)
 
     @torch.no_grad()
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
@@ -235,3 +247,21 @@ class Predicted:
             for kind, values in found.items()
             for index, layer in enumerate(reader.span)
         }
+
+
+class DenseFed:
+    """A trained net that reads what a dense pass over the sample leaves at its taps: how the reference's code
+    feeds its layerwise predictor, and not possible in use, where late taps read what pruning has changed."""
+
+    def __init__(self, predicted: Predicted) -> None:
+        self.predicted, self.taps = predicted, predicted.taps
+        self.seen: dict[int, Tensor] = {}
+
+    def look(self, model: PreTrainedModel, batch: Batch) -> None:
+        with torch.no_grad(), listen(model, self.taps, self.predicted.source, self.seen.__setitem__):
+            logits_of(model, batch)
+
+    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
+        if tap not in self.seen:
+            raise UserError("a dense-fed predictor must see the sample first: run `SparseRun.logits`")
+        return self.predicted.at(tap, self.seen[tap], pool)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 Rows = Literal["window", "token", "shard"]
 FEATURES = "features"
+CONTEXTS = "contexts"  # what heads give out, for the paper's predictors
 SUFFIXES = ("", "/scale", "/knots", "/knots/scale")
 NAME = re.compile(r"(?P<part>[a-z0-9_]+)-(?P<index>\d{5})-rank\d+of\d+\.safetensors")
 
@@ -188,7 +189,7 @@ class Traces:
         return [
             part
             for part in self.manifest["parts"]
-            if part != FEATURES and covered(self.manifest, part) >= self.windows
+            if part not in (FEATURES, CONTEXTS) and covered(self.manifest, part) >= self.windows
         ]
 
     def count(self, rows: Rows) -> int:

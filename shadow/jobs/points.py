@@ -18,6 +18,8 @@ from shadow.models import LM
 from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
 
+UNTOLD = ("root", "dense_fed")  # where tasks lie; and of a net alone
+
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
     return {
@@ -69,7 +71,7 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         "code": code,
         "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
-        "measure": {key: value for key, value in names.plain(cfg.measure).items() if key != "root"},
+        "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
         "content": fingerprint(data.documents("eval")) if wants_text else None,
         "task_content": [_task_content(task, task_root(cfg)) for task in cfg.measure.tasks],
         "decided_at": cfg.sparsity.decided_at,
@@ -85,6 +87,7 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         }
         if cfg.predictor.name in names.NETS:
             settings["predictor"] = names.predictor_settings(cfg)
+            settings["dense_fed"] = cfg.measure.dense_fed
         elif names.needs_traces(cfg):
             settings |= {"traces": names.trace_settings(cfg), "size": names.asked_size(cfg)}
         elif cfg.predictor.name == "oracle":

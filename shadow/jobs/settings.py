@@ -19,9 +19,12 @@ from shadow.hub import CONFIG
 from shadow.models import describe_folder
 from shadow.objectives import Active, LogSquares, Objective
 from shadow.packing import Stored
+from shadow.paper import MinMax, MLPShape
+from shadow.predictor_module import Reading
 from shadow.predictors import NetShape
+from shadow.sites import Source
 from shadow.sparsity import SparsityPolicy
-from shadow.traces import FEATURES, Rows, covered, read_manifest
+from shadow.traces import CONTEXTS, FEATURES, covered, read_manifest
 
 FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is
@@ -38,7 +41,10 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
-NETS = ("unified", "few_taps", "layerwise", "dejavu")
+NETS = (
+    *("unified", "few_taps", "layerwise", "dejavu"),
+    *("unified_paper", "unified_paper_global", "layerwise_paper"),
+)
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -162,23 +168,29 @@ def require_windows(cfg: DictConfig, windows: int) -> None:
         )
 
 
-def reads(cfg: DictConfig) -> tuple[Rows, str]:
-    """Which rows of a store a predictor learns from, and which of their states it reads."""
-    pooling, decided_at = cfg.predictor.pooling, cfg.sparsity.decided_at
+def reads(cfg: DictConfig) -> Reading:
+    """Which rows of a store a predictor learns from, and what of them it reads."""
+    pooling, decided_at, source = cfg.predictor.pooling, cfg.sparsity.decided_at, cfg.predictor.source
+    require_choice("predictor.source", source, get_args(Source))
     if pooling not in ("scores", "mean", "last"):
         raise UserError(f"predictor.pooling must be scores, mean or last, got {pooling!r}")
     if pooling == "scores":
+        if source == "context":
+            raise UserError(
+                "predictor.source=context is kept of whole prompts only: use predictor.pooling=last or mean, "
+                f"got {pooling!r}"
+            )
         if cfg.traces.tokens_per_window == 0:
             raise UserError(
                 "traces.tokens_per_window must be at least 1 for a predictor that learns from tokens, got 0"
             )
-        return "token", "state"
+        return Reading("token", "state", FEATURES)
     if decided_at == "token":
         raise UserError(
             f"sparsity.decided_at=token needs predictor.pooling=scores, got {pooling!r}: "
             "one state of a whole prompt says nothing about a single token"
         )
-    return "window", f"{decided_at}/{pooling}"
+    return Reading("window", f"{decided_at}/{pooling}", CONTEXTS if source == "context" else FEATURES)
 
 
 def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
@@ -218,9 +230,11 @@ def are_levels(levels: Sequence[float]) -> bool:
 
 def objective_of(cfg: DictConfig) -> Objective:
     settings = cfg.predictor
-    require_choice("predictor.loss", settings.loss, ["log_mse", "bce"])
+    require_choice("predictor.loss", settings.loss, ["log_mse", "bce", "min_max_layer", "min_max_global"])
     if settings.loss == "log_mse":
         return LogSquares(settings.floor)
+    if settings.loss in ("min_max_layer", "min_max_global"):
+        return MinMax("layer" if settings.loss == "min_max_layer" else "global")
     if settings.ridge is not None:
         raise UserError(
             "predictor.loss=bce learns logits, where the ridge regression does not start: give "
@@ -254,7 +268,17 @@ def check_rounds(cfg: DictConfig) -> None:
         )
 
 
-def predictor_shape(cfg: DictConfig) -> NetShape:
+def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
+    if cfg.predictor.mlp is not None:
+        mlp = MLPShape(**plain(cfg.predictor.mlp))
+        if mlp.head < 1 or mlp.neuron < 1:
+            raise UserError(f"predictor.mlp.head and .neuron must be at least 1, got {list(mlp)}")
+        if cfg.predictor.ridge is not None:
+            raise UserError(
+                "predictor.mlp has no linear map for a regression to start from: give predictor.ridge=null, "
+                f"got {cfg.predictor.ridge}"
+            )
+        return mlp
     shape = NetShape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
     if shape.rank < 1 or shape.hidden < 1 or shape.depth < 0:
         raise UserError(
@@ -371,7 +395,8 @@ def check_scorer(cfg: DictConfig) -> None:
 
 
 def asked_parts(cfg: DictConfig) -> list[str]:
-    return [FEATURES, *asked_criteria(cfg)]
+    contexts = [CONTEXTS] if cfg.predictor.source == "context" and cfg.predictor.name in NETS else []
+    return [FEATURES, *contexts, *asked_criteria(cfg)]
 
 
 def holds(manifest: dict | None, size: str, parts: Sequence[str]) -> bool:

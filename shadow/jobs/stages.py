@@ -47,10 +47,10 @@ from shadow.jobs.settings import (
 )
 from shadow.memory import keep_memory, peak_memory
 from shadow.models import LM
-from shadow.predictor_module import PredictorModule, TraceData
-from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
+from shadow.predictor_module import Descent, PredictorModule, TraceData
+from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
-from shadow.sites import KINDS, count_units, find_layers, find_sites
+from shadow.sites import KINDS, count_units, find_layers, find_sites, width_of
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.traces import Traces
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -275,33 +275,33 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
     if not (folder / hub.CONFIG).is_file():
-        fit(cfg, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
+        fit(cfg, lm, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
 
 
-def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, loggers: list) -> None:
+def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Path, loggers: list) -> None:
     """pruned: stores of states of the same rows, to learn from beside those of `store`."""
     start = time.monotonic()
     keep_memory()
     settings, facts = cfg.predictor, store.manifest
-    rows, state = reads(cfg)
+    reading = reads(cfg)
     taps = predictor_taps(cfg, facts["layers"])
     data = TraceData(
         [store, *pruned],
         cfg.criterion.name,
         taps,
-        rows,
-        state,
+        reading,
         settings.val_share,
         settings.batch_size,
         cfg.seed,
     )
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
-    shape = predictor_shape(cfg)
-    net = TapNet(taps, facts["layers"], facts["width"], facts["units"], shape)
-    module = PredictorModule(net, objective_of(cfg), settings.lr, settings.weight_decay)
-    log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
+    width = width_of(lm.model, settings.source)
+    net = TapNet(taps, facts["layers"], width, facts["units"], predictor_shape(cfg))
+    descent = Descent(settings.lr, settings.weight_decay, settings.warmup)
+    module = PredictorModule(net, objective_of(cfg), descent)
+    log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
     last = folder / "last.ckpt"
     if last.is_file() and not zipfile.is_zipfile(last):
         log.warning("%s is damaged: the fit begins anew", last)
@@ -325,7 +325,9 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
         "taps": taps,
         "net": net.shape._asdict(),
         "pooling": settings.pooling,
-        **{key: facts[key] for key in ("layers", "width", "units", "weights")},
+        "source": settings.source,
+        "width": width,
+        **{key: facts[key] for key in ("layers", "units", "weights")},
         "parameters": parameters,
         "share_of_model": parameters / facts["parameters"],
         "rows": {"train": len(data.train), "val": len(data.val)},
@@ -363,7 +365,8 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
         return Fixed(static_scores(cfg, lm))
     if name == "svd":
         return copy_weights(cfg, lm)
-    return load_predictor(get_predictor(cfg, lm, loggers), lm)
+    predicted = load_predictor(get_predictor(cfg, lm, loggers), lm)
+    return DenseFed(predicted) if cfg.measure.dense_fed else predicted
 
 
 def static_scores(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from shadow.errors import UserError
 from shadow.objectives import Active, LogSquares
 from shadow.packing import encode, pack
-from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData
+from shadow.predictor_module import Descent, EpochShuffle, PredictorModule, Reading, TraceData
 from shadow.predictors import NetShape, TapNet
 from shadow.traces import FEATURES, Traces, files_of, finish, inspect, write_shard
 
@@ -45,13 +45,16 @@ def store(request, tmp_path):
 
 
 def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0):
-    return TraceData([store], "fisher", list(taps), rows, state, val_share, 64, seed)
+    reading = Reading(rows, state, FEATURES)
+    return TraceData([store], "fisher", list(taps), reading, val_share, 64, seed)
 
 
 def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None):
     torch.manual_seed(seed)
     net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2))
-    return PredictorModule(net, objective or LogSquares(floor), lr=0.02, weight_decay=0.0)
+    return PredictorModule(
+        net, objective or LogSquares(floor), Descent(lr=0.02, weight_decay=0.0, warmup=0.1)
+    )
 
 
 def everything(data, rows="train"):
@@ -298,4 +301,4 @@ def test_taps_that_were_not_collected_are_refused(store):
 
 def test_a_criterion_that_was_not_collected_is_refused(store):
     with pytest.raises(UserError, match="criterion=l2_norm"):
-        TraceData([store], "l2_norm", [1], "token", "state", 0.2, 64, 0)
+        TraceData([store], "l2_norm", [1], Reading("token", "state", FEATURES), 0.2, 64, 0)

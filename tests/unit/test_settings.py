@@ -476,7 +476,7 @@ def test_an_unknown_scorer_is_refused_by_name(compose):
 
 
 def test_what_a_predictor_reads_follows_its_pooling(compose):
-    assert reads(compose("train")) == ("token", "state")
+    assert reads(compose("train")) == ("token", "state", "features")
     assert reads(compose("train", "predictor.pooling=mean", "sparsity.decided_at=sequence")) == (
         "window",
         "sequence/mean",
