@@ -1,7 +1,7 @@
 """The masked executor: a stock model that runs without the units a plan drops."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -16,6 +16,7 @@ from shadow.sites import Kind, Site, count_units, find_layers, find_sites, liste
 from shadow.sparsity import Plan, SparsityPolicy, Unit
 
 DecidedAt = Literal["token", "prompt", "sequence"]
+Fill = Mapping[Unit, Tensor]  # [U, D] of each layer and kind: what stands in a dropped unit's place
 
 
 class SparseRun:
@@ -27,10 +28,18 @@ class SparseRun:
     """
 
     def __init__(
-        self, model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt
+        self,
+        model: PreTrainedModel,
+        scorer: Scorer,
+        policy: SparsityPolicy,
+        decided_at: DecidedAt,
+        fill: Fill | None = None,
     ) -> None:
         check(model, scorer, policy, decided_at)
+        if fill is not None:
+            check_fill(model, policy, fill)
         self.model, self.scorer, self.policy, self.decided_at = model, scorer, policy, decided_at
+        self.fill = fill
         self.plan: Plan = {}
         self.kept: Counter[Unit] = Counter()
         self.total: Counter[Unit] = Counter()
@@ -99,7 +108,9 @@ class SparseRun:
         if keep.dim() == 2:
             keep = keep[:, None]
         self.kept[unit] += int((keep.sum(-1) * self._real.to(x.device)).sum())
-        return x.masked_fill(~keep[..., None], 0)
+        if self.fill is None:
+            return x.masked_fill(~keep[..., None], 0)
+        return torch.where(keep[..., None], x, self.fill[unit].to(x))
 
 
 @contextmanager
@@ -110,10 +121,14 @@ def sparse(
     decided_at: DecidedAt = "token",
     *,
     level: float | None = None,
+    fill: Fill | None = None,
 ) -> Iterator[SparseRun]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
     level: for a policy of this level that is otherwise the default.
+    fill: what a dropped unit says instead of nothing: its calibration mean, as in `fill=predictor.means`. That
+    costs an executor nothing that only reads the weights of kept units: W a with some of a replaced by m is
+    W m, one vector a layer that is known beforehand, plus the sum of W_u (a_u - m_u) over the kept units u.
     """
     if policy is None and level is not None:
         policy = SparsityPolicy(level)
@@ -122,7 +137,7 @@ def sparse(
             "sparse needs exactly one of level and policy, as in level=0.5, got "
             f"level={level!r} and policy={policy!r}"
         )
-    run = SparseRun(model, scorer, policy, decided_at)
+    run = SparseRun(model, scorer, policy, decided_at, fill)
     net = net_of(scorer)
     source = "state" if net is None else net.source
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
@@ -163,6 +178,20 @@ def net_of(scorer: Scorer) -> Predicted | None:
     """The trained net behind a scorer, if there is one."""
     scorer = scorer.predicted if isinstance(scorer, DenseFed) else scorer
     return scorer if isinstance(scorer, Predicted) else None
+
+
+def check_fill(model: PreTrainedModel, policy: SparsityPolicy, fill: Fill) -> None:
+    for site in find_sites(model):
+        unit = (site.layer, site.kind)
+        if not policy.prunes(unit):
+            continue
+        asked, found = (site.units, site.module.in_features // site.units), fill.get(unit)
+        if found is None or tuple(found.shape) != asked:
+            has = "nothing" if found is None else f"values of shape {tuple(found.shape)}"
+            raise UserError(
+                f"fill must hold [units, width] = {asked} for the {site.kind}s of layer {site.layer}, which has "
+                f"{has} there: fit the predictor again, or leave fill out"
+            )
 
 
 def check_fit(model: PreTrainedModel, predictor: Predicted) -> None:

@@ -53,6 +53,11 @@ def criterion_bytes(model: PreTrainedModel, criterion: str, stored: Stored, top:
     return RowBytes(size, size)
 
 
+def mean_bytes(model: PreTrainedModel) -> float:
+    """Of the means of activations: once for a store."""
+    return 4.0 * sum(site.module.in_features for site in find_sites(model))
+
+
 def forward_flops(model: PreTrainedModel, tokens: int) -> float:
     """Of one window of so many tokens: two for each weight and token, and what attention multiplies.
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shadow.batches import Batch, Loss, logits_of
 from shadow.collector import last_of, mean_of
-from shadow.criteria import CONTEXTUAL, REMOVAL, Seen
+from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, REMOVAL, Seen
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
 from shadow.paper import MLPReader, MLPShape
@@ -68,10 +68,14 @@ class Oracle:
 
     taps = (0,)
 
-    def __init__(self, criterion: str, loss: Loss = "answer") -> None:
-        if criterion not in (*CONTEXTUAL, REMOVAL):
-            raise UserError(f"an oracle's criterion must be in {[*CONTEXTUAL, REMOVAL]}, got {criterion!r}")
-        self.criterion, self.loss = criterion, loss
+    def __init__(
+        self, criterion: str, loss: Loss = "answer", means: Mapping[Unit, Tensor] | None = None
+    ) -> None:
+        """means: [U, D] of every site's activation over the calibration, for `l2_deviation`."""
+        allowed = [*CONTEXTUAL, *BESIDE_MEANS, REMOVAL]
+        if criterion not in allowed:
+            raise UserError(f"an oracle's criterion must be in {allowed}, got {criterion!r}")
+        self.criterion, self.loss, self.means = criterion, loss, means
         self.seen: dict[Unit, Seen] = {}
 
     def look(self, model: PreTrainedModel, batch: Batch) -> None:
@@ -80,7 +84,7 @@ class Oracle:
             self.seen[site.layer, site.kind] = seen
 
         if self.criterion != REMOVAL:
-            score(model, batch, [self.criterion], receive, loss=self.loss)
+            score(model, batch, [self.criterion], receive, loss=self.loss, means=self.means)
             return
         units = {site: torch.arange(site.units) for site in find_sites(model)}
         for site, change in removal(model, batch, units, self.loss).items():
@@ -220,11 +224,19 @@ class Predicted:
     source: what its taps read, the input state of their layer or what its heads give out, [B, T, H * D].
     pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states
     are first (`mean`), or only the `last` one is read.
+    means: [U, D] of every unit's activation over the calibration: what `sparse` takes for its `fill`.
     """
 
-    def __init__(self, net: TapNet, pooling: Pooling, source: Source = "state") -> None:
+    def __init__(
+        self,
+        net: TapNet,
+        pooling: Pooling,
+        source: Source = "state",
+        means: Mapping[Unit, Tensor] | None = None,
+    ) -> None:
         self.net = net
         self.pooling, self.source = pooling, source
+        self.means = dict(means or {})
         self.taps = net.taps
 
     @property

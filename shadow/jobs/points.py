@@ -43,6 +43,11 @@ def check_measure(cfg: DictConfig) -> None:
         names.calibration_data(cfg).documents("eval")
     if settings.quality:
         criteria.require("measure.quality", judged_criteria(cfg))
+        if set(judged_criteria(cfg)) & set(criteria.BESIDE_MEANS):
+            raise UserError(
+                "measure.quality judges criteria by what setting a unit to 0 does, and cannot judge "
+                f"{list(criteria.BESIDE_MEANS)}, got {judged_criteria(cfg)}"
+            )
         if cfg.sparsity.level != 0:
             raise UserError(
                 f"measure.quality judges criteria on the dense model: sparsity.level must be 0, got "
@@ -56,7 +61,10 @@ def check_measure(cfg: DictConfig) -> None:
 
 
 def judged_criteria(cfg: DictConfig) -> list[str]:
-    return list(criteria.CRITERIA if cfg.measure.quality == "all" else cfg.measure.quality)
+    """Those that tell of a unit that is set to 0, as the judge's are."""
+    if cfg.measure.quality == "all":
+        return [name for name in criteria.CRITERIA if name not in criteria.BESIDE_MEANS]
+    return list(cfg.measure.quality)
 
 
 def task_root(cfg: DictConfig) -> str | None:
@@ -88,9 +96,9 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         if cfg.predictor.name in names.NETS:
             settings["predictor"] = names.predictor_settings(cfg)
             settings["dense_fed"] = cfg.measure.dense_fed
-        elif names.needs_traces(cfg):
+        elif names.needs_traces(cfg) or names.needs_means(cfg):
             settings |= {"traces": names.trace_settings(cfg), "size": names.asked_size(cfg)}
-        elif cfg.predictor.name == "oracle":
+        if cfg.predictor.name == "oracle":
             settings["loss"] = cfg.traces.loss
         if cfg.predictor.name == "svd":
             settings["rank"] = cfg.predictor.rank

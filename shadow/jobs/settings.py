@@ -24,7 +24,7 @@ from shadow.predictor_module import Reading
 from shadow.predictors import NetShape
 from shadow.sites import Source
 from shadow.sparsity import SparsityPolicy
-from shadow.traces import CONTEXTS, FEATURES, covered, read_manifest
+from shadow.traces import CONTEXTS, FEATURES, MEANS, covered, reach, read_manifest
 
 FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is
@@ -41,6 +41,7 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
+FILLS = ("zero", "mean")
 NETS = (
     *("unified", "few_taps", "layerwise", "dejavu"),
     *("unified_paper", "unified_paper_global", "layerwise_paper"),
@@ -54,6 +55,7 @@ TRAINS = [
     "criterion",
     "predictor",
     "sparsity.decided_at",
+    "sparsity.fill",
     "trainer",
     "seed",
     "paths",
@@ -123,7 +125,8 @@ def traces_folder(cfg: DictConfig) -> Path:
 
 def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
     """What names the states that the predictor of `before` leaves of the same windows at this level."""
-    return trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
+    found = trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
+    return found | ({} if before.sparsity.fill == "zero" else {"fill": before.sparsity.fill})
 
 
 def pruned_folder(before: DictConfig, level: float) -> Path:
@@ -290,6 +293,9 @@ def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
 
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in TRAINER_WHERE}
+    # only later rounds see what stands in a dropped unit's place
+    seen = cfg.predictor.rounds > 0 and cfg.sparsity.fill != "zero"
+    filled = {"fill": cfg.sparsity.fill} if seen else {}
     return {
         "traces": trace_settings(cfg),
         "size": asked_size(cfg),
@@ -297,7 +303,7 @@ def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
         "predictor": plain(cfg.predictor),
         "reads": reads(cfg),
         "trainer": trainer,
-    }
+    } | filled
 
 
 def predictor_folder(cfg: DictConfig) -> Path:
@@ -307,13 +313,23 @@ def predictor_folder(cfg: DictConfig) -> Path:
 
 def policy_of(cfg: DictConfig) -> SparsityPolicy:
     settings = plain(cfg.sparsity)
-    del settings["decided_at"]
+    del settings["decided_at"], settings["fill"]
     return SparsityPolicy(**settings)
 
 
 def needs_traces(cfg: DictConfig) -> bool:
+    """Whether the scorer's scores come from traces."""
     untraced = cfg.predictor.name in ("random", "oracle", "prompt_activation")
     return not untraced and cfg.criterion.name != criteria.RANDOM
+
+
+def needs_means(cfg: DictConfig) -> bool:
+    """Whether the sparse pass takes the calibration's means from the traces."""
+    asks = cfg.criterion.name in criteria.BESIDE_MEANS and cfg.predictor.name in (
+        "oracle",
+        "prompt_activation",
+    )
+    return cfg.sparsity.level > 0 and (asks or cfg.sparsity.fill == "mean")
 
 
 def check_train(cfg: DictConfig) -> None:
@@ -337,6 +353,7 @@ def check_train(cfg: DictConfig) -> None:
 def check_predictor(cfg: DictConfig) -> None:
     name = cfg.predictor.name
     require_choice("predictor.name", name, SCORERS)
+    require_choice("sparsity.fill", cfg.sparsity.fill, FILLS)
     criterion = cfg.criterion.name
     if criterion not in (*criteria.CRITERIA, criteria.REMOVAL):
         criteria.require("criterion", [criterion])
@@ -379,32 +396,32 @@ def check_scorer(cfg: DictConfig) -> None:
     name = cfg.predictor.name
     if cfg.sparsity.level == 0:
         return
-    if name in NETS:
-        missing = None if (predictor_folder(cfg) / CONFIG).is_file() else predictor_folder(cfg)
-    elif needs_traces(cfg):
-        store = traces_folder(cfg)
-        missing = None if holds(read_manifest(store), asked_size(cfg), asked_parts(cfg)) else store
-    else:
+    if not (name in NETS or needs_traces(cfg) or needs_means(cfg)):
         return
     check_traces(cfg)
-    if missing and not cfg.make_missing:
-        raise UserError(
-            f"there is no {'predictor' if name in NETS else 'trace store with all that is asked for in'} "
-            f"{missing}: make it with `{train_command()}`, or set make_missing=true"
-        )
+    if cfg.make_missing:
+        return
+    cure = f"make it with `{train_command()}`, or set make_missing=true"
+    if name in NETS and not (predictor_folder(cfg) / CONFIG).is_file():
+        raise UserError(f"there is no predictor {predictor_folder(cfg)}: {cure}")
+    parts = asked_parts(cfg) if name not in NETS and needs_traces(cfg) else []
+    parts += [MEANS] if needs_means(cfg) else []
+    if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
+        raise UserError(f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure}")
 
 
 def asked_parts(cfg: DictConfig) -> list[str]:
     contexts = [CONTEXTS] if cfg.predictor.source == "context" and cfg.predictor.name in NETS else []
-    return [FEATURES, *contexts, *asked_criteria(cfg)]
+    return [FEATURES, MEANS, *contexts, *asked_criteria(cfg)]
 
 
-def holds(manifest: dict | None, size: str, parts: Sequence[str]) -> bool:
+def holds(manifest: dict | None, asked: str, parts: Sequence[str]) -> bool:
     """Whether a store has these parts of all windows that so many examples come to."""
-    windows = (manifest or {}).get("sizes", {}).get(size)
+    windows = (manifest or {}).get("sizes", {}).get(asked)
     if manifest is None or windows is None:
         return False
-    return all(covered(manifest, part) >= windows for part in parts)
+    size = manifest["settings"]["traces"]["shard_windows"]
+    return all(covered(manifest, part) >= reach(part, windows, size) for part in parts)
 
 
 def train_command() -> str:

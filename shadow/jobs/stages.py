@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 
 from shadow import hub, models, traces
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
-from shadow.criteria import RANDOM, random_scores_of
+from shadow.criteria import BESIDE_MEANS, RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
 from shadow.jobs.run import versions
 from shadow.jobs.settings import (
+    asked_criteria,
     asked_parts,
     asked_size,
     calibration_data,
@@ -96,8 +97,21 @@ def require_weights(folder: Path, recorded: str, lm: LM) -> None:
 
 def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     """The store of these settings; what is missing or damaged in it is collected."""
-    collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
+    means = get_means(cfg, lm) if set(asked_criteria(cfg)) & set(BESIDE_MEANS) else None
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm), means)
     return open_store(cfg, lm, traces_folder(cfg), trace_settings(cfg), asked_parts(cfg), collector)
+
+
+def get_means(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
+    """Of every unit's activation, [U, D], over the calibration's first shard; collected if they are missing."""
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
+    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector)
+    return traces.read_means(traces_folder(cfg))
+
+
+def get_fill(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
+    """What stands in a dropped unit's place, as `sparse` takes it."""
+    return get_means(cfg, lm) if cfg.sparsity.fill == "mean" and cfg.sparsity.level > 0 else None
 
 
 def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
@@ -109,10 +123,11 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
     before.predictor.rounds -= 1
     predictor = load_predictor(get_predictor(before, lm, loggers), lm)
     stores = []
+    fill = get_means(cfg, lm) if cfg.sparsity.fill == "mean" else None
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
         policy = SparsityPolicy(level, dense_layers=range(predictor.taps[0]))
-        collector = PrunedStates(lm.model, keeping, predictor, policy)
+        collector = PrunedStates(lm.model, keeping, predictor, policy, fill)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
         stores.append(open_store(cfg, lm, folder, settings, [traces.FEATURES], collector))
     return stores
@@ -127,14 +142,27 @@ def open_store(
     collector: Collector,
 ) -> Traces:
     """The store in this folder; what it misses of these parts is collected."""
+    manifest = complete(cfg, lm, folder, settings, parts, collector)
+    windows = manifest["sizes"][asked_size(cfg)]
+    require_windows(cfg, windows)
+    return Traces(folder, windows)
+
+
+def complete(
+    cfg: DictConfig,
+    lm: LM,
+    folder: Path,
+    settings: dict,
+    parts: Sequence[str],
+    collector: Collector,
+) -> dict:
+    """The manifest of the store in this folder, once it has these parts."""
     manifest = traces.read_manifest(folder)
     if manifest is not None:
         require_weights(folder, manifest["weights"], lm)
     if manifest is None or not holds(manifest, asked_size(cfg), parts) or damaged(folder, manifest, parts):
         manifest = collect(cfg, lm, folder, settings, parts, collector)
-    windows = manifest["sizes"][asked_size(cfg)]
-    require_windows(cfg, windows)
-    return Traces(folder, windows)
+    return manifest
 
 
 # a sweep's jobs read one store: each file is verified once, by its time of change
@@ -181,7 +209,11 @@ def collect(
     found = shards_there(folder, store)
     ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
     missing = {
-        shard: [part for part in parts if found.get((part, shard), 0) < end - shard * size]
+        shard: [
+            part
+            for part in parts
+            if found.get((part, shard), 0) < min(end, traces.reach(part, end, size)) - shard * size
+        ]
         for shard, end in ends.items()
     }
     missing = {shard: lacks for shard, lacks in missing.items() if lacks}
@@ -319,6 +351,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     }
     metrics = logged or dict(trainer.validate(module, data, verbose=False)[0])
     parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
+    means = traces.read_means(store.folder)
     config = {
         "model": model_label(cfg),
         "settings": predictor_settings(cfg),
@@ -329,12 +362,13 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         "width": width,
         **{key: facts[key] for key in ("layers", "units", "weights")},
         "parameters": parameters,
+        "means": sum(values.numel() for values in means.values()),
         "share_of_model": parameters / facts["parameters"],
         "rows": {"train": len(data.train), "val": len(data.val)},
         "metrics": metrics,
         "versions": versions(),
     }
-    hub.save_predictor(folder, net, config)
+    hub.save_predictor(folder, net, config, means)
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
         parameters / 1e6,
@@ -357,10 +391,11 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
     name, sites = cfg.predictor.name, find_sites(lm.model)
     if name == "random" or cfg.sparsity.level == 0:
         return Fixed(random_scores(sites, cfg.seed))
-    if name == "oracle":
-        return Oracle(cfg.criterion.name, cfg.traces.loss)
-    if name == "prompt_activation":
-        return PromptActivation(cfg.criterion.name)
+    if name in ("oracle", "prompt_activation"):
+        means = get_means(cfg, lm) if cfg.criterion.name in BESIDE_MEANS else None
+        if name == "oracle":
+            return Oracle(cfg.criterion.name, cfg.traces.loss, means)
+        return PromptActivation(cfg.criterion.name, means)
     if name == "static":
         return Fixed(static_scores(cfg, lm))
     if name == "svd":
