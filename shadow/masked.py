@@ -126,9 +126,9 @@ def sparse(
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
     level: for a policy of this level that is otherwise the default.
-    fill: what a dropped unit says instead of nothing: its calibration mean, as in `fill=predictor.means`. That
-    costs an executor nothing that only reads the weights of kept units: W a with some of a replaced by m is
-    W m, one vector a layer that is known beforehand, plus the sum of W_u (a_u - m_u) over the kept units u.
+    fill: what a dropped unit says instead of nothing, such as its calibration mean: `fill=predictor.means`.
+    An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
+    m is W m, a constant vector for each layer, plus the sum over the kept units u of W_u (a_u - m_u).
     """
     if policy is None and level is not None:
         policy = SparsityPolicy(level)
@@ -189,8 +189,8 @@ def check_fill(model: PreTrainedModel, policy: SparsityPolicy, fill: Fill) -> No
         if found is None or tuple(found.shape) != asked:
             has = "nothing" if found is None else f"values of shape {tuple(found.shape)}"
             raise UserError(
-                f"fill must hold [units, width] = {asked} for the {site.kind}s of layer {site.layer}, which has "
-                f"{has} there: fit the predictor again, or leave fill out"
+                f"fill must hold [units, width] = {asked} for the {site.kind}s of layer {site.layer}, and "
+                f"has {has} there: fit the predictor again, or leave fill out"
             )
 
 

@@ -1,6 +1,7 @@
 """Criteria that add up over tokens, from what is seen at a site: activation, gradient, curvature.
 
-Letters: a the activation at the site, m its mean over calibration, g = dL/da, H the Hessian of the loss in the activations of all sites.
+Letters: a the activation at the site, m its mean over calibration, g = dL/da, H the Hessian of the loss in
+the activations of all sites.
 """
 
 from collections.abc import Callable

@@ -153,6 +153,7 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
         "level": cfg.sparsity.level,
         "decided_at": cfg.sparsity.decided_at,
         "scope": cfg.sparsity.scope,
+        "fill": cfg.sparsity.fill,
         "data": names.data_label(cfg),
         **{f"achieved_{kind}": share for kind, share in record["achieved"].items()},
         "code": record["code"],

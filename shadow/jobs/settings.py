@@ -404,8 +404,9 @@ def check_scorer(cfg: DictConfig) -> None:
     cure = f"make it with `{train_command()}`, or set make_missing=true"
     if name in NETS and not (predictor_folder(cfg) / CONFIG).is_file():
         raise UserError(f"there is no predictor {predictor_folder(cfg)}: {cure}")
-    parts = asked_parts(cfg) if name not in NETS and needs_traces(cfg) else []
-    parts += [MEANS] if needs_means(cfg) else []
+    parts = [MEANS] if needs_means(cfg) else []
+    if name not in NETS and needs_traces(cfg):
+        parts += [FEATURES, *asked_criteria(cfg)]
     if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
         raise UserError(f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure}")
 

@@ -103,7 +103,7 @@ def get_traces(cfg: DictConfig, lm: LM) -> Traces:
 
 
 def get_means(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
-    """Of every unit's activation, [U, D], over the calibration's first shard; collected if they are missing."""
+    """Of every unit's activation, [U, D], over the calibration's first shard; collected if missing."""
     collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
     complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector)
     return traces.read_means(traces_folder(cfg))

@@ -47,6 +47,7 @@ OTHER = [
     "sparsity.level=0.3",
     "sparsity=global",
     "sparsity.min_units=2",
+    "sparsity.fill=mean",
     "sparsity.dense_layers=[0,1]",
     "sparsity.kinds=[head]",
     "sparsity.decided_at=prompt",
@@ -129,6 +130,9 @@ def test_the_dense_point_is_the_same_for_every_scorer(compose):
         assert is_found(
             compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "criterion=fisher")
         )
+        assert is_found(
+            compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "sparsity.fill=mean")
+        )
     assert not is_found(compose("evaluate", "sparsity.level=0.1"))
 
 
@@ -210,6 +214,7 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "level": "0.3",
         "decided_at": "prompt",
         "scope": "layer",
+        "fill": "zero",
         "data": "builtin",
         "achieved_head": "0.25",
         "achieved_neuron": "0.125",
@@ -220,7 +225,7 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "choices/acc": "0.5",
         "choices/acc_stderr": "",
     }
-    assert "| 0.3 | prompt | layer | builtin | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 |" in (
+    assert "| 0.3 | prompt | layer | zero | builtin | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 |" in (
         folder / "README.md"
     ).read_text(encoding="utf-8")
     assert {file.name for file in folder.iterdir()} == {
@@ -298,6 +303,10 @@ def test_a_local_model_is_called_by_its_folder(compose):
         (["data=tasks"], "measure=tasks"),
         (["measure=criterion_quality"], r"sparsity\.level must be 0, got 0\.5"),
         (["measure=criterion_quality", "sparsity.level=0", "measure.quality=[best]"], "quality.*best"),
+        (
+            ["measure=criterion_quality", "sparsity.level=0", "measure.quality=[l2_deviation]"],
+            "measure.quality.*setting a unit to 0.*l2_deviation",
+        ),
         (["measure=criterion_quality", "sparsity.level=0", "data=text"], r"data\.eval"),
     ],
 )
