@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Metric(NamedTuple):
-    """`samples`: a figure for each example, in their order, whose mean is the value (its log, of perplexities)."""
+    """samples: a figure for each example, in order; their mean is the value, or of a perplexity its log."""
 
     value: float
     stderr: float | None

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from sweeps import criteria_rebuild
-from sweeps.rebuild import rebuild
+from sweeps.rebuild import AGAINST, rebuild
 from sweeps.records import RecordError
 from sweeps.table import summary
 from sweeps.upload import upload
@@ -25,6 +25,12 @@ def main() -> None:
         action="store_true",
         help="compare pruning criteria: criteria.csv, criteria.png and criteria.md instead of the curve's",
     )
+    parser.add_argument(
+        "--against",
+        default=AGAINST,
+        metavar="SCORER",
+        help="which scorer the others are compared with, example by example (default: %(default)s)",
+    )
     parser.add_argument("--wandb", action="store_true", help="log it to W&B as the jobs' own logger says")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -34,7 +40,7 @@ def main() -> None:
             rebuilt = criteria_rebuild.rebuild(args.folders, out)
             print(criteria_rebuild.told(args.folders))
         else:
-            rebuilt = rebuild(args.folders, out)
+            rebuilt = rebuild(args.folders, out, args.against)
             print(summary(rebuilt.records, rebuilt.charts))
         if args.wandb:
             upload(rebuilt)

@@ -20,10 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class CurveCallback(Callback):
-    """Keeps curve.csv, curve.png and report.md in the folder of the sweep, and logs the table at its end."""
+    """Keeps curve.csv, paired.csv, curve.png and report.md in the folder of the sweep, and logs the table."""
 
     report = "report.md"
     command = "python -m sweeps"  # does by hand what this does
+
+    def __init__(self, against: str = "static") -> None:
+        """against: the scorer that the others are compared with, example by example."""
+        self.against = against
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if draws(
@@ -46,7 +50,7 @@ class CurveCallback(Callback):
     def rebuild(self, folder: Path) -> "Rebuilt":
         from sweeps.rebuild import rebuild
 
-        return rebuild([folder], folder)
+        return rebuild([folder], folder, self.against)
 
     def summary(self, folder: Path) -> str:
         from sweeps.rebuild import find_points

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from sweeps.criteria import Block, Contest
-from sweeps.criteria_points import NATS
 from sweeps.criteria_table import kinds_name, metric_name
 from sweeps.curves import Curve
 from sweeps.key import draw_key, width_of
+from sweeps.nats import NATS
 from sweeps.plot import COLOURS, INK, PALE
 from sweeps.points import is_accuracy
 

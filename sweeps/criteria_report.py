@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from sweeps.criteria import Contest
-from sweeps.criteria_points import NATS, kinds_of
+from sweeps.criteria_points import kinds_of
 from sweeps.criteria_table import block_name, metric_name, quality_rows, rows_of, shown
 from sweeps.files import writing
+from sweeps.markdown import markdown
+from sweeps.nats import NATS
 from sweeps.points import MEAN_ACCURACY
 from sweeps.records import Records
-from sweeps.report import beside, distinct, markdown, missing, shared_settings, what_was_run
+from sweeps.report import beside, distinct, missing, shared_settings, what_was_run
 
 AGREEMENT = {
     "quality": "Scores against the truth, window by window",

@@ -56,16 +56,6 @@ def find_charts(records: list[Record]) -> list[Chart]:
 
 
 def chart(records: list[Record]) -> Chart:
-    sparse = [record for record in records if record.point.level > 0]
-    varying = [
-        name
-        for name in ("criterion", "decided_at", "scope")
-        if len({getattr(record.point, name) for record in sparse}) > 1
-    ]
-    by_label: dict[str, dict[float, list[Record]]] = {}
-    for record in sparse:
-        label = ", ".join([record.point.scorer, *(getattr(record.point, name) for name in varying)])
-        by_label.setdefault(label, {}).setdefault(record.point.level, []).append(record)
     perplexity, accuracies = drawn_metrics(records)
     dense, notes = find_dense([record for record in records if record.point.level == 0])
     found = Chart(
@@ -75,13 +65,28 @@ def chart(records: list[Record]) -> Chart:
         dense=dense,
         curves=[
             Curve(label, [mark(levels[level]) for level in sorted(levels)])
-            for label, levels in by_label.items()
+            for label, levels in by_label(records).items()
         ],
         accuracies=accuracies,
         perplexity=perplexity,
         notes=notes,
     )
     return replace(found, notes=[*notes, *leaving(found)])
+
+
+def by_label(records: list[Record]) -> dict[str, dict[float, list[Record]]]:
+    """Of each curve the records of each level, one for each seed; its label tells what varies."""
+    sparse = [record for record in records if record.point.level > 0]
+    varying = [
+        name
+        for name in ("criterion", "decided_at", "scope")
+        if len({getattr(record.point, name) for record in sparse}) > 1
+    ]
+    found: dict[str, dict[float, list[Record]]] = {}
+    for record in sparse:
+        label = ", ".join([record.point.scorer, *(getattr(record.point, name) for name in varying)])
+        found.setdefault(label, {}).setdefault(record.point.level, []).append(record)
+    return found
 
 
 def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:

@@ -28,10 +28,15 @@ def tidy(records: Iterable[Record]) -> list[Record]:
     for record in named:
         earlier = once.get(record.point)
         # a second sweep may measure what the first did not; of a value measured twice the last one counts
-        once[record.point] = replace(record, metrics=earlier.metrics | record.metrics) if earlier else record
+        once[record.point] = joined(earlier, record) if earlier else record
     if len(once) < len(named):
         log.info("%d records repeat a point; the last one counts", len(named) - len(once))
     return [replace(record, metrics=with_mean_accuracy(record, once.values())) for record in once.values()]
+
+
+def joined(earlier: Record, later: Record) -> Record:
+    samples = {name: values for name, values in earlier.samples.items() if name not in later.metrics}
+    return replace(later, metrics=earlier.metrics | later.metrics, samples=samples | later.samples)
 
 
 def name_variants(records: list[Record]) -> list[Record]:

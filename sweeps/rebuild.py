@@ -1,10 +1,11 @@
-"""From folders of run records to curve.csv, curve.png and report.md."""
+"""From folders of run records to curve.csv, paired.csv, curve.png and report.md."""
 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from sweeps import paired_table
 from sweeps.curves import Chart, find_charts
 from sweeps.files import write_csv
 from sweeps.points import COLUMNS, rows_of, tidy
@@ -12,6 +13,8 @@ from sweeps.records import RecordError, Records, read
 from sweeps.report import write_report
 
 log = logging.getLogger(__name__)
+
+AGAINST = "static"  # what every contextual scorer must beat
 
 
 class Rebuilt(NamedTuple):
@@ -28,7 +31,7 @@ def find_points(folders: Iterable[Path]) -> tuple[Records, list[Chart]]:
     return found._replace(done=points), find_charts(points)
 
 
-def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
+def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebuilt:
     """The same records give the same files, whatever was there before."""
     from sweeps.plot import draw, save  # matplotlib takes a second
 
@@ -37,6 +40,7 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     if not any(records):
         raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
     write_csv(COLUMNS, rows_of(records.done), out / "curve.csv")
+    write_csv(paired_table.COLUMNS, paired_table.csv_rows(charts, against), out / "paired.csv")
     figures: dict[str, Path] = {}
     for chart in charts:
         figure = draw(chart)
@@ -45,7 +49,7 @@ def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
             save(figure, figures[chart.name])
     if len(charts) > 1:
         (out / "curve.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
-    write_report(records, charts, figures, out / "report.md")
+    write_report(records, charts, figures, out / "report.md", against)
     log.info("points: %d, failed jobs: %d -> %s", len(records.done), len(records.failed), out / "report.md")
     return Rebuilt(records, charts, figures, out / "report.md")
 

@@ -8,18 +8,22 @@ from pathlib import Path
 
 from sweeps.curves import Chart
 from sweeps.files import writing
+from sweeps.markdown import markdown
+from sweeps.paired_table import section as paired_section
 from sweeps.records import Record, Records
 from sweeps.table import rows_of
 
 
-def write_report(records: Records, charts: list[Chart], figures: dict[str, Path], file: Path) -> None:
-    """figures: the file of each chart's name that has one."""
+def write_report(
+    records: Records, charts: list[Chart], figures: dict[str, Path], file: Path, against: str
+) -> None:
+    """figures: the file of each chart's name that has one. against: whom the others are compared with."""
     parts = [
         f"# {len(records.done)} points of {', '.join(chart.name for chart in charts) or 'nothing yet'}",
         "",
     ]
     for chart in charts:
-        parts += section(chart, figures.get(chart.name), file.parent)
+        parts += section(chart, figures.get(chart.name), file.parent, against)
     parts += missing(records, file.parent)
     if records.done:
         parts += ["## Settings that all points share", "", *shared_settings(records.done), ""]
@@ -27,7 +31,7 @@ def write_report(records: Records, charts: list[Chart], figures: dict[str, Path]
         unfinished.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
-def section(chart: Chart, figure: Path | None, folder: Path) -> list[str]:
+def section(chart: Chart, figure: Path | None, folder: Path, against: str) -> list[str]:
     n_seeds = {len(mark.seeds) for curve in chart.curves for mark in curve.marks}
     errors = ["the measure's standard error"] if 1 in n_seeds or not n_seeds else []
     errors += ["the standard deviation over the seeds where there are several"] if n_seeds - {1} else []
@@ -48,6 +52,7 @@ def section(chart: Chart, figure: Path | None, folder: Path) -> list[str]:
         "Nats over dense: log perplexity less that of the dense model.",
         *(f"- {note}" for note in chart.notes),
         "",
+        *paired_section(chart, against),
         "### Where the points come from",
         "",
         *markdown(["point", "run record", "overrides"], [origin(record, folder) for record in chart.records]),
@@ -125,11 +130,6 @@ def flatten(settings: dict, prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
     return flat
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def distinct(words: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from sweeps.curves import Chart, Mark
+from sweeps.paired import nats
 from sweeps.records import Measured, Records
 
 
@@ -38,7 +39,7 @@ def rows_of(chart: Chart, accuracies: list[str]) -> list[list[str]]:
         if chart.perplexity:
             row += [
                 cell(mark.metrics.get(chart.perplexity), perplexity),
-                nats(mark, chart.dense, chart.perplexity),
+                over_dense(mark, chart.dense, chart.perplexity),
             ]
         rows.append(row + [cell(mark.metrics.get(name), percent) for name in accuracies])
     return rows
@@ -61,8 +62,8 @@ def perplexity(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{float(f'{value:.4g}'):.0f}"
 
 
-def nats(mark: Mark, dense: Mark | None, metric: str) -> str:
+def over_dense(mark: Mark, dense: Mark | None, metric: str) -> str:
     if dense is None or metric not in dense.metrics or metric not in mark.metrics:
         return "-"
-    ratio = mark.metrics[metric].value / dense.metrics[metric].value
-    return f"{math.log(ratio):+.3f}" if ratio > 0 else "-"
+    over = nats(mark.metrics[metric].value, dense.metrics[metric].value)
+    return "-" if math.isnan(over) else f"{over:+.3f}"
