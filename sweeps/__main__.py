@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from sweeps import criteria_rebuild
+from sweeps import criteria_rebuild, predictors_report
 from sweeps.rebuild import AGAINST, rebuild
 from sweeps.records import RecordError
 from sweeps.table import summary
@@ -20,10 +20,16 @@ def main() -> None:
         "folders", nargs="+", type=Path, metavar="FOLDER", help="searched for run.json files, deeply"
     )
     parser.add_argument("--out", type=Path, help="where the files go (default: the first FOLDER)")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--criteria",
         action="store_true",
         help="compare pruning criteria: criteria.csv, criteria.png and criteria.md instead of the curve's",
+    )
+    instead.add_argument(
+        "--predictors",
+        action="store_true",
+        help="compare predictors by their size: predictors.csv, predictors.png and predictors.md instead",
     )
     parser.add_argument(
         "--against",
@@ -39,6 +45,9 @@ def main() -> None:
         if args.criteria:
             rebuilt = criteria_rebuild.rebuild(args.folders, out)
             print(criteria_rebuild.told(args.folders))
+        elif args.predictors:
+            rebuilt = predictors_report.rebuild(args.folders, out, args.against)
+            print(predictors_report.summary(args.folders))
         else:
             rebuilt = rebuild(args.folders, out, args.against)
             print(summary(rebuilt.records, rebuilt.charts))

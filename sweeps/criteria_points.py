@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from sweeps.points import split, tidy
+from sweeps.points import tidy_by, with_word, without_word
 from sweeps.records import Record
 
 # scores against the truth: window by window, against its size alone, or averaged before
@@ -25,25 +25,18 @@ def kinds_of(record: Record) -> tuple[str, ...]:
     return tuple(sorted(record.settings["sparsity"]["kinds"]))
 
 
+def kinds_word(record: Record) -> str:
+    return "+".join(kinds_of(record))
+
+
 def with_kinds(record: Record) -> Record:
     """No Point has its kinds; where points must differ by them, the scorer's name has them."""
-    scorer = f"{record.point.scorer} {'+'.join(kinds_of(record))}"
-    return replace(record, point=replace(record.point, scorer=scorer))
-
-
-def without_kinds(record: Record) -> Record:
-    scorer = record.point.scorer.replace(f" {'+'.join(kinds_of(record))}", "", 1)
-    return replace(record, point=replace(record.point, scorer=scorer))
+    return with_word(record, kinds_word(record))
 
 
 def tidy_by_kinds(records: list[Record]) -> list[Record]:
     """One record per point and kinds."""
-    overrides = {record.file: record.overrides for record in records}
-    untold = [
-        replace(record, overrides=tuple(word for word in record.overrides if split(word)[0] not in TOLD))
-        for record in map(with_kinds, records)
-    ]
-    return [without_kinds(replace(record, overrides=overrides[record.file])) for record in tidy(untold)]
+    return [without_word(record, kinds_word(record)) for record in tidy_by(kinds_word, records, TOLD)]
 
 
 def name_settings(records: list[Record]) -> list[Record]:

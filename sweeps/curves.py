@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
+from sweeps.paired import leaves_out_prompts
 from sweeps.points import by_place, drawn_metrics, is_accuracy, is_perplexity
 from sweeps.records import Measured, Record
 
@@ -52,13 +53,15 @@ class Chart:
 
 def find_charts(records: list[Record]) -> list[Chart]:
     """Tidy records -> a chart for each model and data set, in the order of the records."""
-    return [chart(group) for group in by_place(records)]
+    charts = [chart(group) for group in by_place(records)]
+    return [replace(found, notes=[*found.notes, *leaving(found)]) for found in charts]
 
 
 def chart(records: list[Record]) -> Chart:
+    """Tidy records of one model and data set."""
     perplexity, accuracies = drawn_metrics(records)
     dense, notes = find_dense([record for record in records if record.point.level == 0])
-    found = Chart(
+    return Chart(
         model=records[0].point.model,
         data=records[0].point.data,
         records=records,
@@ -71,7 +74,6 @@ def chart(records: list[Record]) -> Chart:
         perplexity=perplexity,
         notes=notes,
     )
-    return replace(found, notes=[*notes, *leaving(found)])
 
 
 def by_label(records: list[Record]) -> dict[str, dict[float, list[Record]]]:
@@ -90,10 +92,19 @@ def by_label(records: list[Record]) -> dict[str, dict[float, list[Record]]]:
 
 
 def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
-    """Every scorer may have measured the dense model: once per seed is enough, if they agree."""
+    """Every scorer may have measured the dense model: once per seed is enough, if they agree.
+
+    With the whole windows, if it was measured so.
+    """
     by_seed: dict[int, Record] = {}
     notes: list[str] = []
-    for record in records:
+    whole = [record for record in records if not leaves_out_prompts(record)]
+    if 0 < len(whole) < len(records):
+        notes.append(
+            "Plans that are decided at the prompt leave it out of the loss: compare their perplexity only "
+            "with the dense model's that does so too, as differences on the same examples do."
+        )
+    for record in whole or records:
         first = by_seed.setdefault(record.point.seed, record)
         for name in filter(record.metrics.__contains__, first.metrics):
             if not (is_accuracy(name) or is_perplexity(name)):

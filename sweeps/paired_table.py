@@ -102,9 +102,13 @@ def heading(metric: str) -> str:
 
 
 def shown(row: Row) -> str:
-    scale, digits = (1, 3) if row.metric == NATS else (100, 1)
-    values, stderr = row.difference.values, row.difference.stderr
-    text = f"{scale * row.difference.mean:+.{digits}f}"
+    return told(row.difference) if row.metric == NATS else told(row.difference, scale=100, digits=1)
+
+
+def told(difference: Difference, scale: int = 1, digits: int = 3) -> str:
+    """Its mean over seeds ± the error of the examples (lowest to highest seed)."""
+    values, stderr = difference.values, difference.stderr
+    text = f"{scale * difference.mean:+.{digits}f}"
     text += "" if stderr is None else f" ± {scale * stderr:.{digits}f}"
     if len(values) > 1:
         low, high = (f"{scale * end:+.{digits}f}" for end in (min(values), max(values)))

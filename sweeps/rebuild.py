@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sweeps import paired_table
 from sweeps.curves import Chart, find_charts
@@ -11,6 +11,9 @@ from sweeps.files import write_csv
 from sweeps.points import COLUMNS, rows_of, tidy
 from sweeps.records import RecordError, Records, read
 from sweeps.report import write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -26,32 +29,45 @@ class Rebuilt(NamedTuple):
 
 def find_points(folders: Iterable[Path]) -> tuple[Records, list[Chart]]:
     """Everything but the files: quick, and without matplotlib."""
-    found = read(folders)
+    found = read_some(folders)
     points = tidy(found.done)
     return found._replace(done=points), find_charts(points)
 
 
 def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebuilt:
     """The same records give the same files, whatever was there before."""
-    from sweeps.plot import draw, save  # matplotlib takes a second
+    from sweeps.plot import draw  # matplotlib takes a second
 
-    folders = list(folders)
     records, charts = find_points(folders)
-    if not any(records):
-        raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
     write_csv(COLUMNS, rows_of(records.done), out / "curve.csv")
     write_csv(paired_table.COLUMNS, paired_table.csv_rows(charts, against), out / "paired.csv")
-    figures: dict[str, Path] = {}
-    for chart in charts:
-        figure = draw(chart)
-        if figure is not None:
-            figures[chart.name] = out / figure_name("curve", chart, charts)
-            save(figure, figures[chart.name])
-    if len(charts) > 1:
-        (out / "curve.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
+    figures = save_figures("curve", [(chart, draw(chart)) for chart in charts], out)
     write_report(records, charts, figures, out / "report.md", against)
     log.info("points: %d, failed jobs: %d -> %s", len(records.done), len(records.failed), out / "report.md")
     return Rebuilt(records, charts, figures, out / "report.md")
+
+
+def read_some(folders: Iterable[Path]) -> Records:
+    folders = list(folders)
+    records = read(folders)
+    if not any(records):
+        raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
+    return records
+
+
+def save_figures(stem: str, drawn: list[tuple[Chart, "Figure | None"]], out: Path) -> dict[str, Path]:
+    """The file of each chart's name that has a figure."""
+    from sweeps.plot import save  # matplotlib takes a second
+
+    charts = [chart for chart, _ in drawn]
+    files: dict[str, Path] = {}
+    for chart, figure in drawn:
+        if figure is not None:
+            files[chart.name] = out / figure_name(stem, chart, charts)
+            save(figure, files[chart.name])
+    if len(charts) > 1:
+        (out / f"{stem}.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
+    return files
 
 
 def figure_name(stem: str, chart: Chart, charts: list[Chart]) -> str:

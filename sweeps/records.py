@@ -35,7 +35,7 @@ class Point:
 class Record:
     """A finished job. `achieved`: the share of each kind of unit that was skipped, over the whole model.
 
-    samples: of a metric, a figure for each example, in order; their mean is its value, or of a perplexity its log.
+    samples: of a metric, a figure for each example, in order. Their mean is the value, or its log.
     """
 
     file: Path

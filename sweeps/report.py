@@ -13,20 +13,27 @@ from sweeps.paired_table import section as paired_section
 from sweeps.records import Record, Records
 from sweeps.table import rows_of
 
+OFFERED = "recipe."  # what a sweep chooses from; what it chose is among the other settings
+
 
 def write_report(
     records: Records, charts: list[Chart], figures: dict[str, Path], file: Path, against: str
 ) -> None:
     """figures: the file of each chart's name that has one. against: whom the others are compared with."""
-    parts = [
-        f"# {len(records.done)} points of {', '.join(chart.name for chart in charts) or 'nothing yet'}",
-        "",
-    ]
-    for chart in charts:
-        parts += section(chart, figures.get(chart.name), file.parent, against)
+    sections = [section(chart, figures.get(chart.name), file.parent, against) for chart in charts]
+    write_sections(f"{len(records.done)} points", charts, sections, records, file)
+
+
+def write_sections(
+    title: str, charts: list[Chart], sections: list[list[str]], records: Records, file: Path
+) -> None:
+    """A section for each chart, then the jobs that failed and the settings that all points share."""
+    parts = [f"# {title}: {', '.join(chart.name for chart in charts) or 'nothing yet'}", ""]
+    parts += [line for lines in sections for line in lines]
     parts += missing(records, file.parent)
-    if records.done:
-        parts += ["## Settings that all points share", "", *shared_settings(records.done), ""]
+    points = [record for chart in charts for record in chart.records]
+    if points:
+        parts += ["## Settings that all points share", "", *shared_settings(points), ""]
     with writing(file) as unfinished:
         unfinished.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
@@ -119,7 +126,8 @@ def missing(records: Records, folder: Path) -> list[str]:
 def shared_settings(records: list[Record]) -> list[str]:
     flat = [flatten(record.settings) for record in records]
     shared = {key: text for key, text in flat[0].items() if all(other.get(key) == text for other in flat)}
-    return ["```", *(f"{key} = {text}" for key, text in sorted(shared.items())), "```"]
+    told = sorted(item for item in shared.items() if not item[0].startswith(OFFERED))
+    return ["```", *(f"{key} = {text}" for key, text in told), "```"]
 
 
 def flatten(settings: dict, prefix: str = "") -> dict[str, str]:

@@ -21,7 +21,7 @@ def write_job(
 ) -> Path:
     """One run.json as evaluate.py writes it. With samples, metrics are their means."""
     if samples is not None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "samples.json").write_text(json.dumps(samples))
         means = {name: statistics.fmean(values) for name, values in samples.items()}
         metrics = {n: (math.exp(m) if n == "perplexity" else m, 1.0) for n, m in means.items()}
