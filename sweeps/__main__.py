@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from sweeps import criteria_rebuild, predictors_report
+from sweeps import criteria_rebuild, grid_report, predictors_report
 from sweeps.rebuild import AGAINST, rebuild
 from sweeps.records import RecordError
 from sweeps.table import summary
@@ -31,6 +31,11 @@ def main() -> None:
         action="store_true",
         help="compare predictors by their size: predictors.csv, predictors.png and predictors.md instead",
     )
+    instead.add_argument(
+        "--grid",
+        action="store_true",
+        help="criterion x predictor x decided-at as a heat map: grid.csv, grid.png and grid.md instead",
+    )
     parser.add_argument(
         "--against",
         default=AGAINST,
@@ -48,6 +53,9 @@ def main() -> None:
         elif args.predictors:
             rebuilt = predictors_report.rebuild(args.folders, out, args.against)
             print(predictors_report.summary(args.folders))
+        elif args.grid:
+            rebuilt = grid_report.rebuild(args.folders, out, args.against)
+            print(grid_report.summary(args.folders))
         else:
             rebuilt = rebuild(args.folders, out, args.against)
             print(summary(rebuilt.records, rebuilt.charts))

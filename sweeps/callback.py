@@ -132,6 +132,24 @@ class PredictorsCallback(CurveCallback):
         return summary([folder])
 
 
+class GridCallback(CurveCallback):
+    """Keeps grid.csv, grid.png and grid.md there instead, for sweep=grid."""
+
+    report = "grid.md"
+    command = "python -m sweeps --grid"
+    patience = 20  # half of the jobs find the dense model again, which takes a moment
+
+    def rebuild(self, folder: Path) -> "Rebuilt":
+        from sweeps.grid_report import rebuild
+
+        return rebuild([folder], folder, self.against)
+
+    def summary(self, folder: Path) -> str:
+        from sweeps.grid_report import summary
+
+        return summary([folder])
+
+
 def draws(config: DictConfig) -> bool:
     return config.hydra.mode == RunMode.MULTIRUN and config.get("task_name") == "evaluate"
 

@@ -1,7 +1,7 @@
 """From predictors by their size to predictors.csv, predictors.png and predictors.md."""
 
-import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from sweeps.files import write_csv
@@ -9,12 +9,10 @@ from sweeps.markdown import aligned, markdown
 from sweeps.paired_table import section as paired_section
 from sweeps.paired_table import told
 from sweeps.predictors import COLUMNS, Entry, Survey, find_surveys, front, rows_of
-from sweeps.rebuild import AGAINST, Rebuilt, read_some, save_figures
+from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
 from sweeps.records import Records
-from sweeps.report import beside, what_was_run, write_sections
+from sweeps.report import beside, what_was_run
 from sweeps.table import unfinished
-
-log = logging.getLogger(__name__)
 
 
 def find(folders: Iterable[Path]) -> tuple[Records, list[Survey]]:
@@ -28,15 +26,12 @@ def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebui
     from sweeps.predictors_plot import draw  # matplotlib takes a second
 
     records, surveys = find(folders)
-    charts = [survey.chart for survey in surveys]
-    file = out / "predictors.md"
     write_csv(COLUMNS, (row for survey in surveys for row in rows_of(survey)), out / "predictors.csv")
-    figures = save_figures("predictors", [(survey.chart, draw(survey)) for survey in surveys], out)
-    sections = [section(survey, figures.get(survey.chart.name), out, against) for survey in surveys]
-    write_sections("Predictors by their size", charts, sections, records, file)
-    points = [record for chart in charts for record in chart.records]
-    log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), file)
-    return Rebuilt(records._replace(done=points), charts, figures, file)
+    parts = [
+        Part(survey.chart, draw(survey), partial(section, survey, folder=out, against=against))
+        for survey in surveys
+    ]
+    return write_parts("predictors", "Predictors by their size", records, parts, out)
 
 
 def summary(folders: Iterable[Path]) -> str:

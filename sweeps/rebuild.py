@@ -1,7 +1,7 @@
 """From folders of run records to curve.csv, paired.csv, curve.png and report.md."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +10,7 @@ from sweeps.curves import Chart, find_charts
 from sweeps.files import write_csv
 from sweeps.points import COLUMNS, rows_of, tidy
 from sweeps.records import RecordError, Records, read
-from sweeps.report import write_report
+from sweeps.report import write_report, write_sections
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +53,25 @@ def read_some(folders: Iterable[Path]) -> Records:
     if not any(records):
         raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
     return records
+
+
+class Part(NamedTuple):
+    """What a report has of one model and data set. section: the file of its figure, if any -> lines."""
+
+    chart: Chart
+    figure: "Figure | None"
+    section: Callable[[Path | None], list[str]]
+
+
+def write_parts(stem: str, title: str, records: Records, parts: list[Part], out: Path) -> Rebuilt:
+    """<stem>.png of each part, and <stem>.md. The points that are handed on are those of the charts."""
+    charts, file = [part.chart for part in parts], out / f"{stem}.md"
+    figures = save_figures(stem, [(part.chart, part.figure) for part in parts], out)
+    sections = [part.section(figures.get(part.chart.name)) for part in parts]
+    write_sections(title, charts, sections, records, file)
+    points = [record for chart in charts for record in chart.records]
+    log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), file)
+    return Rebuilt(records._replace(done=points), charts, figures, file)
 
 
 def save_figures(stem: str, drawn: list[tuple[Chart, "Figure | None"]], out: Path) -> dict[str, Path]:

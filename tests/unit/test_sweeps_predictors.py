@@ -40,10 +40,7 @@ def write_point(
         level,
         scorer,
         samples={"perplexity": [x + nats for x in DENSE]},
-        overrides=(
-            f"contender=[{scorer},{size[:2] if size else '1,1'},token]",
-            f"measure.dense_fed={dense_fed}",
-        ),
+        overrides=(f"contender=[{scorer},{size},token]", f"measure.dense_fed={dense_fed}"),
         settings={"measure": {"windows": 4, "dense_fed": dense_fed}},
         predictor=net,
         **job,
