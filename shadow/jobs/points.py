@@ -3,13 +3,14 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from shadow import criteria, curve, hub
-from shadow.artifacts import key_of, write_json
+from shadow.artifacts import key_of, write_json, writing
 from shadow.card import STDERR
 from shadow.errors import UserError
 from shadow.jobs import settings as names
@@ -19,6 +20,7 @@ from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
 
 UNTOLD = ("root", "dense_fed")  # where tasks lie; and of a net alone
+SAMPLES = "samples.json"  # beside run.json: of each metric, a figure for each example
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
@@ -125,18 +127,50 @@ def find(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
     record |= {
         "achieved": known["achieved"],
         "metrics": known["metrics"],
+        "predictor": known["predictor"],
         "reused_from": known["measured_in"],
     }
+    with writing(_samples_beside_record(cfg)) as unfinished:
+        shutil.copyfile(_samples_of(file), unfinished)
     return file
+
+
+def _samples_of(point: Path) -> Path:
+    return point.with_suffix(f".{SAMPLES}")
+
+
+def _samples_beside_record(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.output_dir) / SAMPLES
 
 
 def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, metrics: dict) -> None:
     record["achieved"] = achieved
+    record["predictor"] = predictor_of(cfg)
     record["metrics"] = {name: {"value": m.value, "stderr": m.stderr} for name, m in metrics.items()}
     measured_in = os.path.relpath(cfg.paths.output_dir, cfg.paths.root_dir)
     where = {"measured_in": measured_in, "settings": settings_of(cfg, record["code"])}
-    write_json(_file(cfg, record["code"]), {"achieved": achieved, "metrics": record["metrics"], **where})
+    figures = {name: record[name] for name in ("achieved", "metrics", "predictor")}
+    samples = json.dumps({name: m.samples for name, m in metrics.items() if m.samples is not None})
+    file = _file(cfg, record["code"])
+    for beside in (_samples_beside_record(cfg), _samples_of(file)):  # before the point: a kill leaves no half
+        with writing(beside) as unfinished:
+            unfinished.write_text(samples + "\n")
+    write_json(file, figures | where)
     tell(cfg, record)
+
+
+def predictor_of(cfg: DictConfig) -> dict[str, Any] | None:
+    """How large the net of this point is; None where no net decides."""
+    folder = names.predictor_folder(cfg) if cfg.predictor.name in names.NETS else None
+    if folder is None or cfg.sparsity.level == 0 or not (folder / hub.CONFIG).is_file():
+        return None
+    config = hub.read_config(folder)
+    return {
+        "taps": len(config["taps"]),
+        "rank": config["net"]["rank"],
+        "parameters": config["parameters"],
+        "share_of_model": config["share_of_model"],
+    }
 
 
 def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
