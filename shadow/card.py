@@ -21,11 +21,12 @@ STDERR = "_stderr"
 def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
     """config: the predictor's config.json; rows: of curve.csv, every value as text."""
     settings = config["settings"]
+    first = config["taps"][0] + config["ahead"]  # layer that is scored
     head, neuron = config["units"]["head"], config["units"]["neuron"]
     facts = {
         "model": f"{config['model']}: {config['layers']} layers of width {config['width']}, "
         f"{head} heads and {neuron} neurons each",
-        "taps": listed(config["taps"]),
+        "taps": listed(config["taps"]) + (f", {config['ahead']} ahead" if config["ahead"] else ""),
         "net": pairs(config["net"]),
         "parameters": f"{config['parameters']:,} ({100 * config['share_of_model']:.2f} % of the model)",
         "rows": f"{config['rows']['train']} to train, {config['rows']['val']} to validate",
@@ -39,8 +40,8 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
         front_matter(config),
         f"# Which units of {config['model']} a prompt needs",
         f"Reads the state before layer {listed(config['taps'])} of {config['model']} and scores each "
-        f"attention head and FFN neuron from there on by the criterion `{settings['criterion']}`, so that "
-        "those which this prompt does not need can be left out "
+        f"attention head and FFN neuron from layer {first} on by the criterion `{settings['criterion']}`, "
+        "so that those which this prompt does not need can be left out "
         "([ShadowLLM](https://arxiv.org/abs/2406.16635)). It is no language model, and works with no other "
         "weights than those that it was trained for.",
         "## Use it",
@@ -74,14 +75,17 @@ def usage(config: Mapping[str, Any]) -> str:
     source = config["settings"]["traces"]["model"]["source"]
     state = config["settings"]["reads"][1]  # `state` of each token, or `prompt/mean` and the like
     decided_at = f', decided_at="{state.split("/")[0]}"' if "/" in state else ""
+    first = config["taps"][0] + config["ahead"]
+    policy = "level=0.5" if first <= 1 else f"SparsityPolicy(0.5, dense_layers=range({first}))"
+    names = "load_predictor, sparse" if first <= 1 else "SparsityPolicy, load_predictor, sparse"
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from shadow import load_predictor, sparse
+from shadow import {names}
 
 name = {json.dumps(source.get("hub_id") or f"path/to/{config['model']}")}
 model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
 predictor = load_predictor("path/to/this/folder")  # or its id on the hub
-with sparse(model, predictor, level=0.5{decided_at}):
+with sparse(model, predictor, {policy}{decided_at}):
     ids = model.generate(tokenizer.encode("The", return_tensors="pt"), max_new_tokens=20)
 print(tokenizer.decode(ids[0]))
 ```"""

@@ -16,7 +16,16 @@ from shadow.errors import UserError
 from shadow.predictors import NetShape, Predicted, TapNet
 
 CONFIG, WEIGHTS = "config.json", "predictor.safetensors"
-NEEDED = ("taps", "layers", "width", "units", "net", "pooling", "weights")  # of config.json, to load it
+NEEDED = (
+    "taps",
+    "ahead",
+    "layers",
+    "width",
+    "units",
+    "net",
+    "pooling",
+    "weights",
+)  # of config.json, to load it
 
 
 def save_predictor(folder: Path, net: TapNet, config: dict[str, Any]) -> None:
@@ -39,7 +48,9 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     try:
         tensors = load(file.read_bytes())
         shape = NetShape(**config["net"])
-        net = TapNet(config["taps"], config["layers"], config["width"], config["units"], shape)
+        net = TapNet(
+            config["taps"], config["layers"], config["width"], config["units"], shape, config["ahead"]
+        )
         net.load_state_dict(tensors)
     except (
         SafetensorError,

@@ -144,10 +144,11 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         )
     if policy.level == 0 or not scorer.taps:
         return
-    if not set(range(scorer.taps[0])) <= set(policy.dense_layers):
+    first = scorer.first if isinstance(scorer, Predicted) else scorer.taps[0]
+    if not set(range(first)) <= set(policy.dense_layers):
         raise UserError(
-            "sparsity.dense_layers must hold every layer before the predictor's first tap "
-            f"({scorer.taps[0]}), got {list(policy.dense_layers)}"
+            "sparsity.dense_layers must hold every layer before the first that the predictor scores "
+            f"({first}), got {list(policy.dense_layers)}"
         )
     if policy.scope == "global" and len(scorer.taps) > 1:
         raise UserError(

@@ -70,8 +70,8 @@ def backward_flops(model: PreTrainedModel, tokens: int) -> float:
     return forward_flops(model, tokens) + attention_flops(model, tokens)
 
 
-def predictor_parameters(model: PreTrainedModel, taps: Sequence[int], shape: NetShape) -> int:
+def predictor_parameters(model: PreTrainedModel, taps: Sequence[int], shape: NetShape, ahead: int = 0) -> int:
     with torch.device("meta"):
         units = count_units(find_sites(model))
-        net = TapNet(taps, len(find_layers(model)), model.config.hidden_size, units, shape)
+        net = TapNet(taps, len(find_layers(model)), model.config.hidden_size, units, shape, ahead)
     return sum(values.numel() for values in net.parameters() if values.requires_grad)

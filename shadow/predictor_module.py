@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 class TraceRows(Dataset):
     """Rows of the first store, then the same rows of each other one: the states are that store's own, and
-    the scores are always the first one's."""
+    the scores are always the first one's, of the layers from the first tap + ahead on."""
 
     def __init__(
         self,
@@ -41,9 +41,10 @@ class TraceRows(Dataset):
         criterion: str,
         taps: list[int],
         state: str,
+        ahead: int = 0,
     ) -> None:
         self.stores, self.rows, self.indices = stores, rows, indices
-        self.criterion, self.state, self.first = criterion, state, taps[0]
+        self.criterion, self.state, self.first = criterion, state, taps[0] + ahead
         self.taps = [torch.tensor([store.taps.index(tap) for tap in taps]) for store in stores]
 
     def __len__(self) -> int:
@@ -102,6 +103,7 @@ class TraceData(pl.LightningDataModule):
         val_share: float,
         batch_size: int,
         seed: int,
+        ahead: int = 0,
     ) -> None:
         super().__init__()
         traces = stores[0]
@@ -119,8 +121,8 @@ class TraceData(pl.LightningDataModule):
         owner = traces.read(rows, FEATURES, "window", torch.arange(traces.count(rows)))
         in_val = torch.isin(owner, windows[:n_val])
         numbers = torch.arange(len(owner))
-        self.train = TraceRows(stores, rows, numbers[~in_val], criterion, taps, state)
-        self.val = TraceRows(stores, rows, numbers[in_val], criterion, taps, state)
+        self.train = TraceRows(stores, rows, numbers[~in_val], criterion, taps, state, ahead)
+        self.val = TraceRows(stores, rows, numbers[in_val], criterion, taps, state, ahead)
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
@@ -166,7 +168,8 @@ class PredictorModule(pl.LightningModule):
         for sample in data.passed("ridge"):
             targets = self.targets(sample)
             for index, (tap, seen) in enumerate(moments.items()):
-                here = slice(tap - self.net.taps[0], self.net.reader(tap).span.stop - self.net.taps[0])
+                span = self.net.reader(tap).span
+                here = slice(span.start - self.net.first, span.stop - self.net.first)
                 seen.add(sample.states[:, index], {kind: values[:, here] for kind, values in targets.items()})
         for tap, seen in moments.items():
             reader = self.net.reader(tap)

@@ -31,7 +31,8 @@ class Scorer(Protocol):
     def taps(self) -> Sequence[int]: ...
 
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
-        """state: [B, T, E] at this tap -> scores of every unit up to the next tap.
+        """state: [B, T, E] at this tap -> scores of every unit of its layers: up to the next tap, or beyond it
+        for a scorer that looks ahead.
 
         They are [B, T, U] per token, or with pool: bool [B, T], the positions that decide together, [B, U].
         """
@@ -167,18 +168,33 @@ class TapNet(nn.Module):
 
     What is learnt is only how a prompt deviates from the calibration's mean. One tap is ShadowLLM's unified
     predictor (arXiv 2406.16635); a tap in every layer, reading that layer's input, is DejaVu's shape (arXiv
-    2310.17157).
+    2310.17157), and reading the layer before, with ahead=1, DejaVu itself.
     """
 
     def __init__(
-        self, taps: Sequence[int], layers: int, width: int, units: Mapping[Kind, int], shape: NetShape
+        self,
+        taps: Sequence[int],
+        layers: int,
+        width: int,
+        units: Mapping[Kind, int],
+        shape: NetShape,
+        ahead: int = 0,
     ) -> None:
-        """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer."""
+        """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer.
+
+        ahead: a tap scores the layers from tap + ahead up to the next tap + ahead.
+        """
         super().__init__()
-        self.taps, self.shape = list(taps), shape
+        self.taps, self.shape, self.ahead = list(taps), shape, ahead
+        starts = [tap + ahead for tap in self.taps]
         self.readers = nn.ModuleList(
-            Tap(range(tap, end), width, units, shape) for tap, end in zip(self.taps, [*self.taps[1:], layers])
+            Tap(range(start, end), width, units, shape) for start, end in zip(starts, [*starts[1:], layers])
         )
+
+    @property
+    def first(self) -> int:
+        """The first layer that is scored."""
+        return self.taps[0] + self.ahead
 
     def reader(self, tap: int) -> Tap:
         found = self.readers[self.taps.index(tap)]
@@ -186,7 +202,7 @@ class TapNet(nn.Module):
         return found
 
     def forward(self, states: Tensor) -> dict[Kind, Tensor]:
-        """states: [N, taps, E] -> log scores [N, S, U] of all layers from the first tap on."""
+        """states: [N, taps, E] -> log scores [N, S, U] of all layers from `first` on."""
         parts = [self.reader(tap)(states[:, index]) for index, tap in enumerate(self.taps)]
         return {kind: torch.cat([part[kind] for part in parts], 1) for kind in KINDS}
 
@@ -214,6 +230,11 @@ class Predicted:
         self.net = net
         self.pooling = pooling
         self.taps = net.taps
+
+    @property
+    def first(self) -> int:
+        """The first layer that is scored."""
+        return self.net.first
 
     @property
     def shape(self) -> Shape:

@@ -162,9 +162,9 @@ def hooks_on() -> Callable[[nn.Module], int]:
 def make_net() -> Callable[..., TapNet]:
     """make_net(lm, taps): a predictor of random weights whose scores depend on what it reads."""
 
-    def make(lm: LM, taps: list[int], rank: int = 8, seed: int = 0, depth: int = 2) -> TapNet:
+    def make(lm: LM, taps: list[int], rank: int = 8, seed: int = 0, depth: int = 2, ahead: int = 0) -> TapNet:
         units = count_units(find_sites(lm.model))
-        net = TapNet(taps, LAYERS, HIDDEN, units, NetShape(rank, 16, depth))
+        net = TapNet(taps, LAYERS, HIDDEN, units, NetShape(rank, 16, depth), ahead)
         draw = torch.Generator().manual_seed(seed)
         for name, values in net.state_dict().items():
             values.copy_(torch.randn(values.shape, generator=draw))
@@ -194,6 +194,7 @@ def config_of() -> Callable[..., dict]:
                 "reads": ["token", "state"],
             },
             "taps": net.taps,
+            "ahead": net.ahead,
             "net": net.shape._asdict(),
             "pooling": "scores",
             "layers": LAYERS,

@@ -58,8 +58,9 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         "backward_flops": windows * plan.backward_flops(model, tokens),
     }
     if cfg.predictor.name in NETS:
-        of_net = plan.predictor_parameters(model, predictor_taps(cfg, layers), predictor_shape(cfg))
-        found["predictor_parameters"] = of_net
+        found["predictor_parameters"] = plan.predictor_parameters(
+            model, predictor_taps(cfg, layers), predictor_shape(cfg), cfg.predictor.ahead
+        )
     return found
 
 

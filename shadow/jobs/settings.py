@@ -189,21 +189,33 @@ def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
 
 
 def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
-    """The layers `predictor.taps` of this model; a number of taps is spread evenly from layer 1 on."""
-    asked = cfg.predictor.taps
-    check_taps(asked)
-    if asked == "each":
-        return list(range(1, layers))
-    if isinstance(asked, int):
-        count = min(asked, layers - 1)
-        return [1 + index * (layers - 1) // count for index in range(count)]
-    if any(not 0 <= tap < layers for tap in asked):
-        raise UserError(f"predictor.taps must be layers in [0, {layers}) of this model, got {asked}")
-    return list(asked)
+    """The layers `predictor.taps` of this model.
+
+    A number of taps is spread so that what they score begins evenly from layer 1 on, or from layer
+    `predictor.ahead` on if that is later.
+    """
+    asked, ahead = cfg.predictor.taps, cfg.predictor.ahead
+    check_taps(asked, ahead)
+    if not isinstance(asked, int | str):  # a list
+        if any(not 0 <= tap < layers - ahead for tap in asked):
+            raise UserError(
+                f"predictor.taps must be layers in [0, {layers - ahead}) of this model of {layers} layers, "
+                f"as each scores from predictor.ahead={ahead} layers on, got {asked}"
+            )
+        return list(asked)
+    first = max(1, ahead)
+    if first >= layers:
+        raise UserError(
+            f"predictor.ahead must be less than this model's {layers} layers, got {ahead}: nothing is scored"
+        )
+    count = layers - first if asked == "each" else min(asked, layers - first)
+    return [first - ahead + index * (layers - first) // count for index in range(count)]
 
 
-def check_taps(taps: Any) -> None:
-    """What can be said of `predictor.taps` before the model is known."""
+def check_taps(taps: Any, ahead: Any) -> None:
+    """What can be said of `predictor.taps` and `predictor.ahead` before the model is known."""
+    if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 0:
+        raise UserError(f"predictor.ahead must be a whole number of layers, at least 0, got {ahead}")
     if isinstance(taps, int) and not isinstance(taps, bool) and taps >= 1:
         return
     layers = [] if isinstance(taps, int | str) else list(taps)
@@ -343,7 +355,7 @@ def check_predictor(cfg: DictConfig) -> None:
             f"use predictor=static or predictor=oracle, got predictor={name}"
         )
     reads(cfg)
-    check_taps(cfg.predictor.taps)
+    check_taps(cfg.predictor.taps, cfg.predictor.ahead)
     predictor_shape(cfg)
     check_rounds(cfg)
     objective_of(cfg)

@@ -111,7 +111,7 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
     stores = []
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
-        policy = SparsityPolicy(level, dense_layers=range(predictor.taps[0]))
+        policy = SparsityPolicy(level, dense_layers=range(predictor.first))
         collector = PrunedStates(lm.model, keeping, predictor, policy)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
         stores.append(open_store(cfg, lm, folder, settings, [traces.FEATURES], collector))
@@ -296,10 +296,11 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
         settings.val_share,
         settings.batch_size,
         cfg.seed,
+        settings.ahead,
     )
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
     shape = predictor_shape(cfg)
-    net = TapNet(taps, facts["layers"], facts["width"], facts["units"], shape)
+    net = TapNet(taps, facts["layers"], facts["width"], facts["units"], shape, settings.ahead)
     module = PredictorModule(net, objective_of(cfg), settings.lr, settings.weight_decay)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
     last = folder / "last.ckpt"
@@ -323,6 +324,7 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
         "model": model_label(cfg),
         "settings": predictor_settings(cfg),
         "taps": taps,
+        "ahead": settings.ahead,
         "net": net.shape._asdict(),
         "pooling": settings.pooling,
         **{key: facts[key] for key in ("layers", "width", "units", "weights")},

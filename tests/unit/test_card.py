@@ -84,6 +84,16 @@ def test_the_usage_on_a_card_is_python_that_decides_when_the_predictor_can(confi
     assert 'level=0.5, decided_at="prompt"):' in card(config | {"settings": settings}, [])
 
 
+@pytest.mark.parametrize(("taps", "ahead", "first"), [([2], 0, 2), ([0, 1], 2, 2), ([3], 0, 3)])
+def test_the_usage_on_a_card_leaves_the_layers_dense_that_are_not_scored(config, taps, ahead, first):
+    text = card(config | {"taps": taps, "ahead": ahead}, [])
+    assert f"from layer {first} on" in text
+    usage = text.partition("```python\n")[2].partition("```")[0]
+    compile(usage, "card", "exec")
+    assert "from shadow import SparsityPolicy, load_predictor, sparse\n" in usage
+    assert f"sparse(model, predictor, SparsityPolicy(0.5, dense_layers=range({first}))):" in usage
+
+
 def test_a_card_has_a_curve_when_points_were_measured(config):
     assert "## Curve" not in card(config, [])
     rows = [{name: "" if value is None else str(value) for name, value in row().items()}]

@@ -28,11 +28,23 @@ def test_a_net_scores_every_layer_from_its_first_tap_on(tiny_llama, make_net, ta
 
 
 @pytest.mark.parametrize(
-    ("taps", "spans"), [([1], [[1, 2, 3]]), ([1, 3], [[1, 2], [3]]), ([1, 2, 3], [[1], [2], [3]])]
+    ("taps", "ahead", "spans"),
+    [
+        ([1], 0, [[1, 2, 3]]),
+        ([1, 3], 0, [[1, 2], [3]]),
+        ([1, 2, 3], 0, [[1], [2], [3]]),
+        ([0], 1, [[1, 2, 3]]),
+        ([0, 1, 2], 1, [[1], [2], [3]]),
+        ([0, 1], 2, [[2], [3]]),
+    ],
 )
-def test_a_tap_scores_the_layers_up_to_the_next(tiny_llama, make_net, taps, spans):
-    scorer = Predicted(make_net(tiny_llama, taps), "scores")
+def test_a_tap_scores_the_layers_up_to_the_next_or_so_many_ahead(tiny_llama, make_net, taps, ahead, spans):
+    scorer = Predicted(make_net(tiny_llama, taps, ahead=ahead), "scores")
     assert list(scorer.taps) == taps
+    assert scorer.first == spans[0][0]
+    assert scorer.shape.layers == 4
+    of_all = scorer.net(states(2, len(taps)))
+    assert {values.shape[1] for values in of_all.values()} == {4 - scorer.first}
     for tap, span in zip(taps, spans):
         found = scorer.at(tap, states(2, 7), None)
         assert set(found) == {(layer, kind) for layer in span for kind in UNITS}

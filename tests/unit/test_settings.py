@@ -62,6 +62,7 @@ PREDICTOR = [
     "predictor=layerwise",
     "predictor.rank=3",
     "predictor.hidden=7",
+    "predictor.ahead=1",
     "predictor.depth=1",
     "predictor.rounds=1",
     "predictor.levels=[0.3]",
@@ -323,6 +324,40 @@ def test_so_many_taps_are_spread_evenly_over_the_layers_from_1_on(compose, asked
     assert predictor_taps(compose("train", f"predictor.taps={asked}"), layers) == taps
 
 
+@pytest.mark.parametrize(
+    ("asked", "ahead", "layers", "taps"),
+    [
+        ("each", 1, 4, [0, 1, 2]),
+        ("each", 2, 4, [0, 1]),
+        (1, 1, 30, [0]),
+        (2, 1, 30, [0, 14]),
+        (4, 3, 30, [0, 6, 13, 20]),
+        (9, 1, 4, [0, 1, 2]),
+        ("[0,2]", 1, 4, [0, 2]),
+    ],
+)
+def test_taps_that_look_ahead_lie_so_many_layers_before_what_they_score(compose, asked, ahead, layers, taps):
+    cfg = compose("train", f"predictor.taps={asked}", f"predictor.ahead={ahead}")
+    assert predictor_taps(cfg, layers) == taps
+
+
+def test_the_real_dejavu_reads_the_layer_before(compose):
+    assert predictor_taps(compose("train", "predictor=dejavu"), 30) == list(range(29))
+
+
+@pytest.mark.parametrize(
+    ("taps", "ahead", "message"),
+    [
+        ("[1,3]", 1, r"predictor\.taps.*\[0, 3\).*predictor\.ahead=1.*\[1, 3\]"),
+        ("each", 4, r"predictor\.ahead.*4 layers, got 4"),
+        ("2", 9, r"predictor\.ahead.*4 layers, got 9"),
+    ],
+)
+def test_taps_that_look_beyond_the_last_layer_are_refused(compose, taps, ahead, message):
+    with pytest.raises(UserError, match=message):
+        predictor_taps(compose("train", f"predictor.taps={taps}", f"predictor.ahead={ahead}"), 4)
+
+
 def test_a_tap_beyond_the_model_is_refused_once_its_layers_are_known(compose):
     with pytest.raises(UserError, match=r"predictor\.taps.*\[0, 4\).*\[1, 4\]"):
         predictor_taps(compose("train", "predictor.taps=[1,4]"), 4)
@@ -360,6 +395,8 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.taps=[2,1]", r"predictor\.taps"),
         ("predictor.taps=0", r"predictor\.taps.*how many.*0"),
         ("predictor.taps=all", r"predictor\.taps.*`each`.*all"),
+        ("predictor.ahead=-1", r"predictor\.ahead.*at least 0, got -1"),
+        ("predictor.ahead=0.5", r"predictor\.ahead.*whole number.*0\.5"),
         ("predictor.rank=0", r"predictor\.rank.*at least 1.*0, 576 and 2"),
         ("predictor.depth=-1", r"predictor\.depth.*at least 0.*72, 576 and -1"),
         ("predictor.rounds=-1", r"predictor\.rounds.*-1"),

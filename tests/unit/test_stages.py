@@ -624,6 +624,14 @@ def test_layerwise_is_the_net_with_a_tap_in_every_layer_from_1_on(fitted, taps):
         assert torch.equal(found[name], values), name
 
 
+def test_the_config_of_a_predictor_that_looks_ahead_says_so(fitted, compose):
+    folder = fitted("predictor=layerwise", "predictor.ahead=1", "predictor.epochs=1")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["taps"], config["ahead"]) == ([0, 1, 2], 1)
+    loaded = stages.load_predictor(folder, stages.load_lm(compose("train", *SMALL)))
+    assert (loaded.taps, loaded.first) == ([0, 1, 2], 1)
+
+
 ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "predictor.levels=[0.25,0.75]")
 
 
