@@ -16,16 +16,8 @@ from shadow.errors import UserError
 from shadow.predictors import NetShape, Predicted, TapNet
 
 CONFIG, WEIGHTS = "config.json", "predictor.safetensors"
-NEEDED = (
-    "taps",
-    "ahead",
-    "layers",
-    "width",
-    "units",
-    "net",
-    "pooling",
-    "weights",
-)  # of config.json, to load it
+# of config.json, to load it
+NEEDED = ("taps", "ahead", "layers", "width", "units", "net", "pooling", "weights")
 
 
 def save_predictor(folder: Path, net: TapNet, config: dict[str, Any]) -> None:

@@ -31,8 +31,8 @@ class Scorer(Protocol):
     def taps(self) -> Sequence[int]: ...
 
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
-        """state: [B, T, E] at this tap -> scores of every unit of its layers: up to the next tap, or beyond it
-        for a scorer that looks ahead.
+        """state: [B, T, E] at this tap -> scores of every unit of its layers: those up to the next tap, or so
+        many ahead of them.
 
         They are [B, T, U] per token, or with pool: bool [B, T], the positions that decide together, [B, U].
         """

@@ -38,7 +38,7 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
-NETS = ("unified", "few_taps", "layerwise", "dejavu")
+NETS = ("unified", "few_taps", "layerwise", "dejavu", "ridge")
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -249,6 +249,17 @@ def objective_of(cfg: DictConfig) -> Objective:
     return Active(levels)
 
 
+def check_epochs(cfg: DictConfig) -> None:
+    settings = cfg.predictor
+    if settings.epochs < 0:
+        raise UserError(f"predictor.epochs must be at least 0, got {settings.epochs}")
+    if settings.epochs == 0 and (settings.ridge is None or settings.depth):
+        raise UserError(
+            "predictor.epochs=0 leaves the ridge regression as it is, a linear map: give predictor.ridge a "
+            f"number and predictor.depth=0, got {settings.ridge} and {settings.depth}"
+        )
+
+
 def check_rounds(cfg: DictConfig) -> None:
     settings = cfg.predictor
     if settings.rounds < 0:
@@ -357,6 +368,7 @@ def check_predictor(cfg: DictConfig) -> None:
     reads(cfg)
     check_taps(cfg.predictor.taps, cfg.predictor.ahead)
     predictor_shape(cfg)
+    check_epochs(cfg)
     check_rounds(cfg)
     objective_of(cfg)
 

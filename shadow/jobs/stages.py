@@ -312,7 +312,8 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
     keeper = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
     extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
     trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=[keeper, *extra], logger=loggers)
-    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
+    if settings.epochs:
+        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     logged = {

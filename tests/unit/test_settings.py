@@ -375,6 +375,12 @@ def test_what_is_active_is_what_is_positive_or_what_plans_keep(compose, active):
         check_train(compose("train", "predictor=dejavu", f"predictor.active={active}"))
 
 
+def test_the_regression_alone_is_not_left_out(compose):
+    with pytest.raises(UserError, match=r"predictor\.epochs=0.*predictor\.ridge.*got None and 0"):
+        check_train(compose("train", "predictor=ridge", "predictor.ridge=null"))
+    check_train(compose("train", "predictor=ridge", "predictor.taps=each", "predictor.rank=5000"))
+
+
 def test_later_rounds_learn_from_single_tokens(compose):
     job = ["sparsity.decided_at=prompt", "predictor.pooling=mean", "predictor.rounds=1"]
     with pytest.raises(UserError, match=r"predictor\.rounds=1.*predictor\.pooling=scores.*'mean'"):
@@ -399,6 +405,8 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.ahead=0.5", r"predictor\.ahead.*whole number.*0\.5"),
         ("predictor.rank=0", r"predictor\.rank.*at least 1.*0, 576 and 2"),
         ("predictor.depth=-1", r"predictor\.depth.*at least 0.*72, 576 and -1"),
+        ("predictor.epochs=-1", r"predictor\.epochs.*at least 0, got -1"),
+        ("predictor.epochs=0", r"predictor\.epochs=0.*predictor\.depth=0, got 0\.1 and 2"),
         ("predictor.rounds=-1", r"predictor\.rounds.*-1"),
         ("predictor.loss=mse", r"predictor\.loss.*'log_mse', 'bce'.*'mse'"),
         ("predictor.loss=bce", r"predictor\.loss=bce.*predictor\.ridge=null.*0\.1"),
