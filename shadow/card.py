@@ -22,6 +22,7 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
     """config: the predictor's config.json; rows: of curve.csv, every value as text."""
     settings = config["settings"]
     first = config["taps"][0] + config["ahead"]  # layer that is scored
+    units = " and ".join({"head": "attention head", "neuron": "FFN neuron"}[kind] for kind in config["kinds"])
     head, neuron = config["units"]["head"], config["units"]["neuron"]
     facts = {
         "model": f"{config['model']}: {config['layers']} layers of width {config['width']}, "
@@ -40,7 +41,7 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
         front_matter(config),
         f"# Which units of {config['model']} a prompt needs",
         f"Reads the state before layer {listed(config['taps'])} of {config['model']} and scores each "
-        f"attention head and FFN neuron from layer {first} on by the criterion `{settings['criterion']}`, "
+        f"{units} from layer {first} on by the criterion `{settings['criterion']}`, "
         "so that those which this prompt does not need can be left out "
         "([ShadowLLM](https://arxiv.org/abs/2406.16635)). It is no language model, and works with no other "
         "weights than those that it was trained for.",
@@ -76,8 +77,10 @@ def usage(config: Mapping[str, Any]) -> str:
     state = config["settings"]["reads"][1]  # `state` of each token, or `prompt/mean` and the like
     decided_at = f', decided_at="{state.split("/")[0]}"' if "/" in state else ""
     first = config["taps"][0] + config["ahead"]
-    policy = "level=0.5" if first <= 1 else f"SparsityPolicy(0.5, dense_layers=range({first}))"
-    names = "load_predictor, sparse" if first <= 1 else "SparsityPolicy, load_predictor, sparse"
+    others = [f"dense_layers=range({first})"] if first > 1 else []
+    others += [f"kinds={config['kinds']}"] if len(config["kinds"]) < len(config["units"]) else []
+    policy = f"SparsityPolicy({', '.join(['0.5', *others])})" if others else "level=0.5"
+    names = "SparsityPolicy, load_predictor, sparse" if others else "load_predictor, sparse"
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from shadow import {names}

@@ -17,7 +17,7 @@ from shadow.predictors import NetShape, Predicted, TapNet
 
 CONFIG, WEIGHTS = "config.json", "predictor.safetensors"
 # of config.json, to load it
-NEEDED = ("taps", "ahead", "layers", "width", "units", "net", "pooling", "weights")
+NEEDED = ("taps", "ahead", "layers", "width", "units", "kinds", "net", "pooling", "weights")
 
 
 def save_predictor(folder: Path, net: TapNet, config: dict[str, Any]) -> None:
@@ -40,9 +40,8 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     try:
         tensors = load(file.read_bytes())
         shape = NetShape(**config["net"])
-        net = TapNet(
-            config["taps"], config["layers"], config["width"], config["units"], shape, config["ahead"]
-        )
+        units = {kind: config["units"][kind] for kind in config["kinds"]}
+        net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
         net.load_state_dict(tensors)
     except (
         SafetensorError,

@@ -144,6 +144,11 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         )
     if policy.level == 0 or not scorer.taps:
         return
+    if isinstance(scorer, Predicted) and not set(policy.kinds) <= set(scorer.kinds):
+        raise UserError(
+            f"sparsity.kinds must be among {scorer.kinds}, which are all that this predictor scores, got "
+            f"{list(policy.kinds)}"
+        )
     first = scorer.first if isinstance(scorer, Predicted) else scorer.taps[0]
     if not set(range(first)) <= set(policy.dense_layers):
         raise UserError(
@@ -159,7 +164,9 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
 
 def check_fit(model: PreTrainedModel, predictor: Predicted) -> None:
     asked = predictor.shape
-    found = Shape(len(find_layers(model)), model.config.hidden_size, count_units(find_sites(model)))
+    counts = count_units(find_sites(model))
+    units = {kind: counts[kind] for kind in predictor.kinds}
+    found = Shape(len(find_layers(model)), model.config.hidden_size, units)
     if asked != found:
         raise UserError(
             f"the predictor is for a model of {asked.told()}, and this one has {found.told()}: "

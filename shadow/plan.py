@@ -12,7 +12,7 @@ from shadow.collector import features
 from shadow.criteria.statistics import STATISTICS
 from shadow.packing import Stored, encode
 from shadow.predictors import NetShape, TapNet
-from shadow.sites import count_units, find_layers, find_sites
+from shadow.sites import KINDS, Kind, count_units, find_layers, find_sites
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,15 @@ def backward_flops(model: PreTrainedModel, tokens: int) -> float:
     return forward_flops(model, tokens) + attention_flops(model, tokens)
 
 
-def predictor_parameters(model: PreTrainedModel, taps: Sequence[int], shape: NetShape, ahead: int = 0) -> int:
+def predictor_parameters(
+    model: PreTrainedModel,
+    taps: Sequence[int],
+    shape: NetShape,
+    ahead: int = 0,
+    kinds: Sequence[Kind] = KINDS,
+) -> int:
     with torch.device("meta"):
-        units = count_units(find_sites(model))
+        counts = count_units(find_sites(model))
+        units = {kind: counts[kind] for kind in kinds}
         net = TapNet(taps, len(find_layers(model)), model.config.hidden_size, units, shape, ahead)
     return sum(values.numel() for values in net.parameters() if values.requires_grad)

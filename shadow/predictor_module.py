@@ -42,8 +42,9 @@ class TraceRows(Dataset):
         taps: list[int],
         state: str,
         ahead: int = 0,
+        kinds: Sequence[Kind] = KINDS,
     ) -> None:
-        self.stores, self.rows, self.indices = stores, rows, indices
+        self.stores, self.rows, self.indices, self.kinds = stores, rows, indices, kinds
         self.criterion, self.state, self.first = criterion, state, taps[0] + ahead
         self.taps = [torch.tensor([store.taps.index(tap) for tap in taps]) for store in stores]
 
@@ -64,7 +65,10 @@ class TraceRows(Dataset):
         scores = self.stores[0]
         return Sample(
             states,
-            {kind: scores.read(self.rows, self.criterion, kind, rows)[:, self.first :] for kind in KINDS},
+            {
+                kind: scores.read(self.rows, self.criterion, kind, rows)[:, self.first :]
+                for kind in self.kinds
+            },
         )
 
 
@@ -104,6 +108,7 @@ class TraceData(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         ahead: int = 0,
+        kinds: Sequence[Kind] = KINDS,
     ) -> None:
         super().__init__()
         traces = stores[0]
@@ -121,8 +126,8 @@ class TraceData(pl.LightningDataModule):
         owner = traces.read(rows, FEATURES, "window", torch.arange(traces.count(rows)))
         in_val = torch.isin(owner, windows[:n_val])
         numbers = torch.arange(len(owner))
-        self.train = TraceRows(stores, rows, numbers[~in_val], criterion, taps, state, ahead)
-        self.val = TraceRows(stores, rows, numbers[in_val], criterion, taps, state, ahead)
+        self.train = TraceRows(stores, rows, numbers[~in_val], criterion, taps, state, ahead, kinds)
+        self.val = TraceRows(stores, rows, numbers[in_val], criterion, taps, state, ahead, kinds)
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
@@ -145,7 +150,7 @@ def _as_is(sample: Any) -> Any:
 
 
 class PredictorModule(pl.LightningModule):
-    """Descent on an objective, heads and neurons weighing alike, from the best constant or the ridge on."""
+    """Descent on an objective, the kinds of units weighing alike, from the best constant or the ridge on."""
 
     def __init__(self, net: TapNet, objective: Objective, lr: float, weight_decay: float) -> None:
         super().__init__()
@@ -153,7 +158,7 @@ class PredictorModule(pl.LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
         layers = sum(len(net.reader(tap).span) for tap in net.taps)
         self.mean_scores = torch.nn.ParameterDict(
-            {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in KINDS}
+            {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in net.kinds}
         )
 
     @torch.no_grad()
@@ -162,7 +167,7 @@ class PredictorModule(pl.LightningModule):
         for values in self.mean_scores.values():
             values.zero_()
         for sample in data.passed("means"):
-            for kind in KINDS:
+            for kind in self.net.kinds:
                 self.mean_scores[kind] += sample.scores[kind].mean(-1, keepdim=True).sum(0) / len(data.train)
         moments = {tap: Moments(ridge is not None) for tap in self.net.taps}
         for sample in data.passed("ridge"):
@@ -186,7 +191,9 @@ class PredictorModule(pl.LightningModule):
         }
 
     def loss(self, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
-        return torch.stack([self.objective.loss(predicted[kind], targets[kind]) for kind in KINDS]).mean()
+        return torch.stack(
+            [self.objective.loss(predicted[kind], targets[kind]) for kind in self.net.kinds]
+        ).mean()
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         loss = self.loss(self.net(batch.states), self.targets(batch))
@@ -197,7 +204,7 @@ class PredictorModule(pl.LightningModule):
         targets, predicted = self.targets(batch), self.net(batch.states)
         of_taps = [self.net.reader(tap).static for tap in self.net.taps]
         found: dict[str, list[Tensor]] = defaultdict(list)
-        for kind in KINDS:
+        for kind in self.net.kinds:
             static = torch.cat([each[kind] for each in of_taps])
             target, guess, fixed = ranks(batch.scores[kind]), ranks(predicted[kind]), ranks(static)
             found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))

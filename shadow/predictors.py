@@ -15,7 +15,7 @@ from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
 from shadow.removal import Exact, removal
 from shadow.scores import score
-from shadow.sites import KINDS, Kind, Site, find_sites
+from shadow.sites import Kind, Site, find_sites
 from shadow.sparsity import Unit
 
 Pooling = Literal["scores", "mean", "last"]
@@ -116,15 +116,16 @@ class Tap(nn.Module):
         self.center = nn.Buffer(torch.zeros(width))
         self.scale = nn.Buffer(torch.ones(width))
         self.static = nn.ParameterDict(
-            {kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False) for kind in KINDS}
+            {kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False) for kind in units}
         )
-        rank = min(shape.rank, width)  # a wider detour would add nothing
+        # a wider detour would add nothing
+        rank = min(shape.rank, width, len(span) * sum(units.values()))
         self.down = nn.Linear(width, rank)
         widths = [width, *[shape.hidden] * shape.depth]
         self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.bend = nn.Linear(shape.hidden, rank, bias=False) if shape.depth else None
         self.up = nn.ModuleDict(
-            {kind: nn.Linear(rank, len(span) * units[kind], bias=False) for kind in KINDS}
+            {kind: nn.Linear(rank, len(span) * units[kind], bias=False) for kind in units}
         )
         if self.bend is not None:
             nn.init.zeros_(self.bend.weight)  # training begins at the linear map
@@ -136,7 +137,7 @@ class Tap(nn.Module):
         """Scale states by these [E], and say this mean, [S, U] of each kind, whatever the state."""
         self.center.copy_(center)
         self.scale.copy_(scale)
-        for kind in KINDS:
+        for kind in self.units:
             self.static[kind].copy_(mean[kind])
 
     @torch.no_grad()
@@ -144,7 +145,7 @@ class Tap(nn.Module):
         """Add this linear map of the scaled state to it; down: [R, E], up: [S * U, R] of each kind."""
         self.down.weight.copy_(down)
         self.down.bias.zero_()
-        for kind in KINDS:
+        for kind in self.units:
             self.up[kind].get_parameter("weight").copy_(up[kind])
 
     def forward(self, state: Tensor) -> dict[Kind, Tensor]:
@@ -159,7 +160,7 @@ class Tap(nn.Module):
             told = told + self.bend(hidden)
         return {
             kind: self.static[kind] + self.up[kind](told).unflatten(-1, (len(self.span), self.units[kind]))
-            for kind in KINDS
+            for kind in self.units
         }
 
 
@@ -180,12 +181,13 @@ class TapNet(nn.Module):
         shape: NetShape,
         ahead: int = 0,
     ) -> None:
-        """taps: rising layer numbers; layers: of the model; width: E; units: of each kind in a layer.
+        """taps: rising layer numbers; layers: of the model; width: E; units: in a layer, of each kind that is
+        scored.
 
         ahead: a tap scores the layers from tap + ahead up to the next tap + ahead.
         """
         super().__init__()
-        self.taps, self.shape, self.ahead = list(taps), shape, ahead
+        self.taps, self.shape, self.ahead, self.kinds = list(taps), shape, ahead, list(units)
         starts = [tap + ahead for tap in self.taps]
         self.readers = nn.ModuleList(
             Tap(range(start, end), width, units, shape) for start, end in zip(starts, [*starts[1:], layers])
@@ -204,18 +206,19 @@ class TapNet(nn.Module):
     def forward(self, states: Tensor) -> dict[Kind, Tensor]:
         """states: [N, taps, E] -> log scores [N, S, U] of all layers from `first` on."""
         parts = [self.reader(tap)(states[:, index]) for index, tap in enumerate(self.taps)]
-        return {kind: torch.cat([part[kind] for part in parts], 1) for kind in KINDS}
+        return {kind: torch.cat([part[kind] for part in parts], 1) for kind in self.kinds}
 
 
 class Shape(NamedTuple):
-    """Of a language model, as far as a predictor must fit it. width: E; units: of each kind in a layer."""
+    """Of a language model, as far as a predictor must fit it. width: E; units: in a layer, of each kind that
+    the predictor scores."""
 
     layers: int
     width: int
     units: dict[Kind, int]
 
     def told(self) -> str:
-        units = " and ".join(f"{self.units[kind]} {kind}s" for kind in KINDS)
+        units = " and ".join(f"{count} {kind}s" for kind, count in self.units.items())
         return f"{self.layers} layers of width {self.width} with {units} each"
 
 
@@ -235,6 +238,11 @@ class Predicted:
     def first(self) -> int:
         """The first layer that is scored."""
         return self.net.first
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Those that are scored."""
+        return self.net.kinds
 
     @property
     def shape(self) -> Shape:

@@ -11,6 +11,7 @@ from shadow.jobs.settings import (
     asked_criteria,
     asked_size,
     plain,
+    predictor_kinds,
     predictor_shape,
     predictor_taps,
     trace_taps,
@@ -59,7 +60,11 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     }
     if cfg.predictor.name in NETS:
         found["predictor_parameters"] = plan.predictor_parameters(
-            model, predictor_taps(cfg, layers), predictor_shape(cfg), cfg.predictor.ahead
+            model,
+            predictor_taps(cfg, layers),
+            predictor_shape(cfg),
+            cfg.predictor.ahead,
+            predictor_kinds(cfg),
         )
     return found
 

@@ -20,6 +20,7 @@ from shadow.models import describe_folder
 from shadow.objectives import Active, LogSquares, Objective
 from shadow.packing import Stored
 from shadow.predictors import NetShape
+from shadow.sites import KINDS, Kind
 from shadow.sparsity import SparsityPolicy
 from shadow.traces import FEATURES, Rows, covered, read_manifest
 
@@ -38,7 +39,7 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
-NETS = ("unified", "few_taps", "layerwise", "dejavu", "ridge")
+NETS = ("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge")
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -223,6 +224,13 @@ def check_taps(taps: Any, ahead: Any) -> None:
         raise UserError(f"predictor.taps must be `each`, how many, or rising layers in brackets, got {taps}")
 
 
+def predictor_kinds(cfg: DictConfig) -> list[Kind]:
+    kinds = [kind for kind in KINDS if kind in cfg.predictor.kinds]
+    if not kinds or len(kinds) != len(cfg.predictor.kinds):
+        raise UserError(f"predictor.kinds must name some of {list(KINDS)}, got {cfg.predictor.kinds}")
+    return kinds
+
+
 def are_levels(levels: Sequence[float]) -> bool:
     """Of plans at which something goes and something stays."""
     return bool(levels) and all(0 < level < 1 for level in levels)
@@ -367,6 +375,7 @@ def check_predictor(cfg: DictConfig) -> None:
         )
     reads(cfg)
     check_taps(cfg.predictor.taps, cfg.predictor.ahead)
+    predictor_kinds(cfg)
     predictor_shape(cfg)
     check_epochs(cfg)
     check_rounds(cfg)
@@ -380,6 +389,7 @@ def check_scorer(cfg: DictConfig) -> None:
     if cfg.sparsity.level == 0:
         return
     if name in NETS:
+        check_scored(cfg)
         missing = None if (predictor_folder(cfg) / CONFIG).is_file() else predictor_folder(cfg)
     elif needs_traces(cfg):
         store = traces_folder(cfg)
@@ -391,6 +401,16 @@ def check_scorer(cfg: DictConfig) -> None:
         raise UserError(
             f"there is no {'predictor' if name in NETS else 'trace store with all that is asked for in'} "
             f"{missing}: make it with `{train_command()}`, or set make_missing=true"
+        )
+
+
+def check_scored(cfg: DictConfig) -> None:
+    """Refuse to prune a kind of units of which the predictor says nothing."""
+    kinds = predictor_kinds(cfg)
+    if not set(cfg.sparsity.kinds) <= set(kinds):
+        raise UserError(
+            f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
+            f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
         )
 
 

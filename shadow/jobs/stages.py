@@ -34,6 +34,7 @@ from shadow.jobs.settings import (
     objective_of,
     plain,
     predictor_folder,
+    predictor_kinds,
     predictor_settings,
     predictor_shape,
     predictor_taps,
@@ -111,7 +112,7 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
     stores = []
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
-        policy = SparsityPolicy(level, dense_layers=range(predictor.first))
+        policy = SparsityPolicy(level, dense_layers=range(predictor.first), kinds=predictor.kinds)
         collector = PrunedStates(lm.model, keeping, predictor, policy)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
         stores.append(open_store(cfg, lm, folder, settings, [traces.FEATURES], collector))
@@ -286,7 +287,7 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
     keep_memory()
     settings, facts = cfg.predictor, store.manifest
     rows, state = reads(cfg)
-    taps = predictor_taps(cfg, facts["layers"])
+    taps, kinds = predictor_taps(cfg, facts["layers"]), predictor_kinds(cfg)
     data = TraceData(
         [store, *pruned],
         cfg.criterion.name,
@@ -297,10 +298,12 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
         settings.batch_size,
         cfg.seed,
         settings.ahead,
+        kinds,
     )
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
     shape = predictor_shape(cfg)
-    net = TapNet(taps, facts["layers"], facts["width"], facts["units"], shape, settings.ahead)
+    units = {kind: facts["units"][kind] for kind in kinds}
+    net = TapNet(taps, facts["layers"], facts["width"], units, shape, settings.ahead)
     module = PredictorModule(net, objective_of(cfg), settings.lr, settings.weight_decay)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
     last = folder / "last.ckpt"
@@ -326,6 +329,7 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
         "settings": predictor_settings(cfg),
         "taps": taps,
         "ahead": settings.ahead,
+        "kinds": kinds,
         "net": net.shape._asdict(),
         "pooling": settings.pooling,
         **{key: facts[key] for key in ("layers", "width", "units", "weights")},

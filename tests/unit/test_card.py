@@ -94,6 +94,14 @@ def test_the_usage_on_a_card_leaves_the_layers_dense_that_are_not_scored(config,
     assert f"sparse(model, predictor, SparsityPolicy(0.5, dense_layers=range({first}))):" in usage
 
 
+def test_the_usage_on_a_card_prunes_only_what_is_scored(config):
+    text = card(config | {"kinds": ["head"]}, [])
+    assert "scores each attention head from layer 1 on" in text
+    assert "sparse(model, predictor, SparsityPolicy(0.5, kinds=['head'])):" in text
+    both = card(config | {"kinds": ["neuron"], "taps": [2]}, [])
+    assert "SparsityPolicy(0.5, dense_layers=range(2), kinds=['neuron'])" in both
+
+
 def test_a_card_has_a_curve_when_points_were_measured(config):
     assert "## Curve" not in card(config, [])
     rows = [{name: "" if value is None else str(value) for name, value in row().items()}]

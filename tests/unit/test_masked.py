@@ -150,6 +150,22 @@ def test_the_plan_of_a_layer_ahead_is_of_the_state_that_the_tap_reads(lm, make_n
             assert torch.equal(run.plan[unit], keep)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("head", "neuron"), ("neuron", "head")])
+def test_units_of_a_kind_that_is_not_scored_are_not_pruned(lm, make_net, batch, kind, other):
+    scorer = Predicted(make_net(lm, [1], kinds=[kind]), "scores")
+    with sparse(lm.model, scorer, SparsityPolicy(0.5, kinds=[kind])) as run:
+        run.logits(batch)
+    assert (run.achieved(kind), run.achieved(other)) == (0.375, 0.0)
+    for policy in (SparsityPolicy(0.5), SparsityPolicy(0.5, kinds=[other])):
+        with (
+            pytest.raises(UserError, match=rf"sparsity\.kinds must be among \['{kind}'\].*got .*'{other}'"),
+            sparse(lm.model, scorer, policy),
+        ):
+            pass
+    with sparse(lm.model, scorer, level=0):  # prunes nothing
+        pass
+
+
 def test_global_scope_is_refused_for_several_taps(lm, layerwise):
     with (
         pytest.raises(UserError, match=r"sparsity\.scope=global.*3 taps"),

@@ -9,6 +9,7 @@ from shadow.objectives import Active, LogSquares
 from shadow.packing import encode, pack
 from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData
 from shadow.predictors import NetShape, TapNet
+from shadow.sites import KINDS
 from shadow.traces import FEATURES, Traces, files_of, finish, inspect, write_shard
 
 WINDOWS, TOKENS, LAYERS, WIDTH = 30, 10, 3, 8
@@ -44,8 +45,8 @@ def store(request, tmp_path):
     return Traces(tmp_path)
 
 
-def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0, ahead=0):
-    return TraceData([store], "fisher", list(taps), rows, state, val_share, 64, seed, ahead)
+def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0, ahead=0, kinds=KINDS):
+    return TraceData([store], "fisher", list(taps), rows, state, val_share, 64, seed, ahead, kinds)
 
 
 def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None, ahead=0):
@@ -265,6 +266,19 @@ def test_a_net_learns_which_units_are_active(store, levels):
     assert losses(module, data)[0] < before
     assert logged["val/loss"] < logged["val/static_loss"]
     assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
+
+
+@pytest.mark.parametrize("ridge", [None, 0.1])
+def test_a_net_of_one_kind_learns_what_it_says_and_reads_no_other(store, ridge):
+    torch.manual_seed(0)
+    net = TapNet([1], LAYERS, WIDTH, {"head": 4}, NetShape(8, 16, 2))
+    data, module = make_data(store, kinds=["head"]), PredictorModule(net, LogSquares(0.0), 0.02, 0.0)
+    assert everything(data).scores.keys() == {"head"}
+    module.start(data, ridge)
+    before = losses(module, data)[0]
+    trainer = fit(module, data, 20)
+    assert losses(module, data)[0] < before
+    assert trainer.callback_metrics["val/loss"] < trainer.callback_metrics["val/static_loss"]
 
 
 def test_training_leaves_the_static_mean_alone(store):

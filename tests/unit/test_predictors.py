@@ -88,6 +88,18 @@ def test_a_rank_wider_than_the_state_adds_nothing():
     assert sum(p.numel() for p in wide.parameters()) == sum(p.numel() for p in square.parameters())
 
 
+def test_a_rank_of_more_than_what_is_said_adds_nothing():
+    net = TapNet([1, 3], 4, 32, {"head": 4}, NetShape(1000, 16, 0))
+    assert [reader.down.out_features for reader in net.readers] == [8, 4]
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 33 * 8 + 8 * 8 + 33 * 4 + 4 * 4
+
+
+def test_a_net_of_one_kind_says_nothing_of_the_other(tiny_llama, make_net):
+    net = make_net(tiny_llama, [1, 2], kinds=["head"])
+    assert net(states(5, 2)).keys() == {"head"}
+    assert set(Predicted(net, "scores").at(1, states(2, 7), None)) == {(1, "head")}
+
+
 def test_the_size_of_a_net_follows_its_shape():
     def size(*shape):
         net = TapNet([1], 4, 32, UNITS, NetShape(*shape))

@@ -63,6 +63,7 @@ PREDICTOR = [
     "predictor.rank=3",
     "predictor.hidden=7",
     "predictor.ahead=1",
+    "predictor.kinds=[head]",
     "predictor.depth=1",
     "predictor.rounds=1",
     "predictor.levels=[0.3]",
@@ -403,6 +404,9 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.taps=all", r"predictor\.taps.*`each`.*all"),
         ("predictor.ahead=-1", r"predictor\.ahead.*at least 0, got -1"),
         ("predictor.ahead=0.5", r"predictor\.ahead.*whole number.*0\.5"),
+        ("predictor.kinds=[]", r"predictor\.kinds.*'head', 'neuron'.*\[\]"),
+        ("predictor.kinds=[heads]", r"predictor\.kinds.*'heads'"),
+        ("predictor.kinds=[head,head]", r"predictor\.kinds.*'head', 'head'"),
         ("predictor.rank=0", r"predictor\.rank.*at least 1.*0, 576 and 2"),
         ("predictor.depth=-1", r"predictor\.depth.*at least 0.*72, 576 and -1"),
         ("predictor.epochs=-1", r"predictor\.epochs.*at least 0, got -1"),
@@ -512,6 +516,16 @@ def test_a_copy_of_no_rank_is_refused(compose):
 def test_a_loss_that_there_is_not_is_refused_for_every_scorer_that_has_one(compose, predictor):
     job = ["make_missing=true", "traces.loss=all", f"predictor={predictor}"]
     with pytest.raises(UserError, match=r"traces\.loss.*'all'"):
+        check_scorer(compose("evaluate", *job))
+
+
+def test_a_kind_that_the_predictor_does_not_score_is_not_pruned(compose):
+    job = ["predictor=linear_heads", "make_missing=true"]
+    check_train(compose("train", *job[:1]))  # which prunes nothing
+    check_scorer(compose("evaluate", *job, "sparsity.kinds=[head]"))
+    check_scorer(compose("evaluate", *job, "sparsity.level=0"))
+    message = r"sparsity\.kinds.*predictor\.kinds=\['head'\].*\['head', 'neuron'\]"
+    with pytest.raises(UserError, match=message):
         check_scorer(compose("evaluate", *job))
 
 

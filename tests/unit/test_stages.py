@@ -660,7 +660,7 @@ def test_a_fit_without_descent_has_the_metrics_of_one_with_it_and_is_found_again
     assert changes(folder) == kept
 
 
-@pytest.mark.parametrize("predictor", ["unified", "layerwise", "dejavu", "ridge"])
+@pytest.mark.parametrize("predictor", ["unified", "layerwise", "dejavu", "linear_heads", "ridge"])
 def test_a_plan_tells_the_size_that_the_fitted_predictor_has(fitted, compose, predictor):
     job = (
         (f"predictor={predictor}", "predictor.epochs=0")
@@ -707,6 +707,13 @@ def in_one_pass(lm, predictor, level, examples):
     with sparse(lm.model, predictor, level=level) as run, watch(lm.model, [3], lambda _, x: found.append(x)):
         run.logits(collate(examples))
     return found[0]
+
+
+def test_a_later_round_of_heads_prunes_heads_alone(fit, compose):
+    job = (*ROUNDS, "predictor=linear_heads", "predictor.levels=[0.5]")
+    folder = fit(*job, "predictor.rounds=1")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["kinds"], config["rows"]["train"]) == (["head"], 2 * 18 * 6)
 
 
 def test_a_later_round_takes_the_fit_before_as_it_is_there(fit):
