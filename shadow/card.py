@@ -24,11 +24,13 @@ STDERR = "_stderr"
 def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
     """config: the predictor's config.json; rows: of curve.csv, every value as text."""
     settings = config["settings"]
+    first = config["taps"][0] + config["ahead"]  # layer that is scored
+    units = " and ".join({"head": "attention head", "neuron": "FFN neuron"}[kind] for kind in config["kinds"])
     head, neuron = config["units"]["head"], config["units"]["neuron"]
     facts = {
         "model": f"{config['model']}: {config['layers']} layers of width {config['width']}, "
         f"{head} heads and {neuron} neurons each",
-        "taps": listed(config["taps"]),
+        "taps": listed(config["taps"]) + (f", {config['ahead']} ahead" if config["ahead"] else ""),
         "net": pairs(config["net"]),
         "parameters": f"{config['parameters']:,} ({100 * config['share_of_model']:.2f} % of the model)",
         "means": f"{config.get('means', 0):,} numbers of the calibration's activations, beside the net",
@@ -43,8 +45,8 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
         front_matter(config),
         f"# Which units of {config['model']} a prompt needs",
         f"Reads the state before layer {listed(config['taps'])} of {config['model']} and scores each "
-        f"attention head and FFN neuron from there on by the criterion `{settings['criterion']}`, so that "
-        "those which this prompt does not need can be left out "
+        f"{units} from layer {first} on by the criterion `{settings['criterion']}`, "
+        "so that those which this prompt does not need can be left out "
         "([ShadowLLM](https://arxiv.org/abs/2406.16635)). It is no language model, and works with no other "
         "weights than those that it was trained for.",
         "## Use it",
@@ -79,14 +81,19 @@ def usage(config: Mapping[str, Any]) -> str:
     state = config["settings"]["reads"][1]  # `state` of each token, or `prompt/mean` and the like
     decided_at = f', decided_at="{state.split("/")[0]}"' if "/" in state else ""
     fill = ", fill=predictor.means" if config["settings"]["criterion"] in BESIDE_MEANS else ""
+    first = config["taps"][0] + config["ahead"]
+    others = [f"dense_layers=range({first})"] if first > 1 else []
+    others += [f"kinds={config['kinds']}"] if len(config["kinds"]) < len(config["units"]) else []
+    policy = f"SparsityPolicy({', '.join(['0.5', *others])})" if others else "level=0.5"
+    names = "SparsityPolicy, load_predictor, sparse" if others else "load_predictor, sparse"
     return f"""```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from shadow import load_predictor, sparse
+from shadow import {names}
 
 name = {json.dumps(source.get("hub_id") or f"path/to/{config['model']}")}
 model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
 predictor = load_predictor("path/to/this/folder")  # or its id on the hub
-with sparse(model, predictor, level=0.5{decided_at}{fill}):
+with sparse(model, predictor, {policy}{decided_at}{fill}):
     ids = model.generate(tokenizer.encode("The", return_tensors="pt"), max_new_tokens=20)
 print(tokenizer.decode(ids[0]))
 ```"""

@@ -23,7 +23,7 @@ from shadow.sparsity import Unit
 CONFIG, WEIGHTS = "config.json", "predictor.safetensors"
 MEANS = "means."  # how the names of means begin among the weights
 # of config.json, to load it
-NEEDED = ("taps", "layers", "width", "units", "net", "pooling", "source", "weights")
+NEEDED = ("taps", "ahead", "layers", "width", "units", "kinds", "net", "pooling", "source", "weights")
 
 
 def save_predictor(
@@ -52,7 +52,8 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     try:
         tensors = load(file.read_bytes())
         shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
-        net = TapNet(config["taps"], config["layers"], config["width"], config["units"], shape)
+        units = {kind: config["units"][kind] for kind in config["kinds"]}
+        net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
         means = {
             (layer, kind): tensors.pop(name)
             for layer in range(config["layers"])

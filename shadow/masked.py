@@ -162,10 +162,16 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         )
     if policy.level == 0 or not scorer.taps:
         return
-    if not set(range(scorer.taps[0])) <= set(policy.dense_layers):
+    if net is not None and not set(policy.kinds) <= set(net.kinds):
         raise UserError(
-            "sparsity.dense_layers must hold every layer before the predictor's first tap "
-            f"({scorer.taps[0]}), got {list(policy.dense_layers)}"
+            f"sparsity.kinds must be among {net.kinds}, which are all that this predictor scores, got "
+            f"{list(policy.kinds)}"
+        )
+    first = scorer.taps[0] if net is None else net.first
+    if not set(range(first)) <= set(policy.dense_layers):
+        raise UserError(
+            "sparsity.dense_layers must hold every layer before the first that the predictor scores "
+            f"({first}), got {list(policy.dense_layers)}"
         )
     if policy.scope == "global" and len(scorer.taps) > 1:
         raise UserError(
@@ -196,8 +202,9 @@ def check_fill(model: PreTrainedModel, policy: SparsityPolicy, fill: Fill) -> No
 
 def check_fit(model: PreTrainedModel, predictor: Predicted) -> None:
     asked = predictor.shape
-    width = width_of(model, predictor.source)
-    found = Shape(len(find_layers(model)), width, count_units(find_sites(model)))
+    counts = count_units(find_sites(model))
+    units = {kind: counts[kind] for kind in predictor.kinds}
+    found = Shape(len(find_layers(model)), width_of(model, predictor.source), units)
     if asked != found:
         raise UserError(
             f"the predictor is for a model of {asked.told()}, and this one has {found.told()}: "

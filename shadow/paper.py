@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from shadow.sites import KINDS, Kind
+from shadow.sites import Kind
 
 
 class MLPShape(NamedTuple):
@@ -30,25 +30,30 @@ class MLPReader(nn.Module):
         self.span, self.units, self.width, self.scaled = span, dict(units), width, shape.scaled
         hidden: dict[Kind, int] = {"head": shape.head, "neuron": shape.neuron}
         self.nets = nn.ModuleDict()
-        for kind in KINDS:
+        for kind in self.units:
             told = len(span) * units[kind]
             self.nets[kind] = nn.Sequential(
                 nn.Linear(width, hidden[kind]), nn.ReLU(), nn.Linear(hidden[kind], told)
             )
         # said of no sample; validation compares with it
         self.static = nn.ParameterDict(
-            {kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False) for kind in KINDS}
+            {
+                kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False)
+                for kind in self.units
+            }
         )
 
     @torch.no_grad()
     def set_static(self, center: Tensor, scale: Tensor, mean: Mapping[Kind, Tensor]) -> None:
-        for kind in KINDS:
+        for kind in self.units:
             self.static[kind].copy_(mean[kind])
 
     def forward(self, state: Tensor) -> dict[Kind, Tensor]:
         """state: [..., E] -> scores [..., S, U] of the S layers of the span."""
         x = min_max(state.float(), (-1,)) if self.scaled else state.float()
-        return {kind: self.nets[kind](x).unflatten(-1, (len(self.span), self.units[kind])) for kind in KINDS}
+        return {
+            kind: self.nets[kind](x).unflatten(-1, (len(self.span), self.units[kind])) for kind in self.units
+        }
 
 
 class MinMax:

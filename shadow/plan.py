@@ -13,7 +13,7 @@ from shadow.criteria.statistics import STATISTICS
 from shadow.packing import Stored, encode
 from shadow.paper import MLPShape
 from shadow.predictors import NetShape, TapNet
-from shadow.sites import Source, count_units, find_layers, find_sites, width_of
+from shadow.sites import KINDS, Kind, Source, count_units, find_layers, find_sites, width_of
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,15 @@ def backward_flops(model: PreTrainedModel, tokens: int) -> float:
 
 
 def predictor_parameters(
-    model: PreTrainedModel, taps: Sequence[int], source: Source, shape: NetShape | MLPShape
+    model: PreTrainedModel,
+    taps: Sequence[int],
+    source: Source,
+    shape: NetShape | MLPShape,
+    ahead: int = 0,
+    kinds: Sequence[Kind] = KINDS,
 ) -> int:
-    sites = find_sites(model)
     with torch.device("meta"):
-        net = TapNet(taps, len(find_layers(model)), width_of(model, source), count_units(sites), shape)
+        counts = count_units(find_sites(model))
+        units = {kind: counts[kind] for kind in kinds}
+        net = TapNet(taps, len(find_layers(model)), width_of(model, source), units, shape, ahead)
     return sum(values.numel() for values in net.parameters() if values.requires_grad)

@@ -45,7 +45,7 @@ class Reading(NamedTuple):
 
 class TraceRows(Dataset):
     """Rows of the first store, then the same rows of each other one: the states are that store's own, and
-    the scores are always the first one's."""
+    the scores are always the first one's, of the layers from the first tap + ahead on."""
 
     def __init__(
         self,
@@ -54,9 +54,11 @@ class TraceRows(Dataset):
         criterion: str,
         taps: list[int],
         reading: Reading,
+        ahead: int = 0,
+        kinds: Sequence[Kind] = KINDS,
     ) -> None:
-        self.stores, self.indices, self.criterion = stores, indices, criterion
-        self.reading, self.first = reading, taps[0]
+        self.stores, self.indices, self.criterion, self.kinds = stores, indices, criterion, kinds
+        self.reading, self.first = reading, taps[0] + ahead
         self.taps = [torch.tensor([store.taps.index(tap) for tap in taps]) for store in stores]
 
     def __len__(self) -> int:
@@ -79,7 +81,7 @@ class TraceRows(Dataset):
             states,
             {
                 kind: scores.read(self.reading.rows, self.criterion, kind, rows)[:, self.first :]
-                for kind in KINDS
+                for kind in self.kinds
             },
         )
 
@@ -116,6 +118,8 @@ class TraceData(pl.LightningDataModule):
         val_share: float,
         batch_size: int,
         seed: int,
+        ahead: int = 0,
+        kinds: Sequence[Kind] = KINDS,
     ) -> None:
         super().__init__()
         traces = stores[0]
@@ -133,8 +137,8 @@ class TraceData(pl.LightningDataModule):
         owner = traces.read(reading.rows, FEATURES, "window", torch.arange(traces.count(reading.rows)))
         in_val = torch.isin(owner, windows[:n_val])
         numbers = torch.arange(len(owner))
-        self.train = TraceRows(stores, numbers[~in_val], criterion, taps, reading)
-        self.val = TraceRows(stores, numbers[in_val], criterion, taps, reading)
+        self.train = TraceRows(stores, numbers[~in_val], criterion, taps, reading, ahead, kinds)
+        self.val = TraceRows(stores, numbers[in_val], criterion, taps, reading, ahead, kinds)
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
@@ -166,14 +170,14 @@ class Descent(NamedTuple):
 
 
 class PredictorModule(pl.LightningModule):
-    """Descent on an objective, heads and neurons weighing alike, from the best constant or the ridge on."""
+    """Descent on an objective, the kinds of units weighing alike, from the best constant or the ridge on."""
 
     def __init__(self, net: TapNet, objective: Objective, descent: Descent) -> None:
         super().__init__()
         self.net, self.objective, self.descent = net, objective, descent
         layers = sum(len(net.reader(tap).span) for tap in net.taps)
         self.mean_scores = torch.nn.ParameterDict(
-            {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in KINDS}
+            {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in net.kinds}
         )
 
     @torch.no_grad()
@@ -182,13 +186,14 @@ class PredictorModule(pl.LightningModule):
         for values in self.mean_scores.values():
             values.zero_()
         for sample in data.passed("means"):
-            for kind in KINDS:
+            for kind in self.net.kinds:
                 self.mean_scores[kind] += sample.scores[kind].mean(-1, keepdim=True).sum(0) / len(data.train)
         moments = {tap: Moments(ridge is not None) for tap in self.net.taps}
         for sample in data.passed("ridge"):
             targets = self.targets(sample)
             for index, (tap, seen) in enumerate(moments.items()):
-                here = slice(tap - self.net.taps[0], self.net.reader(tap).span.stop - self.net.taps[0])
+                span = self.net.reader(tap).span
+                here = slice(span.start - self.net.first, span.stop - self.net.first)
                 seen.add(sample.states[:, index], {kind: values[:, here] for kind, values in targets.items()})
         for tap, seen in moments.items():
             reader = self.net.reader(tap)
@@ -206,7 +211,9 @@ class PredictorModule(pl.LightningModule):
         }
 
     def loss(self, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
-        return torch.stack([self.objective.loss(predicted[kind], targets[kind]) for kind in KINDS]).mean()
+        return torch.stack(
+            [self.objective.loss(predicted[kind], targets[kind]) for kind in self.net.kinds]
+        ).mean()
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         loss = self.loss(self.net(batch.states), self.targets(batch))
@@ -217,7 +224,7 @@ class PredictorModule(pl.LightningModule):
         targets, predicted = self.targets(batch), self.net(batch.states)
         of_taps = [self.net.reader(tap).static for tap in self.net.taps]
         found: dict[str, list[Tensor]] = defaultdict(list)
-        for kind in KINDS:
+        for kind in self.net.kinds:
             static = torch.cat([each[kind] for each in of_taps])
             target, guess, fixed = ranks(batch.scores[kind]), ranks(predicted[kind]), ranks(static)
             found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))

@@ -16,7 +16,7 @@ from shadow.errors import UserError
 from shadow.paper import MLPReader, MLPShape
 from shadow.removal import Exact, removal
 from shadow.scores import score
-from shadow.sites import KINDS, Kind, Site, Source, find_sites, listen
+from shadow.sites import Kind, Site, Source, find_sites, listen
 from shadow.sparsity import Unit
 
 Pooling = Literal["scores", "mean", "last"]
@@ -32,7 +32,8 @@ class Scorer(Protocol):
     def taps(self) -> Sequence[int]: ...
 
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
-        """state: [B, T, E] at this tap -> scores of every unit up to the next tap.
+        """state: [B, T, E] at this tap -> scores of every unit of its layers: those up to the next tap, or so
+        many ahead of them.
 
         They are [B, T, U] per token, or with pool: bool [B, T], the positions that decide together, [B, U].
         """
@@ -120,15 +121,16 @@ class Tap(nn.Module):
         self.center = nn.Buffer(torch.zeros(width))
         self.scale = nn.Buffer(torch.ones(width))
         self.static = nn.ParameterDict(
-            {kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False) for kind in KINDS}
+            {kind: nn.Parameter(torch.zeros(len(span), units[kind]), requires_grad=False) for kind in units}
         )
-        rank = min(shape.rank, width)  # a wider detour would add nothing
+        # a wider detour would add nothing
+        rank = min(shape.rank, width, len(span) * sum(units.values()))
         self.down = nn.Linear(width, rank)
         widths = [width, *[shape.hidden] * shape.depth]
         self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.bend = nn.Linear(shape.hidden, rank, bias=False) if shape.depth else None
         self.up = nn.ModuleDict(
-            {kind: nn.Linear(rank, len(span) * units[kind], bias=False) for kind in KINDS}
+            {kind: nn.Linear(rank, len(span) * units[kind], bias=False) for kind in units}
         )
         if self.bend is not None:
             nn.init.zeros_(self.bend.weight)  # training begins at the linear map
@@ -140,7 +142,7 @@ class Tap(nn.Module):
         """Scale states by these [E], and say this mean, [S, U] of each kind, whatever the state."""
         self.center.copy_(center)
         self.scale.copy_(scale)
-        for kind in KINDS:
+        for kind in self.units:
             self.static[kind].copy_(mean[kind])
 
     @torch.no_grad()
@@ -148,7 +150,7 @@ class Tap(nn.Module):
         """Add this linear map of the scaled state to it; down: [R, E], up: [S * U, R] of each kind."""
         self.down.weight.copy_(down)
         self.down.bias.zero_()
-        for kind in KINDS:
+        for kind in self.units:
             self.up[kind].get_parameter("weight").copy_(up[kind])
 
     def forward(self, state: Tensor) -> dict[Kind, Tensor]:
@@ -163,7 +165,7 @@ class Tap(nn.Module):
             told = told + self.bend(hidden)
         return {
             kind: self.static[kind] + self.up[kind](told).unflatten(-1, (len(self.span), self.units[kind]))
-            for kind in KINDS
+            for kind in self.units
         }
 
 
@@ -172,7 +174,7 @@ class TapNet(nn.Module):
 
     What is learnt is only how a prompt deviates from the calibration's mean. One tap is ShadowLLM's unified
     predictor (arXiv 2406.16635); a tap in every layer, reading that layer's input, is DejaVu's shape (arXiv
-    2310.17157).
+    2310.17157), and reading the layer before, with ahead=1, DejaVu itself.
     """
 
     def __init__(
@@ -182,12 +184,17 @@ class TapNet(nn.Module):
         width: int,
         units: Mapping[Kind, int],
         shape: NetShape | MLPShape,
+        ahead: int = 0,
     ) -> None:
-        """taps: rising layer numbers; layers: of the model; width: of what is read; units: of each kind in a
-        layer; shape: of each tap's net, the framework's own or the paper's."""
+        """taps: rising layer numbers; layers: of the model; width: of what is read; units: in a layer, of
+        each kind that is scored; shape: of each tap's net, the framework's own or the paper's.
+
+        ahead: a tap scores the layers from tap + ahead up to the next tap + ahead.
+        """
         super().__init__()
-        self.taps, self.shape = list(taps), shape
-        spans = [range(tap, end) for tap, end in zip(self.taps, [*self.taps[1:], layers])]
+        self.taps, self.shape, self.ahead, self.kinds = list(taps), shape, ahead, list(units)
+        starts = [tap + ahead for tap in self.taps]
+        spans = [range(start, end) for start, end in zip(starts, [*starts[1:], layers])]
         self.readers: nn.ModuleList = nn.ModuleList(
             MLPReader(span, width, units, shape)
             if isinstance(shape, MLPShape)
@@ -195,26 +202,32 @@ class TapNet(nn.Module):
             for span in spans
         )
 
+    @property
+    def first(self) -> int:
+        """The first layer that is scored."""
+        return self.taps[0] + self.ahead
+
     def reader(self, tap: int) -> Tap | MLPReader:
         found = self.readers[self.taps.index(tap)]
         assert isinstance(found, Tap | MLPReader)
         return found
 
     def forward(self, states: Tensor) -> dict[Kind, Tensor]:
-        """states: [N, taps, E] -> log scores [N, S, U] of all layers from the first tap on."""
+        """states: [N, taps, E] -> log scores [N, S, U] of all layers from `first` on."""
         parts = [self.reader(tap)(states[:, index]) for index, tap in enumerate(self.taps)]
-        return {kind: torch.cat([part[kind] for part in parts], 1) for kind in KINDS}
+        return {kind: torch.cat([part[kind] for part in parts], 1) for kind in self.kinds}
 
 
 class Shape(NamedTuple):
-    """Of a language model, as far as a predictor must fit it. width: E; units: of each kind in a layer."""
+    """Of a language model, as far as a predictor must fit it. width: E; units: in a layer, of each kind that
+    the predictor scores."""
 
     layers: int
     width: int
     units: dict[Kind, int]
 
     def told(self) -> str:
-        units = " and ".join(f"{self.units[kind]} {kind}s" for kind in KINDS)
+        units = " and ".join(f"{count} {kind}s" for kind, count in self.units.items())
         return f"{self.layers} layers of width {self.width} with {units} each"
 
 
@@ -238,6 +251,16 @@ class Predicted:
         self.pooling, self.source = pooling, source
         self.means = dict(means or {})
         self.taps = net.taps
+
+    @property
+    def first(self) -> int:
+        """The first layer that is scored."""
+        return self.net.first
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Those that are scored."""
+        return self.net.kinds
 
     @property
     def shape(self) -> Shape:

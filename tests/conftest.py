@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are im
 from shadow.batches import Batch, Example, collate  # noqa: E402
 from shadow.models import LM, from_package, random_llama, random_opt  # noqa: E402
 from shadow.predictors import NetShape, TapNet  # noqa: E402
-from shadow.sites import count_units, find_sites  # noqa: E402
+from shadow.sites import KINDS, Kind, count_units, find_sites  # noqa: E402
 
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
 
@@ -162,9 +162,18 @@ def hooks_on() -> Callable[[nn.Module], int]:
 def make_net() -> Callable[..., TapNet]:
     """make_net(lm, taps): a predictor of random weights whose scores depend on what it reads."""
 
-    def make(lm: LM, taps: list[int], rank: int = 8, seed: int = 0, depth: int = 2) -> TapNet:
-        units = count_units(find_sites(lm.model))
-        net = TapNet(taps, LAYERS, HIDDEN, units, NetShape(rank, 16, depth))
+    def make(
+        lm: LM,
+        taps: list[int],
+        rank: int = 8,
+        seed: int = 0,
+        depth: int = 2,
+        ahead: int = 0,
+        kinds: Sequence[Kind] = KINDS,
+    ) -> TapNet:
+        counts = count_units(find_sites(lm.model))
+        units = {kind: counts[kind] for kind in kinds}
+        net = TapNet(taps, LAYERS, HIDDEN, units, NetShape(rank, 16, depth), ahead)
         draw = torch.Generator().manual_seed(seed)
         for name, values in net.state_dict().items():
             values.copy_(torch.randn(values.shape, generator=draw))
@@ -194,6 +203,8 @@ def config_of() -> Callable[..., dict]:
                 "reads": ["token", "state", "features"],
             },
             "taps": net.taps,
+            "ahead": net.ahead,
+            "kinds": net.kinds,
             "net": net.shape._asdict(),
             "pooling": "scores",
             "source": "state",

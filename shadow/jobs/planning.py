@@ -11,6 +11,7 @@ from shadow.jobs.settings import (
     asked_criteria,
     asked_size,
     plain,
+    predictor_kinds,
     predictor_shape,
     predictor_taps,
     trace_taps,
@@ -59,10 +60,14 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         "backward_flops": windows * plan.backward_flops(model, tokens),
     }
     if cfg.predictor.name in NETS:
-        of_net = plan.predictor_parameters(
-            model, predictor_taps(cfg, layers), cfg.predictor.source, predictor_shape(cfg)
+        found["predictor_parameters"] = plan.predictor_parameters(
+            model,
+            predictor_taps(cfg, layers),
+            cfg.predictor.source,
+            predictor_shape(cfg),
+            cfg.predictor.ahead,
+            predictor_kinds(cfg),
         )
-        found["predictor_parameters"] = of_net
     return found
 
 

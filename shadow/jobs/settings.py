@@ -22,7 +22,7 @@ from shadow.packing import Stored
 from shadow.paper import MinMax, MLPShape
 from shadow.predictor_module import Reading
 from shadow.predictors import NetShape
-from shadow.sites import Source
+from shadow.sites import KINDS, Kind, Source
 from shadow.sparsity import SparsityPolicy
 from shadow.traces import CONTEXTS, FEATURES, MEANS, covered, reach, read_manifest
 
@@ -43,7 +43,7 @@ TRAINER_WHERE = {
 STAGES = ("plan", "traces", "predictor")
 FILLS = ("zero", "mean")
 NETS = (
-    *("unified", "few_taps", "layerwise", "dejavu"),
+    *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
     *("unified_paper", "unified_paper_global", "layerwise_paper"),
 )
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
@@ -204,26 +204,45 @@ def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
 
 
 def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
-    """The layers `predictor.taps` of this model; a number of taps is spread evenly from layer 1 on."""
-    asked = cfg.predictor.taps
-    check_taps(asked)
-    if asked == "each":
-        return list(range(1, layers))
-    if isinstance(asked, int):
-        count = min(asked, layers - 1)
-        return [1 + index * (layers - 1) // count for index in range(count)]
-    if any(not 0 <= tap < layers for tap in asked):
-        raise UserError(f"predictor.taps must be layers in [0, {layers}) of this model, got {asked}")
-    return list(asked)
+    """The layers `predictor.taps` of this model.
+
+    A number of taps is spread so that what they score begins evenly from layer 1 on, or from layer
+    `predictor.ahead` on if that is later.
+    """
+    asked, ahead = cfg.predictor.taps, cfg.predictor.ahead
+    check_taps(asked, ahead)
+    if not isinstance(asked, int | str):  # a list
+        if any(not 0 <= tap < layers - ahead for tap in asked):
+            raise UserError(
+                f"predictor.taps must be layers in [0, {layers - ahead}) of this model of {layers} layers, "
+                f"as each scores from predictor.ahead={ahead} layers on, got {asked}"
+            )
+        return list(asked)
+    first = max(1, ahead)
+    if first >= layers:
+        raise UserError(
+            f"predictor.ahead must be less than this model's {layers} layers, got {ahead}: nothing is scored"
+        )
+    count = layers - first if asked == "each" else min(asked, layers - first)
+    return [first - ahead + index * (layers - first) // count for index in range(count)]
 
 
-def check_taps(taps: Any) -> None:
-    """What can be said of `predictor.taps` before the model is known."""
+def check_taps(taps: Any, ahead: Any) -> None:
+    """What can be said of `predictor.taps` and `predictor.ahead` before the model is known."""
+    if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 0:
+        raise UserError(f"predictor.ahead must be a whole number of layers, at least 0, got {ahead}")
     if isinstance(taps, int) and not isinstance(taps, bool) and taps >= 1:
         return
     layers = [] if isinstance(taps, int | str) else list(taps)
     if taps != "each" and (not layers or layers != sorted({tap for tap in layers if isinstance(tap, int)})):
         raise UserError(f"predictor.taps must be `each`, how many, or rising layers in brackets, got {taps}")
+
+
+def predictor_kinds(cfg: DictConfig) -> list[Kind]:
+    kinds = [kind for kind in KINDS if kind in cfg.predictor.kinds]
+    if not kinds or len(kinds) != len(cfg.predictor.kinds):
+        raise UserError(f"predictor.kinds must name some of {list(KINDS)}, got {cfg.predictor.kinds}")
+    return kinds
 
 
 def are_levels(levels: Sequence[float]) -> bool:
@@ -252,6 +271,17 @@ def objective_of(cfg: DictConfig) -> Objective:
             f"{settings.active}"
         )
     return Active(levels)
+
+
+def check_epochs(cfg: DictConfig) -> None:
+    settings = cfg.predictor
+    if settings.epochs < 0:
+        raise UserError(f"predictor.epochs must be at least 0, got {settings.epochs}")
+    if settings.epochs == 0 and (settings.ridge is None or settings.depth):
+        raise UserError(
+            "predictor.epochs=0 leaves the ridge regression as it is, a linear map: give predictor.ridge a "
+            f"number and predictor.depth=0, got {settings.ridge} and {settings.depth}"
+        )
 
 
 def check_rounds(cfg: DictConfig) -> None:
@@ -384,8 +414,10 @@ def check_predictor(cfg: DictConfig) -> None:
             f"use predictor=static or predictor=oracle, got predictor={name}"
         )
     reads(cfg)
-    check_taps(cfg.predictor.taps)
+    check_taps(cfg.predictor.taps, cfg.predictor.ahead)
+    predictor_kinds(cfg)
     predictor_shape(cfg)
+    check_epochs(cfg)
     check_rounds(cfg)
     objective_of(cfg)
 
@@ -396,6 +428,8 @@ def check_scorer(cfg: DictConfig) -> None:
     name = cfg.predictor.name
     if cfg.sparsity.level == 0:
         return
+    if name in NETS:
+        check_scored(cfg)
     if not (name in NETS or needs_traces(cfg) or needs_means(cfg)):
         return
     check_traces(cfg)
@@ -409,6 +443,16 @@ def check_scorer(cfg: DictConfig) -> None:
         parts += [FEATURES, *asked_criteria(cfg)]
     if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
         raise UserError(f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure}")
+
+
+def check_scored(cfg: DictConfig) -> None:
+    """Refuse to prune a kind of units of which the predictor says nothing."""
+    kinds = predictor_kinds(cfg)
+    if not set(cfg.sparsity.kinds) <= set(kinds):
+        raise UserError(
+            f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
+            f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
+        )
 
 
 def asked_parts(cfg: DictConfig) -> list[str]:

@@ -35,6 +35,7 @@ from shadow.jobs.settings import (
     objective_of,
     plain,
     predictor_folder,
+    predictor_kinds,
     predictor_settings,
     predictor_shape,
     predictor_taps,
@@ -126,7 +127,7 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
     fill = get_means(cfg, lm) if cfg.sparsity.fill == "mean" else None
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
-        policy = SparsityPolicy(level, dense_layers=range(predictor.taps[0]))
+        policy = SparsityPolicy(level, dense_layers=range(predictor.first), kinds=predictor.kinds)
         collector = PrunedStates(lm.model, keeping, predictor, policy, fill)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
         stores.append(open_store(cfg, lm, folder, settings, [traces.FEATURES], collector))
@@ -318,7 +319,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     keep_memory()
     settings, facts = cfg.predictor, store.manifest
     reading = reads(cfg)
-    taps = predictor_taps(cfg, facts["layers"])
+    taps, kinds = predictor_taps(cfg, facts["layers"]), predictor_kinds(cfg)
     data = TraceData(
         [store, *pruned],
         cfg.criterion.name,
@@ -327,10 +328,13 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         settings.val_share,
         settings.batch_size,
         cfg.seed,
+        settings.ahead,
+        kinds,
     )
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
+    units = {kind: facts["units"][kind] for kind in kinds}
     width = width_of(lm.model, settings.source)
-    net = TapNet(taps, facts["layers"], width, facts["units"], predictor_shape(cfg))
+    net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
     descent = Descent(settings.lr, settings.weight_decay, settings.warmup)
     module = PredictorModule(net, objective_of(cfg), descent)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
@@ -343,7 +347,8 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     keeper = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
     extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
     trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=[keeper, *extra], logger=loggers)
-    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
+    if settings.epochs:
+        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     logged = {
@@ -356,6 +361,8 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         "model": model_label(cfg),
         "settings": predictor_settings(cfg),
         "taps": taps,
+        "ahead": settings.ahead,
+        "kinds": kinds,
         "net": net.shape._asdict(),
         "pooling": settings.pooling,
         "source": settings.source,

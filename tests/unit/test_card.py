@@ -99,6 +99,24 @@ def test_a_row_of_before_there_was_a_choice_of_what_stands_in_keeps_its_place(co
     assert [(found["point"], found["fill"]) for found in rows_of(tmp_path)] == [("a", ""), ("b", "mean")]
 
 
+@pytest.mark.parametrize(("taps", "ahead", "first"), [([2], 0, 2), ([0, 1], 2, 2), ([3], 0, 3)])
+def test_the_usage_on_a_card_leaves_the_layers_dense_that_are_not_scored(config, taps, ahead, first):
+    text = card(config | {"taps": taps, "ahead": ahead}, [])
+    assert f"from layer {first} on" in text
+    usage = text.partition("```python\n")[2].partition("```")[0]
+    compile(usage, "card", "exec")
+    assert "from shadow import SparsityPolicy, load_predictor, sparse\n" in usage
+    assert f"sparse(model, predictor, SparsityPolicy(0.5, dense_layers=range({first}))):" in usage
+
+
+def test_the_usage_on_a_card_prunes_only_what_is_scored(config):
+    text = card(config | {"kinds": ["head"]}, [])
+    assert "scores each attention head from layer 1 on" in text
+    assert "sparse(model, predictor, SparsityPolicy(0.5, kinds=['head'])):" in text
+    both = card(config | {"kinds": ["neuron"], "taps": [2]}, [])
+    assert "SparsityPolicy(0.5, dense_layers=range(2), kinds=['neuron'])" in both
+
+
 def test_a_card_has_a_curve_when_points_were_measured(config):
     assert "## Curve" not in card(config, [])
     rows = [{name: "" if value is None else str(value) for name, value in row().items()}]

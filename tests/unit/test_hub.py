@@ -81,12 +81,15 @@ def test_a_saved_predictor_is_three_files(folder):
     assert {file.name for file in folder.iterdir()} == FILES
 
 
-@pytest.mark.parametrize("taps", [[1], [1, 3]], ids=str)
-def test_a_loaded_predictor_says_what_the_saved_one_said(lm, make_net, config_of, tmp_path, taps):
-    net = make_net(lm, taps)
+@pytest.mark.parametrize("kinds", [["head", "neuron"], ["head"]], ids=str)
+@pytest.mark.parametrize(("taps", "ahead"), [([1], 0), ([1, 3], 0), ([0, 1], 1)], ids=str)
+def test_a_loaded_predictor_says_what_the_saved_one_said(
+    lm, make_net, config_of, tmp_path, taps, ahead, kinds
+):
+    net = make_net(lm, taps, ahead=ahead, kinds=kinds)
     hub.save_predictor(tmp_path, net, config_of(net, lm))
     loaded = shadow.load_predictor(tmp_path)
-    assert loaded.taps == taps
+    assert (loaded.taps, loaded.first, loaded.kinds) == (taps, taps[0] + ahead, kinds)
     assert not loaded.net.training
     assert same_scores(Predicted(net, "scores"), loaded)
 

@@ -8,7 +8,7 @@ from shadow.errors import UserError
 from shadow.masked import sparse
 from shadow.models import random_opt
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
-from shadow.sites import find_sites
+from shadow.sites import find_sites, watch
 from shadow.sparsity import SparsityPolicy
 
 
@@ -112,14 +112,57 @@ def test_dense_layers_outside_the_model_are_refused(lm, unified, layers):
         pass
 
 
-@pytest.mark.parametrize(("taps", "dense_layers"), [([1], ()), ([2], (0,)), ([2], (1,)), ([3], (0, 2))])
-def test_layers_before_the_first_tap_must_be_dense(lm, make_net, taps, dense_layers):
+@pytest.mark.parametrize(
+    ("taps", "ahead", "dense_layers"),
+    [([1], 0, ()), ([2], 0, (0,)), ([2], 0, (1,)), ([3], 0, (0, 2)), ([0], 1, ()), ([0, 1], 2, (0,))],
+)
+def test_layers_before_the_first_that_is_scored_must_be_dense(lm, make_net, taps, ahead, dense_layers):
+    scorer = Predicted(make_net(lm, taps, ahead=ahead), "scores")
     with (
-        pytest.raises(UserError, match=r"sparsity\.dense_layers.*first tap"),
-        sparse(
-            lm.model, Predicted(make_net(lm, taps), "scores"), SparsityPolicy(0.5, dense_layers=dense_layers)
+        pytest.raises(
+            UserError, match=rf"sparsity\.dense_layers.*predictor scores \({taps[0] + ahead}\), got"
         ),
+        sparse(lm.model, scorer, SparsityPolicy(0.5, dense_layers=dense_layers)),
     ):
+        pass
+
+
+@pytest.mark.parametrize(("taps", "ahead"), [([0], 1), ([0, 1, 2], 1), ([0, 1], 2)])
+def test_a_predictor_that_looks_ahead_prunes_what_it_scores(lm, make_net, batch, taps, ahead):
+    scorer = Predicted(make_net(lm, taps, ahead=ahead), "scores")
+    policy = SparsityPolicy(0.5, dense_layers=range(scorer.first))
+    with sparse(lm.model, scorer, policy) as run:
+        run.logits(batch)
+    assert set(run.plan) == {
+        (layer, kind) for layer in range(taps[0] + ahead, 4) for kind in ("head", "neuron")
+    }
+    assert run.achieved("neuron") == 0.5 * (4 - scorer.first) / 4
+
+
+@torch.no_grad()
+def test_the_plan_of_a_layer_ahead_is_of_the_state_that_the_tap_reads(lm, make_net, batch):
+    scorer, found = Predicted(make_net(lm, [0, 1, 2], ahead=1), "scores"), {}
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run, watch(lm.model, [0, 1, 2], found.__setitem__):
+        run.logits(batch)
+    for tap, state in found.items():
+        for unit, keep in SparsityPolicy(0.5).plan(scorer.at(tap, state, None)).items():
+            assert unit[0] == tap + 1
+            assert torch.equal(run.plan[unit], keep)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("head", "neuron"), ("neuron", "head")])
+def test_units_of_a_kind_that_is_not_scored_are_not_pruned(lm, make_net, batch, kind, other):
+    scorer = Predicted(make_net(lm, [1], kinds=[kind]), "scores")
+    with sparse(lm.model, scorer, SparsityPolicy(0.5, kinds=[kind])) as run:
+        run.logits(batch)
+    assert (run.achieved(kind), run.achieved(other)) == (0.375, 0.0)
+    for policy in (SparsityPolicy(0.5), SparsityPolicy(0.5, kinds=[other])):
+        with (
+            pytest.raises(UserError, match=rf"sparsity\.kinds must be among \['{kind}'\].*got .*'{other}'"),
+            sparse(lm.model, scorer, policy),
+        ):
+            pass
+    with sparse(lm.model, scorer, level=0):  # prunes nothing
         pass
 
 

@@ -9,6 +9,7 @@ from shadow.objectives import Active, LogSquares
 from shadow.packing import encode, pack
 from shadow.predictor_module import Descent, EpochShuffle, PredictorModule, Reading, TraceData
 from shadow.predictors import NetShape, TapNet
+from shadow.sites import KINDS
 from shadow.traces import FEATURES, Traces, files_of, finish, inspect, write_shard
 
 WINDOWS, TOKENS, LAYERS, WIDTH = 30, 10, 3, 8
@@ -44,14 +45,14 @@ def store(request, tmp_path):
     return Traces(tmp_path)
 
 
-def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0):
+def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0, ahead=0, kinds=KINDS):
     reading = Reading(rows, state, FEATURES)
-    return TraceData([store], "fisher", list(taps), reading, val_share, 64, seed)
+    return TraceData([store], "fisher", list(taps), reading, val_share, 64, seed, ahead, kinds)
 
 
-def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None):
+def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None, ahead=0):
     torch.manual_seed(seed)
-    net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2))
+    net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2), ahead)
     return PredictorModule(
         net, objective or LogSquares(floor), Descent(lr=0.02, weight_decay=0.0, warmup=0.1)
     )
@@ -114,6 +115,17 @@ def test_samples_hold_the_taps_states_and_the_scores_from_the_first_tap_on(store
         assert torch.equal(sample.scores[kind], store.read("token", "fisher", kind, rows)[:, 1:])
 
 
+@pytest.mark.parametrize(("taps", "ahead"), [((0,), 1), ((0, 1), 1), ((1,), 1), ((0,), 2)])
+def test_a_sample_of_taps_that_look_ahead_holds_the_scores_of_the_scored_layers_alone(store, taps, ahead):
+    data = make_data(store, taps, ahead=ahead)
+    sample, rows = data.val.__getitems__([5, 3]), data.val.indices[[5, 3]]
+    assert torch.equal(sample.states, store.read("token", FEATURES, "state", rows)[:, list(taps)])
+    for kind in UNITS:
+        scores = store.read("token", "fisher", kind, rows)[:, taps[0] + ahead :]
+        assert torch.equal(sample.scores[kind], scores)
+    assert make_module(taps, ahead=ahead).targets(sample).keys() == UNITS.keys()
+
+
 def test_window_rows_are_read_with_the_state_that_is_asked_for(store):
     data = make_data(store, rows="window", state="prompt/last")
     sample = everything(data)
@@ -152,7 +164,9 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             orders.append(batch.states.sum().item())
             return super().training_step(batch, batch_idx)
 
-    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), 0.0, 0.0)
+    module = Spy(
+        TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), Descent(0.0, 0.0, 0.1)
+    )
     fit(module, make_data(store), 2)
     half = len(orders) // 2
     assert orders[:half] != orders[half:]
@@ -188,6 +202,20 @@ def test_the_start_finds_a_linear_map(store, taps):
         torch.testing.assert_close(found[kind][:, 0], targets[kind][:, 0], rtol=0, atol=0.01)
         last = (found[kind][:, 1] - targets[kind][:, 1]).abs().mean()
         assert (last < 0.01) if taps == (1,) else (last > 0.1)
+
+
+@pytest.mark.parametrize("store", ["linear"], indirect=True)
+def test_the_start_of_a_tap_that_looks_ahead_finds_the_map_to_the_layers_that_it_scores(store):
+    """The scores of layer 2 are a map of the state at layer 1, and of nothing at layer 0."""
+    data, module = make_data(store, (0, 1), ahead=1), make_module((0, 1), ahead=1)
+    module.start(data, 1e-6)
+    sample = everything(data, "val")
+    targets = module.targets(sample)
+    with torch.no_grad():
+        found = module.net(sample.states)
+    for kind in UNITS:
+        torch.testing.assert_close(found[kind][:, 1], targets[kind][:, 1], rtol=0, atol=0.01)
+        assert (found[kind][:, 0] - targets[kind][:, 0]).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("ridge", [0.01, 0.1, 1.0])
@@ -243,6 +271,22 @@ def test_a_net_learns_which_units_are_active(store, levels):
     assert losses(module, data)[0] < before
     assert logged["val/loss"] < logged["val/static_loss"]
     assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
+
+
+@pytest.mark.parametrize("ridge", [None, 0.1])
+def test_a_net_of_one_kind_learns_what_it_says_and_reads_no_other(store, ridge):
+    torch.manual_seed(0)
+    net = TapNet([1], LAYERS, WIDTH, {"head": 4}, NetShape(8, 16, 2))
+    data, module = (
+        make_data(store, kinds=["head"]),
+        PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1)),
+    )
+    assert everything(data).scores.keys() == {"head"}
+    module.start(data, ridge)
+    before = losses(module, data)[0]
+    trainer = fit(module, data, 20)
+    assert losses(module, data)[0] < before
+    assert trainer.callback_metrics["val/loss"] < trainer.callback_metrics["val/static_loss"]
 
 
 def test_training_leaves_the_static_mean_alone(store):

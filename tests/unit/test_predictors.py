@@ -28,11 +28,23 @@ def test_a_net_scores_every_layer_from_its_first_tap_on(tiny_llama, make_net, ta
 
 
 @pytest.mark.parametrize(
-    ("taps", "spans"), [([1], [[1, 2, 3]]), ([1, 3], [[1, 2], [3]]), ([1, 2, 3], [[1], [2], [3]])]
+    ("taps", "ahead", "spans"),
+    [
+        ([1], 0, [[1, 2, 3]]),
+        ([1, 3], 0, [[1, 2], [3]]),
+        ([1, 2, 3], 0, [[1], [2], [3]]),
+        ([0], 1, [[1, 2, 3]]),
+        ([0, 1, 2], 1, [[1], [2], [3]]),
+        ([0, 1], 2, [[2], [3]]),
+    ],
 )
-def test_a_tap_scores_the_layers_up_to_the_next(tiny_llama, make_net, taps, spans):
-    scorer = Predicted(make_net(tiny_llama, taps), "scores")
+def test_a_tap_scores_the_layers_up_to_the_next_or_so_many_ahead(tiny_llama, make_net, taps, ahead, spans):
+    scorer = Predicted(make_net(tiny_llama, taps, ahead=ahead), "scores")
     assert list(scorer.taps) == taps
+    assert scorer.first == spans[0][0]
+    assert scorer.shape.layers == 4
+    of_all = scorer.net(states(2, len(taps)))
+    assert {values.shape[1] for values in of_all.values()} == {4 - scorer.first}
     for tap, span in zip(taps, spans):
         found = scorer.at(tap, states(2, 7), None)
         assert set(found) == {(layer, kind) for layer in span for kind in UNITS}
@@ -74,6 +86,18 @@ def test_a_rank_wider_than_the_state_adds_nothing():
         TapNet([1], 4, 32, UNITS, NetShape(32, 16, 2)),
     )
     assert sum(p.numel() for p in wide.parameters()) == sum(p.numel() for p in square.parameters())
+
+
+def test_a_rank_of_more_than_what_is_said_adds_nothing():
+    net = TapNet([1, 3], 4, 32, {"head": 4}, NetShape(1000, 16, 0))
+    assert [reader.down.out_features for reader in net.readers] == [8, 4]
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 33 * 8 + 8 * 8 + 33 * 4 + 4 * 4
+
+
+def test_a_net_of_one_kind_says_nothing_of_the_other(tiny_llama, make_net):
+    net = make_net(tiny_llama, [1, 2], kinds=["head"])
+    assert net(states(5, 2)).keys() == {"head"}
+    assert set(Predicted(net, "scores").at(1, states(2, 7), None)) == {(1, "head")}
 
 
 def test_the_size_of_a_net_follows_its_shape():

@@ -64,6 +64,8 @@ PREDICTOR = [
     "predictor=layerwise",
     "predictor.rank=3",
     "predictor.hidden=7",
+    "predictor.ahead=1",
+    "predictor.kinds=[head]",
     "predictor.depth=1",
     "predictor.rounds=1",
     "predictor.levels=[0.3]",
@@ -379,6 +381,40 @@ def test_so_many_taps_are_spread_evenly_over_the_layers_from_1_on(compose, asked
     assert predictor_taps(compose("train", f"predictor.taps={asked}"), layers) == taps
 
 
+@pytest.mark.parametrize(
+    ("asked", "ahead", "layers", "taps"),
+    [
+        ("each", 1, 4, [0, 1, 2]),
+        ("each", 2, 4, [0, 1]),
+        (1, 1, 30, [0]),
+        (2, 1, 30, [0, 14]),
+        (4, 3, 30, [0, 6, 13, 20]),
+        (9, 1, 4, [0, 1, 2]),
+        ("[0,2]", 1, 4, [0, 2]),
+    ],
+)
+def test_taps_that_look_ahead_lie_so_many_layers_before_what_they_score(compose, asked, ahead, layers, taps):
+    cfg = compose("train", f"predictor.taps={asked}", f"predictor.ahead={ahead}")
+    assert predictor_taps(cfg, layers) == taps
+
+
+def test_the_real_dejavu_reads_the_layer_before(compose):
+    assert predictor_taps(compose("train", "predictor=dejavu"), 30) == list(range(29))
+
+
+@pytest.mark.parametrize(
+    ("taps", "ahead", "message"),
+    [
+        ("[1,3]", 1, r"predictor\.taps.*\[0, 3\).*predictor\.ahead=1.*\[1, 3\]"),
+        ("each", 4, r"predictor\.ahead.*4 layers, got 4"),
+        ("2", 9, r"predictor\.ahead.*4 layers, got 9"),
+    ],
+)
+def test_taps_that_look_beyond_the_last_layer_are_refused(compose, taps, ahead, message):
+    with pytest.raises(UserError, match=message):
+        predictor_taps(compose("train", f"predictor.taps={taps}", f"predictor.ahead={ahead}"), 4)
+
+
 def test_a_tap_beyond_the_model_is_refused_once_its_layers_are_known(compose):
     with pytest.raises(UserError, match=r"predictor\.taps.*\[0, 4\).*\[1, 4\]"):
         predictor_taps(compose("train", "predictor.taps=[1,4]"), 4)
@@ -394,6 +430,12 @@ def test_later_rounds_need_levels_at_which_something_goes_and_something_stays(co
 def test_what_is_active_is_what_is_positive_or_what_plans_keep(compose, active):
     with pytest.raises(UserError, match=r"predictor\.active.*`positive`"):
         check_train(compose("train", "predictor=dejavu", f"predictor.active={active}"))
+
+
+def test_the_regression_alone_is_not_left_out(compose):
+    with pytest.raises(UserError, match=r"predictor\.epochs=0.*predictor\.ridge.*got None and 0"):
+        check_train(compose("train", "predictor=ridge", "predictor.ridge=null"))
+    check_train(compose("train", "predictor=ridge", "predictor.taps=each", "predictor.rank=5000"))
 
 
 def test_later_rounds_learn_from_single_tokens(compose):
@@ -416,8 +458,15 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.taps=[2,1]", r"predictor\.taps"),
         ("predictor.taps=0", r"predictor\.taps.*how many.*0"),
         ("predictor.taps=all", r"predictor\.taps.*`each`.*all"),
+        ("predictor.ahead=-1", r"predictor\.ahead.*at least 0, got -1"),
+        ("predictor.ahead=0.5", r"predictor\.ahead.*whole number.*0\.5"),
+        ("predictor.kinds=[]", r"predictor\.kinds.*'head', 'neuron'.*\[\]"),
+        ("predictor.kinds=[heads]", r"predictor\.kinds.*'heads'"),
+        ("predictor.kinds=[head,head]", r"predictor\.kinds.*'head', 'head'"),
         ("predictor.rank=0", r"predictor\.rank.*at least 1.*0, 576 and 2"),
         ("predictor.depth=-1", r"predictor\.depth.*at least 0.*72, 576 and -1"),
+        ("predictor.epochs=-1", r"predictor\.epochs.*at least 0, got -1"),
+        ("predictor.epochs=0", r"predictor\.epochs=0.*predictor\.depth=0, got 0\.1 and 2"),
         ("predictor.rounds=-1", r"predictor\.rounds.*-1"),
         ("predictor.loss=mse", r"predictor\.loss.*'log_mse', 'bce'.*'mse'"),
         ("predictor.loss=bce", r"predictor\.loss=bce.*predictor\.ridge=null.*0\.1"),
@@ -523,6 +572,16 @@ def test_a_copy_of_no_rank_is_refused(compose):
 def test_a_loss_that_there_is_not_is_refused_for_every_scorer_that_has_one(compose, predictor):
     job = ["make_missing=true", "traces.loss=all", f"predictor={predictor}"]
     with pytest.raises(UserError, match=r"traces\.loss.*'all'"):
+        check_scorer(compose("evaluate", *job))
+
+
+def test_a_kind_that_the_predictor_does_not_score_is_not_pruned(compose):
+    job = ["predictor=linear_heads", "make_missing=true"]
+    check_train(compose("train", *job[:1]))  # which prunes nothing
+    check_scorer(compose("evaluate", *job, "sparsity.kinds=[head]"))
+    check_scorer(compose("evaluate", *job, "sparsity.level=0"))
+    message = r"sparsity\.kinds.*predictor\.kinds=\['head'\].*\['head', 'neuron'\]"
+    with pytest.raises(UserError, match=message):
         check_scorer(compose("evaluate", *job))
 
 

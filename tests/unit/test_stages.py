@@ -19,9 +19,11 @@ from shadow.batches import collate
 from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.errors import UserError
 from shadow.jobs import settings, stages
+from shadow.jobs.planning import plan_of
 from shadow.masked import sparse
-from shadow.predictor_module import PredictorModule
-from shadow.predictors import Fixed, Oracle, Predicted
+from shadow.objectives import LogSquares
+from shadow.predictor_module import Descent, PredictorModule, Reading, TraceData
+from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet
 from shadow.scores import score as score_batch
 from shadow.sites import find_sites, watch
 from shadow.traces import FEATURES, MEANS, Traces, covered, files_of, read_manifest, read_means
@@ -693,6 +695,51 @@ def test_layerwise_is_the_net_with_a_tap_in_every_layer_from_1_on(fitted, taps):
         assert torch.equal(found[name], values), name
 
 
+def test_the_config_of_a_predictor_that_looks_ahead_says_so(fitted, compose):
+    folder = fitted("predictor=layerwise", "predictor.ahead=1", "predictor.epochs=1")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["taps"], config["ahead"]) == ([0, 1, 2], 1)
+    loaded = stages.load_predictor(folder, stages.load_lm(compose("train", *SMALL)))
+    assert (loaded.taps, loaded.first) == ([0, 1, 2], 1)
+
+
+RIDGE = ("predictor=ridge", "predictor.epochs=0", "predictor.depth=0")
+
+
+@pytest.mark.parametrize("taps", [[1], [1, 3]], ids=str)
+def test_the_ridge_is_the_closed_form_of_the_training_rows(fit, compose, taps):
+    folder = fit(*RIDGE, f"predictor.taps={taps}", "predictor.rank=99")
+    cfg = compose("train", *SMALL, *RIDGE)
+    store = stages.get_traces(cfg, stages.load_lm(cfg))
+    data = TraceData([store], "l2_norm", taps, Reading("token", "state", FEATURES), 0.1, 16, cfg.seed)
+    net = TapNet(taps, 4, 32, {"head": 4, "neuron": 64}, NetShape(32, 1, 0))
+    module = PredictorModule(net, LogSquares(cfg.predictor.floor), Descent(0.0, 0.0, 0.1))
+    module.start(data, cfg.predictor.ridge)
+    for name, values in load_file(folder / "predictor.safetensors").items():
+        assert torch.equal(values, net.state_dict()[name]), name
+
+
+def test_a_fit_without_descent_has_the_metrics_of_one_with_it_and_is_found_again(fit):
+    folder = fit(*RIDGE)
+    metrics = json.loads((folder / "config.json").read_text())["metrics"]
+    assert metrics.keys() >= {"val/loss", "val/spearman", "val/static_recall@50", "val/mass@70"}
+    assert metrics["val/loss"] > 0
+    kept = changes(folder)
+    assert fit(*RIDGE) == folder
+    assert changes(folder) == kept
+
+
+@pytest.mark.parametrize("predictor", ["unified", "layerwise", "dejavu", "linear_heads", "ridge"])
+def test_a_plan_tells_the_size_that_the_fitted_predictor_has(fitted, compose, predictor):
+    job = (
+        (f"predictor={predictor}", "predictor.epochs=0")
+        if predictor == "ridge"
+        else (f"predictor={predictor}",)
+    )
+    config = json.loads((fitted(*job) / "config.json").read_text())
+    assert plan_of(compose("train", *SMALL, *job))["predictor_parameters"] == config["parameters"]
+
+
 ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "predictor.levels=[0.25,0.75]")
 
 
@@ -738,6 +785,13 @@ def in_one_pass(lm, predictor, level, examples, fill):
     with dropping as run, watch(lm.model, [3], lambda _, x: found.append(x)):
         run.logits(collate(examples))
     return found[0]
+
+
+def test_a_later_round_of_heads_prunes_heads_alone(fit, compose):
+    job = (*ROUNDS, "predictor=linear_heads", "predictor.levels=[0.5]")
+    folder = fit(*job, "predictor.rounds=1")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["kinds"], config["rows"]["train"]) == (["head"], 2 * 18 * 6)
 
 
 def test_a_later_round_takes_the_fit_before_as_it_is_there(fit):
