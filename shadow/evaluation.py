@@ -178,7 +178,5 @@ def task_metrics(
 def _of_documents(logged: Sequence[dict], metric: str, filtered: str) -> list[float] | None:
     """What lm-eval logged of each document, in their order; None for metrics that are no mean of numbers."""
     ours = sorted((one for one in logged if one["filter"] == filtered), key=lambda one: one["doc_id"])
-    values = [one.get(metric) for one in ours]
-    if not all(isinstance(value, bool | int | float) for value in values):
-        return None
-    return [float(value) for value in values]
+    values = [float(one[metric]) for one in ours if isinstance(one.get(metric), int | float)]
+    return values if len(values) == len(ours) else None

@@ -66,13 +66,14 @@ def find_surveys(records: list[Record]) -> list[Survey]:
 
 def survey(records: list[Record]) -> Survey:
     found = chart(records)
-    if found.perplexity is None:
+    perplexity = found.perplexity
+    if perplexity is None:
         return Survey(found, [])
-    found = replace(found, notes=[*found.notes, *missing(records, found.perplexity)])
+    found = replace(found, notes=[*found.notes, *missing(records, perplexity)])
     entries = []
     for label, levels in by_label(records).items():
         for level in sorted(levels):
-            over = over_dense(levels[level], records, found.perplexity)
+            over = over_dense(levels[level], records, perplexity)
             if over:
                 first = levels[level][0]
                 family = label.replace(f" {word_of(first)}", "", 1) if word_of(first) else label

@@ -1,6 +1,7 @@
 """From predictors by their size to a figure: nats against size and against taps, a column for each level."""
 
 import math
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -148,10 +149,10 @@ def scale_across(ax: Axes, places: list[float], by: str) -> None:
 
 
 def legend(figure: Figure, families: list[str], dense_fed: bool) -> None:
-    bare = {"linestyle": "", "markersize": 6}
+    bare: dict[str, Any] = {"linestyle": "", "markersize": 6}
     handles = [Line2D([], [], label=name, **bare, **look(n)) for n, name in enumerate(families)]
     if dense_fed:
-        hollow = {"marker": "o", "color": GREY, "markerfacecolor": "white"}
+        hollow: dict[str, Any] = {"marker": "o", "color": GREY, "markerfacecolor": "white"}
         handles.append(Line2D([], [], label="hollow: dense-fed", **bare, **hollow))
     if not handles:
         return

@@ -62,7 +62,8 @@ LEGEND = (
     "Nats: log perplexity less that of the dense model, window by window; ± is the standard error of its "
     "mean over windows, and in brackets are the lowest and the highest of the seeds, if several. In the "
     "figure the bars are from the lowest to the highest seed; of one seed, the standard error. A star: no "
-    "smaller net in one pass is better. Dense-fed nets read the states of a dense pass, not to be had in use."
+    "smaller net in one pass is better. Dense-fed nets read the states of a dense pass, impossible in use. "
+    "What is no worse than dense is not in the figure, whose scale is logarithmic."
 )
 
 
