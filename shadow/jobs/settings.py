@@ -17,7 +17,7 @@ from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.hub import CONFIG
 from shadow.models import describe_folder
-from shadow.objectives import Active, LogSquares, Objective
+from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
 from shadow.packing import Stored
 from shadow.predictors import NetShape
 from shadow.sites import KINDS, Kind
@@ -238,23 +238,35 @@ def are_levels(levels: Sequence[float]) -> bool:
 
 def objective_of(cfg: DictConfig) -> Objective:
     settings = cfg.predictor
-    require_choice("predictor.loss", settings.loss, ["log_mse", "bce"])
+    require_choice("predictor.loss", settings.loss, ["log_mse", "bce", "listwise", "pairwise", "cutoff"])
+    if settings.floor < 0:
+        raise UserError(f"predictor.floor is added to scores and must be at least 0, got {settings.floor}")
     if settings.loss == "log_mse":
         return LogSquares(settings.floor)
+    if settings.loss == "listwise":
+        return Listwise(settings.floor)
+    if settings.loss == "pairwise":
+        return Pairwise(settings.floor)
+    if settings.loss == "cutoff":
+        return Cutoff(settings.floor, active_levels(cfg))
     if settings.ridge is not None:
         raise UserError(
             "predictor.loss=bce learns logits, where the ridge regression does not start: give "
             f"predictor.ridge=null, got {settings.ridge}"
         )
-    if settings.active == "positive":
-        return Active(None)
-    levels = [] if isinstance(settings.active, str) else list(settings.active)
+    return Active(None if settings.active == "positive" else active_levels(cfg))
+
+
+def active_levels(cfg: DictConfig) -> list[float]:
+    active = cfg.predictor.active
+    levels = [] if isinstance(active, str) else list(active)
     if not are_levels(levels):
+        positive = "`positive`, or " if cfg.predictor.loss == "bce" else ""
         raise UserError(
-            "predictor.active must be `positive`, or levels in (0, 1) whose plans keep what is active, got "
-            f"{settings.active}"
+            f"predictor.active must be {positive}levels in (0, 1) whose plans keep what is active, got "
+            f"{active}, with predictor.loss={cfg.predictor.loss}"
         )
-    return Active(levels)
+    return levels
 
 
 def check_epochs(cfg: DictConfig) -> None:
@@ -405,12 +417,17 @@ def check_scorer(cfg: DictConfig) -> None:
 
 
 def check_scored(cfg: DictConfig) -> None:
-    """Refuse to prune a kind of units of which the predictor says nothing."""
+    """Refuse plans of what the predictor says nothing about."""
     kinds = predictor_kinds(cfg)
     if not set(cfg.sparsity.kinds) <= set(kinds):
         raise UserError(
             f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
             f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
+        )
+    if cfg.sparsity.scope == "global" and cfg.predictor.loss in ("listwise", "pairwise", "cutoff"):
+        raise UserError(
+            f"predictor.loss={cfg.predictor.loss} learns the order within a layer, and not how layers "
+            "compare: give sparsity.scope=layer, got global"
         )
 
 
