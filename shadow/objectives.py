@@ -1,17 +1,18 @@
-"""What a predictor is trained towards: large scores, or which units are active."""
+"""What a predictor is trained towards: large scores, their order, or which units stay."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, softplus
 
 from shadow.rank_metrics import ranks, stay
+from shadow.sparsity import kept
 
 
 class Objective(Protocol):
-    """What a net says is compared with `target`; where it says the same of all rows, `start` is best."""
+    """What a net says is compared with `target`; said of all rows alike, `start` is best, or near it."""
 
     def target(self, scores: Tensor, mean: Tensor) -> Tensor:
         """scores: [N, S, U], at least 0; mean: [S, 1], of a layer's scores -> [N, S, U]."""
@@ -68,3 +69,71 @@ class Active:
     def loss(self, said: Tensor, target: Tensor) -> Tensor:
         share = target.mean() + 0.005
         return binary_cross_entropy_with_logits(said, target, weight=target * (1 - share) + share)
+
+
+class Listwise(LogSquares):
+    """ListNet, top one (Cao et al. 2007): -sum_u p_u log q_u of a layer, the mean over rows and layers.
+
+    p: the softmax of the targets, which is score + floor * mean as a share of its sum in the layer; q: the
+    softmax of what is said. Least where that is the target plus any constant, so squares may start it.
+    """
+
+    def loss(self, said: Tensor, target: Tensor) -> Tensor:
+        return -(target.softmax(-1) * said.log_softmax(-1)).sum(-1).mean()
+
+
+class Pairwise(LogSquares):
+    """RankNet (Burges et al. 2005): |t_u - t_v| log(1 + exp(-(s_u - s_v))) of pairs in a layer with targets
+    t_u > t_v, of which s_u and s_v are said; the mean over pairs.
+
+    The weight is what a wrong order costs: where two log scores are near, their order is noise, and no plan
+    is much the worse for it. Row n of a batch pairs each unit with the one k places on, around the layer, k =
+    1 + floor(n * 0.618 * (U - 1)) mod (U - 1): other pairs in other rows, the same ones for the same batch.
+    """
+
+    def loss(self, said: Tensor, target: Tensor) -> Tensor:
+        other = partners(len(said), said.shape[-1], said.device)[:, None].expand_as(said)
+        gap = target - target.gather(-1, other)
+        lead = gap.sign() * (said - said.gather(-1, other))
+        return (gap.abs() * softplus(-lead)).mean()
+
+
+def partners(rows: int, units: int, device: torch.device) -> Tensor:
+    """-> int64 [N, U]: the unit that each one is paired with, in each row of a batch."""
+    row, unit = torch.arange(rows, device=device), torch.arange(units, device=device)
+    others = max(1, units - 1)
+    # the golden section spreads the distances of successive rows evenly
+    places = 1 + (row * 0.618 * others).long() % others
+    return (unit + places[:, None]) % units
+
+
+class Cutoff(LogSquares):
+    """What errors of plans cost: |t_u - b| log(1 + exp(-y_u (s_u - c))), the mean over units and levels.
+
+    t_u is a unit's target and s_u what is said. b is the border of the plan of the targets at a level, midway
+    between the least of those that stay and the largest of those that go; c is the same of what is said, its
+    distance from their mean held fixed. y_u is 1 for t_u > b, else -1. So a unit weighs by how far it is from
+    the border: by what a mistake about it costs. Where all units of a kind stay there is no loss.
+    """
+
+    def __init__(self, floor: float, levels: Sequence[float]) -> None:
+        super().__init__(floor)
+        self.levels = levels
+
+    def loss(self, said: Tensor, target: Tensor) -> Tensor:
+        # with the border alone held fixed, all units would rise together, and it with them, without end
+        said = said - said.mean(-1, keepdim=True)
+        ordered, guessed = target.sort(-1).values, said.detach().sort(-1).values
+        losses = [said.sum() * 0]
+        for level in self.levels:
+            goes = target.shape[-1] - kept(target.shape[-1], level)
+            if goes:
+                above = target - border(ordered, goes)
+                margin = above.sign() * (said - border(guessed, goes))
+                losses.append((above.abs() * softplus(-margin)).mean())
+        return torch.stack(losses).sum() / len(self.levels)
+
+
+def border(ordered: Tensor, goes: int) -> Tensor:
+    """ordered: [..., U], rising -> [..., 1]: midway between the last of those that go and the next."""
+    return ordered[..., goes - 1 : goes + 1].mean(-1, keepdim=True)

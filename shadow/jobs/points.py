@@ -91,7 +91,7 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         settings["loss"] = cfg.traces.loss
     if cfg.sparsity.level > 0:
         settings |= {
-            "sparsity": names.plain(cfg.sparsity),
+            "sparsity": names.plain(cfg.sparsity) | {"fill": names.fill_of(cfg)},
             "scorer": cfg.predictor.name,
             "criterion": cfg.criterion.name,
         }
@@ -187,7 +187,7 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
         "level": cfg.sparsity.level,
         "decided_at": cfg.sparsity.decided_at,
         "scope": cfg.sparsity.scope,
-        "fill": cfg.sparsity.fill,
+        "fill": names.fill_of(cfg),
         "data": names.data_label(cfg),
         **{f"achieved_{kind}": share for kind, share in record["achieved"].items()},
         "code": record["code"],

@@ -17,7 +17,7 @@ from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.hub import CONFIG
 from shadow.models import describe_folder
-from shadow.objectives import Active, LogSquares, Objective
+from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
 from shadow.packing import Stored
 from shadow.paper import MinMax, MLPShape
 from shadow.predictor_module import Reading
@@ -41,7 +41,8 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
-FILLS = ("zero", "mean")
+FILLS = ("auto", "zero", "mean")
+LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
 NETS = (
     *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
     *("unified_paper", "unified_paper_global", "layerwise_paper"),
@@ -126,7 +127,7 @@ def traces_folder(cfg: DictConfig) -> Path:
 def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
     """What names the states that the predictor of `before` leaves of the same windows at this level."""
     found = trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
-    return found | ({} if before.sparsity.fill == "zero" else {"fill": before.sparsity.fill})
+    return found | ({} if fill_of(before) == "zero" else {"fill": fill_of(before)})
 
 
 def pruned_folder(before: DictConfig, level: float) -> Path:
@@ -252,9 +253,17 @@ def are_levels(levels: Sequence[float]) -> bool:
 
 def objective_of(cfg: DictConfig) -> Objective:
     settings = cfg.predictor
-    require_choice("predictor.loss", settings.loss, ["log_mse", "bce", "min_max_layer", "min_max_global"])
+    require_choice("predictor.loss", settings.loss, LOSSES)
+    if settings.floor < 0:
+        raise UserError(f"predictor.floor is added to scores and must be at least 0, got {settings.floor}")
     if settings.loss == "log_mse":
         return LogSquares(settings.floor)
+    if settings.loss == "listwise":
+        return Listwise(settings.floor)
+    if settings.loss == "pairwise":
+        return Pairwise(settings.floor)
+    if settings.loss == "cutoff":
+        return Cutoff(settings.floor, active_levels(cfg))
     if settings.loss in ("min_max_layer", "min_max_global"):
         return MinMax("layer" if settings.loss == "min_max_layer" else "global")
     if settings.ridge is not None:
@@ -262,15 +271,19 @@ def objective_of(cfg: DictConfig) -> Objective:
             "predictor.loss=bce learns logits, where the ridge regression does not start: give "
             f"predictor.ridge=null, got {settings.ridge}"
         )
-    if settings.active == "positive":
-        return Active(None)
-    levels = [] if isinstance(settings.active, str) else list(settings.active)
+    return Active(None if settings.active == "positive" else active_levels(cfg))
+
+
+def active_levels(cfg: DictConfig) -> list[float]:
+    active = cfg.predictor.active
+    levels = [] if isinstance(active, str) else list(active)
     if not are_levels(levels):
+        positive = "`positive`, or " if cfg.predictor.loss == "bce" else ""
         raise UserError(
-            "predictor.active must be `positive`, or levels in (0, 1) whose plans keep what is active, got "
-            f"{settings.active}"
+            f"predictor.active must be {positive}levels in (0, 1) whose plans keep what is active, got "
+            f"{active}, with predictor.loss={cfg.predictor.loss}"
         )
-    return Active(levels)
+    return levels
 
 
 def check_epochs(cfg: DictConfig) -> None:
@@ -324,8 +337,8 @@ def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in TRAINER_WHERE}
     # only later rounds see what stands in a dropped unit's place
-    seen = cfg.predictor.rounds > 0 and cfg.sparsity.fill != "zero"
-    filled = {"fill": cfg.sparsity.fill} if seen else {}
+    seen = cfg.predictor.rounds > 0 and fill_of(cfg) != "zero"
+    filled = {"fill": fill_of(cfg)} if seen else {}
     return {
         "traces": trace_settings(cfg),
         "size": asked_size(cfg),
@@ -359,7 +372,14 @@ def needs_means(cfg: DictConfig) -> bool:
         "oracle",
         "prompt_activation",
     )
-    return cfg.sparsity.level > 0 and (asks or cfg.sparsity.fill == "mean")
+    return cfg.sparsity.level > 0 and (asks or fill_of(cfg) == "mean")
+
+
+def fill_of(cfg: DictConfig) -> str:
+    """`zero` or `mean`: what stands in a dropped unit's place."""
+    if cfg.sparsity.fill != "auto":
+        return cfg.sparsity.fill
+    return "mean" if cfg.criterion.name in criteria.BESIDE_MEANS else "zero"
 
 
 def check_train(cfg: DictConfig) -> None:
@@ -446,12 +466,17 @@ def check_scorer(cfg: DictConfig) -> None:
 
 
 def check_scored(cfg: DictConfig) -> None:
-    """Refuse to prune a kind of units of which the predictor says nothing."""
+    """Refuse plans of what the predictor says nothing about."""
     kinds = predictor_kinds(cfg)
     if not set(cfg.sparsity.kinds) <= set(kinds):
         raise UserError(
             f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
             f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
+        )
+    if cfg.sparsity.scope == "global" and cfg.predictor.loss in ("listwise", "pairwise", "cutoff"):
+        raise UserError(
+            f"predictor.loss={cfg.predictor.loss} learns the order within a layer, and not how layers "
+            "compare: give sparsity.scope=layer, got global"
         )
 
 

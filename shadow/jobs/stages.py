@@ -30,6 +30,7 @@ from shadow.jobs.settings import (
     asked_parts,
     asked_size,
     calibration_data,
+    fill_of,
     holds,
     model_label,
     objective_of,
@@ -112,7 +113,7 @@ def get_means(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
 
 def get_fill(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
     """What stands in a dropped unit's place, as `sparse` takes it."""
-    return get_means(cfg, lm) if cfg.sparsity.fill == "mean" and cfg.sparsity.level > 0 else None
+    return get_means(cfg, lm) if fill_of(cfg) == "mean" and cfg.sparsity.level > 0 else None
 
 
 def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
@@ -124,7 +125,7 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
     before.predictor.rounds -= 1
     predictor = load_predictor(get_predictor(before, lm, loggers), lm)
     stores = []
-    fill = get_means(cfg, lm) if cfg.sparsity.fill == "mean" else None
+    fill = get_means(cfg, lm) if fill_of(cfg) == "mean" else None
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
         policy = SparsityPolicy(level, dense_layers=range(predictor.first), kinds=predictor.kinds)

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from shadow.errors import UserError
-from shadow.objectives import Active, LogSquares
+from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise
 from shadow.packing import encode, pack
 from shadow.predictor_module import Descent, EpochShuffle, PredictorModule, Reading, TraceData
 from shadow.predictors import NetShape, TapNet
@@ -270,6 +270,34 @@ def test_a_net_learns_which_units_are_active(store, levels):
     logged = trainer.callback_metrics
     assert losses(module, data)[0] < before
     assert logged["val/loss"] < logged["val/static_loss"]
+    assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
+
+
+ORDERS = pytest.mark.parametrize(
+    "objective", [Listwise(0.5), Pairwise(0.5), Cutoff(0.5, [0.3, 0.7])], ids=lambda o: type(o).__name__
+)
+
+
+@ORDERS
+@pytest.mark.parametrize("ridge", [None, 0.1])
+def test_an_order_is_learnt_from_the_mean_or_the_ridge_of_log_scores_on(store, objective, ridge):
+    data, module, squares = make_data(store), make_module(objective=objective), make_module(floor=0.5)
+    module.start(data, ridge)
+    squares.start(data, ridge)
+    states = everything(data, "val").states
+    with torch.no_grad():
+        for kind, values in module.net(states).items():
+            assert torch.equal(values, squares.net(states)[kind])
+
+
+@ORDERS
+@pytest.mark.parametrize("store", ["curved"], indirect=True)
+def test_a_net_learns_the_order_of_units(store, objective):
+    data, module = make_data(store), make_module(objective=objective)
+    module.start(data, 0.1)
+    before = losses(module, data, "train")[0]
+    logged = fit(module, data, 20).callback_metrics
+    assert losses(module, data, "train")[0] < before
     assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
 
 

@@ -438,6 +438,21 @@ def test_the_regression_alone_is_not_left_out(compose):
     check_train(compose("train", "predictor=ridge", "predictor.taps=each", "predictor.rank=5000"))
 
 
+@pytest.mark.parametrize("active", ["[]", "[0.5,1.0]", "positive"])
+def test_what_errors_cost_is_learnt_at_levels(compose, active):
+    with pytest.raises(UserError, match=r"predictor\.active must be levels.*predictor\.loss=cutoff"):
+        check_train(compose("train", "predictor.loss=cutoff", f"predictor.active={active}"))
+
+
+@pytest.mark.parametrize("loss", ["listwise", "pairwise", "cutoff"])
+def test_an_order_within_layers_makes_no_ranking_over_layers(compose, loss):
+    job = [f"predictor.loss={loss}", "make_missing=true"]
+    check_scorer(compose("evaluate", *job, "predictor.ridge=null"))
+    check_scorer(compose("evaluate", *job))
+    with pytest.raises(UserError, match=rf"predictor\.loss={loss}.*sparsity\.scope=layer, got global"):
+        check_scorer(compose("evaluate", *job, "sparsity=global"))
+
+
 def test_later_rounds_learn_from_single_tokens(compose):
     job = ["sparsity.decided_at=prompt", "predictor.pooling=mean", "predictor.rounds=1"]
     with pytest.raises(UserError, match=r"predictor\.rounds=1.*predictor\.pooling=scores.*'mean'"):
@@ -468,7 +483,8 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.epochs=-1", r"predictor\.epochs.*at least 0, got -1"),
         ("predictor.epochs=0", r"predictor\.epochs=0.*predictor\.depth=0, got 0\.1 and 2"),
         ("predictor.rounds=-1", r"predictor\.rounds.*-1"),
-        ("predictor.loss=mse", r"predictor\.loss.*'log_mse', 'bce'.*'mse'"),
+        ("predictor.loss=mse", r"predictor\.loss.*'log_mse', 'bce', 'listwise', 'pairwise', 'cutoff'.*'mse'"),
+        ("predictor.floor=-0.1", r"predictor\.floor.*at least 0, got -0\.1"),
         ("predictor.loss=bce", r"predictor\.loss=bce.*predictor\.ridge=null.*0\.1"),
         ("predictor.name=unifed", r"predictor\.name.*unifed"),
         ("criterion.name=magnitude", r"criterion .*l2_norm.*magnitude"),
