@@ -119,7 +119,7 @@ class PredictorsCallback(CurveCallback):
     report = "predictors.md"
     command = "python -m sweeps --predictors"
     overruled = r"predictor="
-    contender = "contender='[unified,[1],72,token],[oracle,[1],1,sequence]'"
+    contender = "contender='[unified,[1],72,token,false],[oracle,[1],1,sequence,false]'"
 
     def rebuild(self, folder: Path) -> "Rebuilt":
         from sweeps.predictors_report import rebuild

@@ -165,9 +165,10 @@ def predictor_of(cfg: DictConfig) -> dict[str, Any] | None:
     if folder is None or cfg.sparsity.level == 0 or not (folder / hub.CONFIG).is_file():
         return None
     config = hub.read_config(folder)
+    net = config["net"]
     return {
         "taps": len(config["taps"]),
-        "rank": config["net"]["rank"],
+        "rank": net["rank"] if "rank" in net else net["neuron"],  # the paper's nets: of their larger part
         "parameters": config["parameters"],
         "share_of_model": config["share_of_model"],
     }

@@ -181,20 +181,21 @@ def test_every_contender_is_a_predictor_of_its_option_with_its_taps_and_rank(
 ) -> None:
     found = contenders()
     assert len({str(one) for one in found}) == len(found)
-    for name, taps, rank, decided_at in found:
-        text = f"contender=[{name},{taps},{rank},{decided_at}]"
+    for name, taps, rank, decided_at, dense_fed in found:
+        text = f"contender=[{name},{taps},{rank},{decided_at},{dense_fed}]"
         cfg = compose("evaluate", "sweep=predictors", text)
         settings.check_predictor(cfg)
         swept = OmegaConf.to_container(cfg.predictor, resolve=True)
         option = OmegaConf.to_container(compose("evaluate", f"predictor={name}").predictor, resolve=True)
         if name in settings.NETS:
-            option |= {"taps": taps, "rank": rank}
+            option |= {"taps": taps} if option["mlp"] else {"taps": taps, "rank": rank}
         assert swept == option
+        assert cfg.measure.dense_fed == dense_fed
         assert cfg.sparsity.decided_at == decided_at
 
 
 def test_a_recipe_can_be_changed(compose: Callable[..., DictConfig]) -> None:
     cfg = compose(
-        "evaluate", "sweep=predictors", "contender=[few_taps,4,16,token]", "recipe.few_taps.hidden=64"
+        "evaluate", "sweep=predictors", "contender=[few_taps,4,16,token,false]", "recipe.few_taps.hidden=64"
     )
     assert cfg.predictor.hidden == 64
