@@ -51,7 +51,7 @@ from shadow.models import LM
 from shadow.predictor_module import PredictorModule, TraceData
 from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
-from shadow.sites import KINDS, count_units, find_layers, find_sites
+from shadow.sites import KINDS, Kind, column_norms, count_units, find_layers, find_sites
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.traces import Traces
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -276,13 +276,22 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
     if not (folder / hub.CONFIG).is_file():
-        fit(cfg, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
+        norms = column_norms(find_sites(lm.model))
+        fit(cfg, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), norms, folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
 
 
-def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, loggers: list) -> None:
-    """pruned: stores of states of the same rows, to learn from beside those of `store`."""
+def fit(
+    cfg: DictConfig,
+    store: Traces,
+    pruned: list[Traces],
+    norms: dict[Kind, Tensor],
+    folder: Path,
+    loggers: list,
+) -> None:
+    """pruned: stores of states of the same rows, to learn from beside those of `store`; norms: of the columns
+    that read each unit, for the metrics."""
     start = time.monotonic()
     keep_memory()
     settings, facts = cfg.predictor, store.manifest
@@ -304,7 +313,7 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
     shape = predictor_shape(cfg)
     units = {kind: facts["units"][kind] for kind in kinds}
     net = TapNet(taps, facts["layers"], facts["width"], units, shape, settings.ahead)
-    module = PredictorModule(net, objective_of(cfg), settings.lr, settings.weight_decay)
+    module = PredictorModule(net, objective_of(cfg), settings.lr, settings.weight_decay, norms)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
     last = folder / "last.ckpt"
     if last.is_file() and not zipfile.is_zipfile(last):
@@ -339,6 +348,7 @@ def fit(cfg: DictConfig, store: Traces, pruned: list[Traces], folder: Path, logg
         "metrics": metrics,
         "versions": versions(),
     }
+    hub.save_metrics(folder, module.metrics_of_layers())
     hub.save_predictor(folder, net, config)
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
