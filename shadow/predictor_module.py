@@ -249,8 +249,11 @@ class PredictorModule(pl.LightningModule):
     def metrics_of_layers(self) -> list[dict[str, int | str | float]]:
         """Of the last validation, a row for each scored layer and kind."""
         return [
-            {"layer": self.net.first + index, "kind": kind}
-            | {name: float(total[index]) / self.validated for name, total in totals.items()}
+            {
+                "layer": self.net.first + index,
+                "kind": kind,
+                **{name: float(total[index]) / self.validated for name, total in totals.items()},
+            }
             for kind, totals in self.totals.items()
             for index in range(len(self.mean_scores[kind]))
         ]
