@@ -26,7 +26,8 @@ def main(cfg: DictConfig) -> None:
         if known is None:
             lm = stages.load_lm(cfg)
             scorer = stages.get_scorer(cfg, lm, this.loggers)
-            with sparse(lm.model, scorer, policy, cfg.sparsity.decided_at) as run:
+            fill = stages.get_fill(cfg, lm)
+            with sparse(lm.model, scorer, policy, cfg.sparsity.decided_at, fill=fill) as run:
                 metrics = points.measure(cfg, lm, run)
             achieved = {kind: run.achieved(kind) for kind in ("head", "neuron")}
             points.keep(cfg, this.record, achieved, metrics)

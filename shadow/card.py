@@ -4,12 +4,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shadow.criteria import BESIDE_MEANS
+
 TAGS = ("contextual-sparsity", "pruning", "shadowllm")
 # of a row of the curve, and what the card calls them; every other column but NAMES is a metric's
 COLUMNS = {
     "level": "level",
     "decided_at": "decided at",
     "scope": "scope",
+    "fill": "fill",
     "data": "data",
     "achieved_head": "heads skipped",
     "achieved_neuron": "neurons skipped",
@@ -30,6 +33,7 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
         "taps": listed(config["taps"]) + (f", {config['ahead']} ahead" if config["ahead"] else ""),
         "net": pairs(config["net"]),
         "parameters": f"{config['parameters']:,} ({100 * config['share_of_model']:.2f} % of the model)",
+        "means": f"{config.get('means', 0):,} numbers of the calibration's activations, beside the net",
         "rows": f"{config['rows']['train']} to train, {config['rows']['val']} to validate",
         "predictor": pairs(settings["predictor"]),
         "training": pairs(settings["trainer"]),
@@ -76,6 +80,7 @@ def usage(config: Mapping[str, Any]) -> str:
     source = config["settings"]["traces"]["model"]["source"]
     state = config["settings"]["reads"][1]  # `state` of each token, or `prompt/mean` and the like
     decided_at = f', decided_at="{state.split("/")[0]}"' if "/" in state else ""
+    fill = ", fill=predictor.means" if config["settings"]["criterion"] in BESIDE_MEANS else ""
     first = config["taps"][0] + config["ahead"]
     others = [f"dense_layers=range({first})"] if first > 1 else []
     others += [f"kinds={config['kinds']}"] if len(config["kinds"]) < len(config["units"]) else []
@@ -88,7 +93,7 @@ from shadow import {names}
 name = {json.dumps(source.get("hub_id") or f"path/to/{config['model']}")}
 model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
 predictor = load_predictor("path/to/this/folder")  # or its id on the hub
-with sparse(model, predictor, {policy}{decided_at}):
+with sparse(model, predictor, {policy}{decided_at}{fill}):
     ids = model.generate(tokenizer.encode("The", return_tensors="pt"), max_new_tokens=20)
 print(tokenizer.decode(ids[0]))
 ```"""
@@ -97,7 +102,8 @@ print(tokenizer.decode(ids[0]))
 def curve(rows: Sequence[Mapping[str, str]]) -> str:
     metrics = sorted({name for row in rows for name in row if not name.endswith(STDERR)} - {*COLUMNS, *NAMES})
     cells = (
-        [shown(row[name]) for name in COLUMNS] + [measured(row, metric) for metric in metrics] for row in rows
+        [shown(row.get(name, "")) for name in COLUMNS] + [measured(row, metric) for metric in metrics]
+        for row in rows
     )
     return table([*COLUMNS.values(), *metrics], cells)
 

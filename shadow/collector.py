@@ -1,6 +1,7 @@
 """Collecting traces: all criteria of a batch, reduced to window rows and sampled token rows."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.data import Numbered
 from shadow.packing import Stored, encode, pack
 from shadow.scores import score
-from shadow.sites import KINDS, Site, find_layers
-from shadow.traces import FEATURES, write_shard
+from shadow.sites import KINDS, Site, find_layers, find_sites, listen, visit
+from shadow.sparsity import Unit
+from shadow.traces import CONTEXTS, FEATURES, MEANS, write_shard
 
 Arrays = dict[str, Tensor]
 
@@ -54,17 +56,21 @@ class CriterionCollector(pl.LightningModule):
     that is spread over devices, and never makes it part of a checkpoint.
     """
 
-    def __init__(self, model: PreTrainedModel, keeping: Keeping) -> None:
+    def __init__(
+        self, model: PreTrainedModel, keeping: Keeping, means: Mapping[Unit, Tensor] | None = None
+    ) -> None:
+        """means: what `read_means` gives, for criteria of deviations from them."""
         super().__init__()
         self.outside = (model,)
-        self.keeping = keeping
+        self.keeping, self.means = keeping, means
         self.layers = len(find_layers(model))
 
     def on_predict_start(self) -> None:
         place(self.outside[0], self.device)
 
     def predict_step(self, numbered: Numbered, batch_idx: int) -> dict[str, Arrays]:
-        """-> each part's arrays; of a statistic what it compares, as `shown/<kind>`: [B, L, K, U, D]."""
+        """-> each part's arrays; of a statistic what it compares, as `shown/<kind>`: [B, L, K, U, D]; of the
+        means what they are of, as `sum/<kind>`: [1, L, U, D] and `tokens`: [1]."""
         (model,), keeping, batch = self.outside, self.keeping, numbered.batch
         lengths = batch.lengths.tolist()
         row, position = sampled(keeping, numbered)
@@ -88,12 +94,34 @@ class CriterionCollector(pl.LightningModule):
                     encode(values.cpu(), keeping.dtype, keeping.top),
                 )
 
-        criteria = [name for name in numbered.parts if name != FEATURES]
+        weights = batch.real().flatten().float()
+
+        def add_up(site: Site, x: Tensor) -> None:
+            total = weights.to(x.device) @ x.detach().flatten(0, 1).flatten(1).float()
+            self.put(
+                parts[MEANS],
+                f"sum/{site.kind}",
+                site.layer,
+                {"": total.view(1, *x.shape[2:]).double().cpu()},
+            )
+
+        criteria = [name for name in numbered.parts if name not in (FEATURES, CONTEXTS, MEANS)]
         taps = keeping.taps if FEATURES in numbered.parts else ()
-        found = score(model, batch, criteria, receive, taps, keeping.loss)
+        contexts: dict[int, Tensor] = {}
+        with ExitStack() as stack:
+            if MEANS in numbered.parts:
+                stack.enter_context(visit(find_sites(model), add_up))
+            if CONTEXTS in numbered.parts:
+                stack.enter_context(listen(model, keeping.taps, "context", contexts.__setitem__))
+            found = score(model, batch, criteria, receive, taps, keeping.loss, self.means)
+        if MEANS in numbered.parts:
+            parts[MEANS]["tokens"] = batch.lengths.sum()[None].cpu()
         if FEATURES in numbered.parts:
             states = torch.stack([found[tap].float().cpu() for tap in taps], 2)  # [B, T, taps, E]
             parts[FEATURES] = features(states, batch.to("cpu"), row, position, numbered.first)
+        if CONTEXTS in numbered.parts:
+            given = torch.stack([contexts[tap].detach().float().cpu() for tap in keeping.taps], 2)
+            parts[CONTEXTS] = pooled(given, batch.to("cpu"))
         answers = batch.prompt.clamp(max=batch.lengths - 1)
         for name in set(criteria) & set(STATISTICS):
             parts[name]["class"] = batch.ids.gather(1, answers[:, None])[:, 0].cpu()
@@ -125,15 +153,20 @@ def sampled(keeping: Keeping, numbered: Numbered) -> tuple[Tensor, Tensor]:
 
 def features(states: Tensor, batch: Batch, row: Tensor, position: Tensor, first: int) -> Arrays:
     """states: [B, T, taps, E]; row, position: [M], the sampled tokens -> the features' arrays."""
-    kept = {"token/state": states[row, position]}
-    for name, inside in {"prompt": batch.in_prompt(), "sequence": batch.real()}.items():
-        kept[f"window/{name}/last"] = last_of(states, inside)
-        kept[f"window/{name}/mean"] = mean_of(states, inside)
-    arrays: Arrays = {}
-    for name, values in kept.items():
-        arrays[name], arrays[f"{name}/scale"] = pack(values)
+    arrays = pooled(states, batch)
+    arrays["token/state"], arrays["token/state/scale"] = pack(states[row, position])
     arrays["window/window"] = torch.arange(first, first + len(states))
     arrays["token/window"], arrays["token/position"] = first + row, position
+    return arrays
+
+
+def pooled(values: Tensor, batch: Batch) -> Arrays:
+    """values: [B, T, taps, E] -> of each window's prompt and of all of it the last one's and the mean."""
+    arrays: Arrays = {}
+    for name, inside in {"prompt": batch.in_prompt(), "sequence": batch.real()}.items():
+        for how, of in {"last": last_of, "mean": mean_of}.items():
+            name_of = f"window/{name}/{how}"
+            arrays[name_of], arrays[f"{name_of}/scale"] = pack(of(values, inside))
     return arrays
 
 
@@ -182,10 +215,24 @@ class ShardWriter(pl.Callback):
             }
             if part in STATISTICS:
                 arrays = compare(part, arrays)
+            elif part == MEANS:
+                arrays = average(arrays)
             windows = self.ends[shard] - shard * self.shard_windows
             tokens = next((len(values) for name, values in arrays.items() if name.startswith("token/")), 0)
             write_shard(self.folder, self.store, part, shard, (windows, tokens), arrays, rank, world)
         self.waiting = []
+
+
+def average(arrays: Arrays) -> Arrays:
+    """Sums and counts of a shard's batches -> float32 [L, U, D] of each kind."""
+    means = {
+        f"mean/{kind}": (arrays[f"sum/{kind}"].sum(0) / arrays["tokens"].sum()).float() for kind in KINDS
+    }
+    if not all(torch.isfinite(mean).all() for mean in means.values()):
+        raise ValueError(
+            "activations are not finite: the model overflows in its dtype (try model.dtype=float32)"
+        )
+    return means
 
 
 def compare(name: str, arrays: Arrays) -> Arrays:

@@ -26,7 +26,11 @@ def add(folder: Path, config: Mapping[str, Any], row: Mapping[str, object]) -> N
     text = {name: "" if value is None else str(value) for name, value in row.items()}
     rows = [*(known for known in read(folder) if known["point"] != text["point"]), text]
     rows.sort(
-        key=lambda row: (row["data"], row["decided_at"], row["scope"], float(row["level"]), row["point"])
+        key=lambda row: (
+            *(row.get(name, "") for name in ("data", "decided_at", "scope", "fill")),
+            float(row["level"]),
+            row["point"],
+        )
     )
     metrics = sorted({name for row in rows for name in row} - set(FIRST))
     with writing(folder / CURVE) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:

@@ -26,8 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class Metric(NamedTuple):
+    """samples: a figure for each example, in order; their mean is the value, or of a perplexity its log."""
+
     value: float
     stderr: float | None
+    samples: list[float] | None = None
 
 
 Metrics = dict[str, Metric]
@@ -55,7 +58,8 @@ def perplexity(run: SparseRun, lm: LM, windows: Sequence[Example], batch_size: i
 def _exponential(losses: Sequence[float], count: int) -> Metric:
     value = math.exp(min(sum(losses) / count, 700.0))  # exp overflows a float beyond
     spread = statistics.stdev(losses) * math.sqrt(len(losses)) / count if len(losses) > 1 else None
-    return Metric(value, None if spread is None else value * spread)
+    samples = [loss * len(losses) / count for loss in losses]  # long windows count for more
+    return Metric(value, None if spread is None else value * spread, samples)
 
 
 def choice_accuracy(run: SparseRun, questions: Sequence[Question], batch_size: int) -> Metrics:
@@ -72,7 +76,8 @@ def choice_accuracy(run: SparseRun, questions: Sequence[Question], batch_size: i
         of_options = [next(remaining) for _ in question.options]
         right.append(of_options.index(min(of_options)) == question.gold)
     share = sum(right) / len(right)
-    return {"choices/acc": Metric(share, math.sqrt(share * (1 - share) / max(len(right) - 1, 1)))}
+    stderr = math.sqrt(share * (1 - share) / max(len(right) - 1, 1))
+    return {"choices/acc": Metric(share, stderr, [float(one) for one in right])}
 
 
 class SparseHFLM(HFLM):
@@ -153,14 +158,25 @@ def task_metrics(
         task_dict={"tasks": loaded, "groups": {}},
         limit=limit,
         bootstrap_iters=1000,  # only for metrics that have no closed form
-        log_samples=False,
+        log_samples=True,
     )
     assert results is not None
     metrics: Metrics = {}
     for task, found in results["results"].items():
         for name, value in found.items():
-            metric, comma, _ = name.partition(",")
+            metric, comma, filtered = name.partition(",")
             if comma and not metric.endswith("_stderr"):
-                stderr = found.get(f"{metric}_stderr,none")
-                metrics[f"{task}/{metric}"] = Metric(value, stderr if isinstance(stderr, float) else None)
+                stderr = found.get(f"{metric}_stderr,{filtered}")
+                metrics[f"{task}/{metric}"] = Metric(
+                    value,
+                    stderr if isinstance(stderr, float) else None,
+                    _of_documents(results["samples"][task], metric, filtered),
+                )
     return metrics
+
+
+def _of_documents(logged: Sequence[dict], metric: str, filtered: str) -> list[float] | None:
+    """What lm-eval logged of each document, in their order; None for metrics that are no mean of numbers."""
+    ours = sorted((one for one in logged if one["filter"] == filtered), key=lambda one: one["doc_id"])
+    values = [float(one[metric]) for one in ours if isinstance(one.get(metric), int | float)]
+    return values if len(values) == len(ours) else None

@@ -11,23 +11,34 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
 from shadow import curve
 from shadow.artifacts import write_json, writing
 from shadow.errors import UserError
+from shadow.paper import MLPShape
 from shadow.predictors import NetShape, Predicted, TapNet
+from shadow.sites import KINDS
+from shadow.sparsity import Unit
 
 CONFIG, WEIGHTS, METRICS = "config.json", "predictor.safetensors", "metrics.csv"
+MEANS = "means."  # how the names of means begin among the weights
 # of config.json, to load it
-NEEDED = ("taps", "ahead", "layers", "width", "units", "kinds", "net", "pooling", "weights")
+NEEDED = ("taps", "ahead", "layers", "width", "units", "kinds", "net", "pooling", "source", "weights")
 
 
-def save_predictor(folder: Path, net: TapNet, config: dict[str, Any]) -> None:
-    """config.json comes last: that it is there says that the predictor is finished."""
+def save_predictor(
+    folder: Path, net: TapNet, config: dict[str, Any], means: Mapping[Unit, Tensor] | None = None
+) -> None:
+    """config.json comes last: that it is there says that the predictor is finished.
+
+    means: [U, D] of every unit's activation over the calibration; they lie beside the net's weights.
+    """
+    tensors = net.state_dict() | {
+        f"{MEANS}{layer}.{kind}": values for (layer, kind), values in (means or {}).items()
+    }
     with writing(folder / WEIGHTS) as unfinished:  # save_file has temporary files of its own
-        unfinished.write_bytes(
-            save({name: values.cpu().contiguous() for name, values in net.state_dict().items()})
-        )
+        unfinished.write_bytes(save({name: values.cpu().contiguous() for name, values in tensors.items()}))
     curve.write_card(folder, config, curve.read(folder))
     write_json(folder / CONFIG, config)
 
@@ -52,9 +63,15 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
         raise UserError(f"{folder} has no {WEIGHTS}: {CURE}")
     try:
         tensors = load(file.read_bytes())
-        shape = NetShape(**config["net"])
+        shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
         units = {kind: config["units"][kind] for kind in config["kinds"]}
         net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
+        means = {
+            (layer, kind): tensors.pop(name)
+            for layer in range(config["layers"])
+            for kind in KINDS
+            if (name := f"{MEANS}{layer}.{kind}") in tensors
+        }
         net.load_state_dict(tensors)
     except (
         SafetensorError,
@@ -63,7 +80,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     ) as error:  # torch's word for missing, unknown or misshapen weights
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not the predictor that {CONFIG} tells of ({reason}): {CURE}") from error
-    return Predicted(net.eval(), config["pooling"])
+    return Predicted(net.eval(), config["pooling"], config["source"], means)
 
 
 CURE = "give a folder that train.py has finished, or such a folder's id on the hub"

@@ -1,7 +1,7 @@
 """The masked executor: a stock model that runs without the units a plan drops."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from shadow.batches import Batch, logits_of
 from shadow.errors import UserError
-from shadow.predictors import Looks, Predicted, Scorer, Shape
-from shadow.sites import Kind, Site, count_units, find_layers, find_sites, visit, watch
+from shadow.predictors import DenseFed, Looks, Predicted, Scorer, Shape
+from shadow.sites import Kind, Site, count_units, find_layers, find_sites, listen, visit, width_of
 from shadow.sparsity import Plan, SparsityPolicy, Unit
 
 DecidedAt = Literal["token", "prompt", "sequence"]
+Fill = Mapping[Unit, Tensor]  # [U, D] of each layer and kind: what stands in a dropped unit's place
 
 
 class SparseRun:
@@ -27,10 +28,18 @@ class SparseRun:
     """
 
     def __init__(
-        self, model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt
+        self,
+        model: PreTrainedModel,
+        scorer: Scorer,
+        policy: SparsityPolicy,
+        decided_at: DecidedAt,
+        fill: Fill | None = None,
     ) -> None:
         check(model, scorer, policy, decided_at)
+        if fill is not None:
+            check_fill(model, policy, fill)
         self.model, self.scorer, self.policy, self.decided_at = model, scorer, policy, decided_at
+        self.fill = fill
         self.plan: Plan = {}
         self.kept: Counter[Unit] = Counter()
         self.total: Counter[Unit] = Counter()
@@ -99,7 +108,9 @@ class SparseRun:
         if keep.dim() == 2:
             keep = keep[:, None]
         self.kept[unit] += int((keep.sum(-1) * self._real.to(x.device)).sum())
-        return x.masked_fill(~keep[..., None], 0)
+        if self.fill is None:
+            return x.masked_fill(~keep[..., None], 0)
+        return torch.where(keep[..., None], x, self.fill[unit].to(x))
 
 
 @contextmanager
@@ -110,10 +121,14 @@ def sparse(
     decided_at: DecidedAt = "token",
     *,
     level: float | None = None,
+    fill: Fill | None = None,
 ) -> Iterator[SparseRun]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
     level: for a policy of this level that is otherwise the default.
+    fill: what a dropped unit says instead of nothing, such as its calibration mean: `fill=predictor.means`.
+    An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
+    m is W m, a constant vector for each layer, plus the sum over the kept units u of W_u (a_u - m_u).
     """
     if policy is None and level is not None:
         policy = SparsityPolicy(level)
@@ -122,10 +137,12 @@ def sparse(
             "sparse needs exactly one of level and policy, as in level=0.5, got "
             f"level={level!r} and policy={policy!r}"
         )
-    run = SparseRun(model, scorer, policy, decided_at)
+    run = SparseRun(model, scorer, policy, decided_at, fill)
+    net = net_of(scorer)
+    source = "state" if net is None else net.source
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:
-        with watch(model, scorer.taps, run._decide), visit(find_sites(model), run._drop):
+        with listen(model, scorer.taps, source, run._decide), visit(find_sites(model), run._drop):
             yield run
     finally:
         handle.remove()
@@ -136,20 +153,21 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
     layers = len(find_layers(model))
     if decided_at not in ("token", "prompt", "sequence"):
         raise UserError(f"sparsity.decided_at must be token, prompt or sequence, got {decided_at!r}")
-    if isinstance(scorer, Predicted):
-        check_fit(model, scorer)
+    net = net_of(scorer)
+    if net is not None:
+        check_fit(model, net)
     if any(not 0 <= layer < layers for layer in policy.dense_layers):
         raise UserError(
             f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"
         )
     if policy.level == 0 or not scorer.taps:
         return
-    if isinstance(scorer, Predicted) and not set(policy.kinds) <= set(scorer.kinds):
+    if net is not None and not set(policy.kinds) <= set(net.kinds):
         raise UserError(
-            f"sparsity.kinds must be among {scorer.kinds}, which are all that this predictor scores, got "
+            f"sparsity.kinds must be among {net.kinds}, which are all that this predictor scores, got "
             f"{list(policy.kinds)}"
         )
-    first = scorer.first if isinstance(scorer, Predicted) else scorer.taps[0]
+    first = scorer.taps[0] if net is None else net.first
     if not set(range(first)) <= set(policy.dense_layers):
         raise UserError(
             "sparsity.dense_layers must hold every layer before the first that the predictor scores "
@@ -162,11 +180,31 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         )
 
 
+def net_of(scorer: Scorer) -> Predicted | None:
+    """The trained net behind a scorer, if there is one."""
+    scorer = scorer.predicted if isinstance(scorer, DenseFed) else scorer
+    return scorer if isinstance(scorer, Predicted) else None
+
+
+def check_fill(model: PreTrainedModel, policy: SparsityPolicy, fill: Fill) -> None:
+    for site in find_sites(model):
+        unit = (site.layer, site.kind)
+        if not policy.prunes(unit):
+            continue
+        asked, found = (site.units, site.module.in_features // site.units), fill.get(unit)
+        if found is None or tuple(found.shape) != asked:
+            has = "nothing" if found is None else f"values of shape {tuple(found.shape)}"
+            raise UserError(
+                f"fill must hold [units, width] = {asked} for the {site.kind}s of layer {site.layer}, and "
+                f"has {has} there: fit the predictor again, or leave fill out"
+            )
+
+
 def check_fit(model: PreTrainedModel, predictor: Predicted) -> None:
     asked = predictor.shape
     counts = count_units(find_sites(model))
     units = {kind: counts[kind] for kind in predictor.kinds}
-    found = Shape(len(find_layers(model)), model.config.hidden_size, units)
+    found = Shape(len(find_layers(model)), width_of(model, predictor.source), units)
     if asked != found:
         raise UserError(
             f"the predictor is for a model of {asked.told()}, and this one has {found.told()}: "

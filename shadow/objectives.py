@@ -113,7 +113,7 @@ class Cutoff(LogSquares):
     t_u is a unit's target and s_u what is said. b is the border of the plan of the targets at a level, midway
     between the least of those that stay and the largest of those that go; c is the same of what is said, its
     distance from their mean held fixed. y_u is 1 for t_u > b, else -1. So a unit weighs by how far it is from
-    the border: by what a mistake about it costs. Where all units stay there is no border and no loss.
+    the border: by what a mistake about it costs. Where all units of a kind stay there is no loss.
     """
 
     def __init__(self, floor: float, levels: Sequence[float]) -> None:

@@ -11,8 +11,9 @@ from shadow.batches import Example, collate
 from shadow.collector import features
 from shadow.criteria.statistics import STATISTICS
 from shadow.packing import Stored, encode
+from shadow.paper import MLPShape
 from shadow.predictors import NetShape, TapNet
-from shadow.sites import KINDS, Kind, count_units, find_layers, find_sites
+from shadow.sites import KINDS, Kind, Source, count_units, find_layers, find_sites, width_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def criterion_bytes(model: PreTrainedModel, criterion: str, stored: Stored, top:
     return RowBytes(size, size)
 
 
+def mean_bytes(model: PreTrainedModel) -> float:
+    """Of the means of activations: once for a store."""
+    return 4.0 * sum(site.module.in_features for site in find_sites(model))
+
+
 def forward_flops(model: PreTrainedModel, tokens: int) -> float:
     """Of one window of so many tokens: two for each weight and token, and what attention multiplies.
 
@@ -73,12 +79,13 @@ def backward_flops(model: PreTrainedModel, tokens: int) -> float:
 def predictor_parameters(
     model: PreTrainedModel,
     taps: Sequence[int],
-    shape: NetShape,
+    source: Source,
+    shape: NetShape | MLPShape,
     ahead: int = 0,
     kinds: Sequence[Kind] = KINDS,
 ) -> int:
     with torch.device("meta"):
         counts = count_units(find_sites(model))
         units = {kind: counts[kind] for kind in kinds}
-        net = TapNet(taps, len(find_layers(model)), model.config.hidden_size, units, shape, ahead)
+        net = TapNet(taps, len(find_layers(model)), width_of(model, source), units, shape, ahead)
     return sum(values.numel() for values in net.parameters() if values.requires_grad)

@@ -10,16 +10,18 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
 from shadow.errors import UserError
 from shadow.objectives import Objective
-from shadow.predictors import TapNet
+from shadow.predictors import Tap, TapNet
 from shadow.rank_metrics import mass, ranks, recall, spearman
 from shadow.ridge import Moments
 from shadow.sites import KINDS, Kind
 from shadow.traces import FEATURES, Rows, Traces
 
 LEVELS = (0.3, 0.5, 0.7)  # of the plans whose recall and mass are reported
+BETAS = (0.9, 0.98)  # few steps: the second moment must not lag behind
 
 
 class Sample(NamedTuple):
@@ -29,6 +31,18 @@ class Sample(NamedTuple):
     scores: dict[Kind, Tensor]
 
 
+class Reading(NamedTuple):
+    """Which rows of a store a predictor learns from, and what it reads of them.
+
+    state: `state` (a token row's own), or for window rows `prompt/last`, `prompt/mean`, `sequence/last`,
+    `sequence/mean`; part: FEATURES or CONTEXTS.
+    """
+
+    rows: Rows
+    state: str
+    part: str
+
+
 class TraceRows(Dataset):
     """Rows of the first store, then the same rows of each other one: the states are that store's own, and
     the scores are always the first one's, of the layers from the first tap + ahead on."""
@@ -36,16 +50,15 @@ class TraceRows(Dataset):
     def __init__(
         self,
         stores: Sequence[Traces],
-        rows: Rows,
         indices: Tensor,
         criterion: str,
         taps: list[int],
-        state: str,
+        reading: Reading,
         ahead: int = 0,
         kinds: Sequence[Kind] = KINDS,
     ) -> None:
-        self.stores, self.rows, self.indices, self.kinds = stores, rows, indices, kinds
-        self.criterion, self.state, self.first = criterion, state, taps[0] + ahead
+        self.stores, self.indices, self.criterion, self.kinds = stores, indices, criterion, kinds
+        self.reading, self.first = reading, taps[0] + ahead
         self.taps = [torch.tensor([store.taps.index(tap) for tap in taps]) for store in stores]
 
     def __len__(self) -> int:
@@ -57,7 +70,8 @@ class TraceRows(Dataset):
         states: Tensor | None = None
         for number in store_of.unique().tolist():
             here, store = store_of == number, self.stores[number]
-            found = store.read(self.rows, FEATURES, self.state, rows[here])[:, self.taps[number]]
+            found = store.read(self.reading.rows, self.reading.part, self.reading.state, rows[here])
+            found = found[:, self.taps[number]]
             if states is None:
                 states = torch.empty(len(rows), *found.shape[1:])
             states[here] = found
@@ -66,7 +80,7 @@ class TraceRows(Dataset):
         return Sample(
             states,
             {
-                kind: scores.read(self.rows, self.criterion, kind, rows)[:, self.first :]
+                kind: scores.read(self.reading.rows, self.criterion, kind, rows)[:, self.first :]
                 for kind in self.kinds
             },
         )
@@ -93,8 +107,6 @@ class TraceData(pl.LightningDataModule):
     """Token or window rows, split into training and validation by *window*.
 
     stores: the first one has the scores; the others have other states of the same rows (`TraceRows`).
-    state: which state the predictor reads: `state` (a token row's own), or for window rows `prompt/last`,
-    `prompt/mean`, `sequence/last`, `sequence/mean`.
     """
 
     def __init__(
@@ -102,8 +114,7 @@ class TraceData(pl.LightningDataModule):
         stores: Sequence[Traces],
         criterion: str,
         taps: list[int],
-        rows: Rows,
-        state: str,
+        reading: Reading,
         val_share: float,
         batch_size: int,
         seed: int,
@@ -123,11 +134,11 @@ class TraceData(pl.LightningDataModule):
                 f"predictor.val_share must leave at least one of the {len(windows)} windows on either side, "
                 f"got {val_share}"
             )
-        owner = traces.read(rows, FEATURES, "window", torch.arange(traces.count(rows)))
+        owner = traces.read(reading.rows, FEATURES, "window", torch.arange(traces.count(reading.rows)))
         in_val = torch.isin(owner, windows[:n_val])
         numbers = torch.arange(len(owner))
-        self.train = TraceRows(stores, rows, numbers[~in_val], criterion, taps, state, ahead, kinds)
-        self.val = TraceRows(stores, rows, numbers[in_val], criterion, taps, state, ahead, kinds)
+        self.train = TraceRows(stores, numbers[~in_val], criterion, taps, reading, ahead, kinds)
+        self.val = TraceRows(stores, numbers[in_val], criterion, taps, reading, ahead, kinds)
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
@@ -158,6 +169,15 @@ def agreement(said: Tensor, target: Tensor, moved: Tensor) -> dict[str, Tensor]:
     return found
 
 
+class Descent(NamedTuple):
+    """AdamW's rate and weight decay (which spares the last layer), and the share of the steps in which
+    the rate rises; then it falls to 0 as a cosine."""
+
+    lr: float
+    weight_decay: float
+    warmup: float
+
+
 class PredictorModule(pl.LightningModule):
     """Descent on an objective, the kinds of units weighing alike, from the best constant or the ridge on."""
 
@@ -165,14 +185,12 @@ class PredictorModule(pl.LightningModule):
         self,
         net: TapNet,
         objective: Objective,
-        lr: float,
-        weight_decay: float,
+        descent: Descent,
         norms: Mapping[Kind, Tensor] | None = None,
     ) -> None:
         """norms: [L, U] of each kind, by which a unit's score is multiplied in the mass, if given."""
         super().__init__()
-        self.net, self.objective = net, objective
-        self.lr, self.weight_decay = lr, weight_decay
+        self.net, self.objective, self.descent = net, objective, descent
         self.norms = {kind: values[net.first :] for kind, values in (norms or {}).items()}
         self.totals: dict[Kind, dict[str, Tensor]] = {}  # of each metric, [S]: the sum over validation rows
         self.validated = 0  # rows
@@ -201,6 +219,7 @@ class PredictorModule(pl.LightningModule):
             best = {kind: self.objective.start(mean) for kind, mean in seen.mean().items()}
             reader.set_static(seen.center(), seen.scale(), best)
             if ridge is not None:
+                assert isinstance(reader, Tap)
                 reader.set_linear(*seen.regress(reader.down.out_features, ridge))
 
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
@@ -263,7 +282,8 @@ class PredictorModule(pl.LightningModule):
         decayed = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." not in name]
         free = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." in name]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        lr, weight_decay, warmup = self.descent
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, weight_decay=weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
+        scheduler = get_cosine_schedule_with_warmup(optimizer, round(warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shadow.batches import Batch, Loss
+from shadow.batches import Batch, Loss, logits_of
 from shadow.collector import last_of, mean_of
-from shadow.criteria import CONTEXTUAL, REMOVAL, Seen
+from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, REMOVAL, Seen
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
+from shadow.paper import MLPReader, MLPShape
 from shadow.removal import Exact, removal
 from shadow.scores import score
-from shadow.sites import Kind, Site, find_sites
+from shadow.sites import Kind, Site, Source, find_sites, listen
 from shadow.sparsity import Unit
 
 Pooling = Literal["scores", "mean", "last"]
@@ -68,10 +69,14 @@ class Oracle:
 
     taps = (0,)
 
-    def __init__(self, criterion: str, loss: Loss = "answer") -> None:
-        if criterion not in (*CONTEXTUAL, REMOVAL):
-            raise UserError(f"an oracle's criterion must be in {[*CONTEXTUAL, REMOVAL]}, got {criterion!r}")
-        self.criterion, self.loss = criterion, loss
+    def __init__(
+        self, criterion: str, loss: Loss = "answer", means: Mapping[Unit, Tensor] | None = None
+    ) -> None:
+        """means: [U, D] of every site's activation over the calibration, for `l2_deviation`."""
+        allowed = [*CONTEXTUAL, *BESIDE_MEANS, REMOVAL]
+        if criterion not in allowed:
+            raise UserError(f"an oracle's criterion must be in {allowed}, got {criterion!r}")
+        self.criterion, self.loss, self.means = criterion, loss, means
         self.seen: dict[Unit, Seen] = {}
 
     def look(self, model: PreTrainedModel, batch: Batch) -> None:
@@ -80,7 +85,7 @@ class Oracle:
             self.seen[site.layer, site.kind] = seen
 
         if self.criterion != REMOVAL:
-            score(model, batch, [self.criterion], receive, loss=self.loss)
+            score(model, batch, [self.criterion], receive, loss=self.loss, means=self.means)
             return
         units = {site: torch.arange(site.units) for site in find_sites(model)}
         for site, change in removal(model, batch, units, self.loss).items():
@@ -111,7 +116,7 @@ class Tap(nn.Module):
 
     def __init__(self, span: range, width: int, units: Mapping[Kind, int], shape: NetShape) -> None:
         super().__init__()
-        self.span = span
+        self.span, self.width = span, width
         self.units = dict(units)
         self.center = nn.Buffer(torch.zeros(width))
         self.scale = nn.Buffer(torch.ones(width))
@@ -178,19 +183,23 @@ class TapNet(nn.Module):
         layers: int,
         width: int,
         units: Mapping[Kind, int],
-        shape: NetShape,
+        shape: NetShape | MLPShape,
         ahead: int = 0,
     ) -> None:
-        """taps: rising layer numbers; layers: of the model; width: E; units: in a layer, of each kind that is
-        scored.
+        """taps: rising layer numbers; layers: of the model; width: of what is read; units: in a layer, of
+        each kind that is scored; shape: of each tap's net, the framework's own or the paper's.
 
         ahead: a tap scores the layers from tap + ahead up to the next tap + ahead.
         """
         super().__init__()
         self.taps, self.shape, self.ahead, self.kinds = list(taps), shape, ahead, list(units)
         starts = [tap + ahead for tap in self.taps]
-        self.readers = nn.ModuleList(
-            Tap(range(start, end), width, units, shape) for start, end in zip(starts, [*starts[1:], layers])
+        spans = [range(start, end) for start, end in zip(starts, [*starts[1:], layers])]
+        self.readers: nn.ModuleList = nn.ModuleList(
+            MLPReader(span, width, units, shape)
+            if isinstance(shape, MLPShape)
+            else Tap(span, width, units, shape)
+            for span in spans
         )
 
     @property
@@ -198,9 +207,9 @@ class TapNet(nn.Module):
         """The first layer that is scored."""
         return self.taps[0] + self.ahead
 
-    def reader(self, tap: int) -> Tap:
+    def reader(self, tap: int) -> Tap | MLPReader:
         found = self.readers[self.taps.index(tap)]
-        assert isinstance(found, Tap)
+        assert isinstance(found, Tap | MLPReader)
         return found
 
     def forward(self, states: Tensor) -> dict[Kind, Tensor]:
@@ -225,13 +234,22 @@ class Shape(NamedTuple):
 class Predicted:
     """A trained net as a scorer.
 
+    source: what its taps read, the input state of their layer or what its heads give out, [B, T, H * D].
     pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states
     are first (`mean`), or only the `last` one is read.
+    means: [U, D] of every unit's activation over the calibration: what `sparse` takes for its `fill`.
     """
 
-    def __init__(self, net: TapNet, pooling: Pooling) -> None:
+    def __init__(
+        self,
+        net: TapNet,
+        pooling: Pooling,
+        source: Source = "state",
+        means: Mapping[Unit, Tensor] | None = None,
+    ) -> None:
         self.net = net
-        self.pooling = pooling
+        self.pooling, self.source = pooling, source
+        self.means = dict(means or {})
         self.taps = net.taps
 
     @property
@@ -248,7 +266,7 @@ class Predicted:
     def shape(self) -> Shape:
         """Of the model that the net was made for."""
         last = self.net.reader(self.taps[-1])
-        return Shape(last.span.stop, len(last.center), last.units)
+        return Shape(last.span.stop, last.width, last.units)
 
     @torch.no_grad()
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
@@ -264,3 +282,21 @@ class Predicted:
             for kind, values in found.items()
             for index, layer in enumerate(reader.span)
         }
+
+
+class DenseFed:
+    """A trained net that reads what a dense pass over the sample leaves at its taps: how the reference's code
+    feeds its layerwise predictor, and not possible in use, where late taps read what pruning has changed."""
+
+    def __init__(self, predicted: Predicted) -> None:
+        self.predicted, self.taps = predicted, predicted.taps
+        self.seen: dict[int, Tensor] = {}
+
+    def look(self, model: PreTrainedModel, batch: Batch) -> None:
+        with torch.no_grad(), listen(model, self.taps, self.predicted.source, self.seen.__setitem__):
+            logits_of(model, batch)
+
+    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
+        if tap not in self.seen:
+            raise UserError("a dense-fed predictor must see the sample first: run `SparseRun.logits`")
+        return self.predicted.at(tap, self.seen[tap], pool)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from shadow.collector import Arrays, Keeping, features, place, sampled
 from shadow.data import Numbered
-from shadow.masked import sparse
+from shadow.masked import Fill, sparse
 from shadow.predictors import Scorer
 from shadow.sites import watch
 from shadow.sparsity import SparsityPolicy
@@ -18,15 +18,20 @@ class PrunedStates(pl.LightningModule):
     """The states of sampled tokens where a predictor's plans have been at work, decided at each token.
 
     Late taps read what pruning has changed: a predictor that is to read them in one pass learns from these
-    states, with the scores of the dense pass for its target.
+    states, with the scores of the dense pass for its target. fill: as `sparse` has it.
     """
 
     def __init__(
-        self, model: PreTrainedModel, keeping: Keeping, scorer: Scorer, policy: SparsityPolicy
+        self,
+        model: PreTrainedModel,
+        keeping: Keeping,
+        scorer: Scorer,
+        policy: SparsityPolicy,
+        fill: Fill | None = None,
     ) -> None:
         super().__init__()
         self.outside = (model, scorer)
-        self.keeping, self.policy = keeping, policy
+        self.keeping, self.policy, self.fill = keeping, policy, fill
 
     def on_predict_start(self) -> None:
         place(self.outside[0], self.device)
@@ -35,7 +40,8 @@ class PrunedStates(pl.LightningModule):
         (model, scorer), keeping, batch = self.outside, self.keeping, numbered.batch
         row, position = sampled(keeping, numbered)
         found: dict[int, Tensor] = {}
-        with sparse(model, scorer, self.policy) as run, watch(model, keeping.taps, found.__setitem__):
+        dropping = sparse(model, scorer, self.policy, fill=self.fill)
+        with dropping as run, watch(model, keeping.taps, found.__setitem__):
             run.logits(batch)
         states = torch.stack([found[tap].float().cpu() for tap in keeping.taps], 2)
         return {FEATURES: features(states, batch.to("cpu"), row, position, numbered.first)}

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 
 import torch
@@ -13,13 +13,16 @@ from transformers import PreTrainedModel
 
 from shadow import criteria as known
 from shadow.batches import IGNORED, Batch, Loss, logits_of
-from shadow.criteria.activation import SUMMABLE, Need, Summed
+from shadow.criteria.activation import DEVIATIONS, SUMMABLE, Need, Summed
 from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.criteria.weight import WEIGHT_FORMS, Weighed, WeightRead
 from shadow.errors import UserError
 from shadow.sites import Site, differentiable_embeddings, find_sites, overhear, visit, watch
+from shadow.sparsity import Unit
 
 Receive = Callable[[str, Site, known.Seen | Shown], None]
+
+ADDED_UP = SUMMABLE | DEVIATIONS
 
 LOSS_SCALES = (2.0**16, 2.0**11, 2.0**6, 2.0)  # float16 gradients vanish below 2**-24 and overflow at 2**16
 
@@ -41,8 +44,11 @@ def score(
     receive: Receive,
     taps: Sequence[int] = (),
     loss: Loss = "answer",
+    means: Mapping[Unit, Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """Call receive(criterion, site, seen) for every criterion and site; a statistic's `seen` is `Shown`.
+
+    means: [U, D] of every site's activation over the calibration, for `l2_deviation`.
 
     Returns the input states [B, T, E] of the layers `taps`. The loss back-propagated is the sum over rows of
     each row's own mean, so a row's scores do not depend on what else is in its batch. Only gradients of
@@ -52,10 +58,12 @@ def score(
     """
     if "grasp" in criteria and model.dtype == torch.float16:
         raise UserError("criterion=grasp needs model.dtype=float32 or bfloat16, got float16")
+    if means is None and set(criteria) & set(DEVIATIONS):
+        raise UserError(f"criterion={next(iter(DEVIATIONS))} needs the calibration's means of activations")
     scaled = model.dtype == torch.float16 and any(map(known.needs_gradient, criteria))
     for scale in LOSS_SCALES if scaled else (1.0,):
         try:
-            return _Pass(model, batch, criteria, receive, loss, scale).run(taps)
+            return _Pass(model, batch, criteria, receive, loss, scale, means or {}).run(taps)
         except _NotFiniteError:
             continue
     raise UserError(
@@ -79,14 +87,16 @@ class _Pass:
         receive: Receive,
         loss: Loss,
         scale: float,
+        means: Mapping[Unit, Tensor],
     ) -> None:
         self.model, self.batch, self.receive, self.loss, self.scale = model, batch, receive, loss, scale
+        self.means = means
         self.sites = find_sites(model)
         self.random = known.RANDOM in criteria
         self.weight_forms = [name for name in criteria if name in WEIGHT_FORMS]
         self.by_need: dict[Need, list[str]] = defaultdict(list)
         for name in criteria:
-            found = SUMMABLE.get(name) or STATISTICS.get(name)
+            found = ADDED_UP.get(name) or STATISTICS.get(name)
             if found is not None:
                 self.by_need[found.needs].append(name)
         self.curved = bool(self.by_need["curvature"])
@@ -133,6 +143,9 @@ class _Pass:
         if self.random:
             self.receive(known.RANDOM, site, known.random_seen(site, act))
         self.deliver("activation", site, act, None)
+        if self.by_need["deviation"]:
+            mean = self.means[site.layer, site.kind].to(act.device)
+            self.deliver("deviation", site, act.float() - mean, None)
         if site.kind == "head":
             self.deliver("pre-activation", site, act, None)
         if self.curved:
@@ -158,7 +171,7 @@ class _Pass:
             if name in STATISTICS:
                 self.receive(name, site, Shown(act if slope is None else slope))
             else:
-                criterion = SUMMABLE[name]
+                criterion = ADDED_UP[name]
                 self.receive(name, site, Summed(criterion.part(act, slope), criterion.finish))
 
     def listen(self, stack: ExitStack, site: Site) -> None:

@@ -13,6 +13,7 @@ from shadow.errors import UserError
 
 Kind = Literal["head", "neuron"]
 KINDS: tuple[Kind, ...] = ("head", "neuron")
+Source = Literal["state", "context"]  # what a predictor reads
 
 
 class Layout(NamedTuple):
@@ -215,6 +216,30 @@ def watch(model: PreTrainedModel, layers: Sequence[int], fn: Callable[[int, Tens
     finally:
         for handle in handles:
             handle.remove()
+
+
+def width_of(model: PreTrainedModel, source: Source) -> int:
+    """Of what `listen` gives."""
+    return model.config.hidden_size if source == "state" else find_sites(model)[0].module.in_features
+
+
+@contextmanager
+def listen(
+    model: PreTrainedModel, layers: Sequence[int], source: Source, fn: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call fn(layer, x) with what these layers' taps read: their input [B, T, E], or their heads' output
+    [B, T, H * D], which comes when the layer has attended and before `visit` changes it."""
+    if source == "state":
+        with watch(model, layers, fn):
+            yield
+        return
+
+    def see(site: Site, x: Tensor) -> None:
+        fn(site.layer, x.flatten(2))
+
+    heads = [site for site in find_sites(model) if site.kind == "head" and site.layer in layers]
+    with visit(heads, see):
+        yield
 
 
 @contextmanager

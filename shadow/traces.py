@@ -2,7 +2,8 @@
 
 A store holds parts - the features, and one for each criterion - cut into shards of so many windows. Each
 shard of a part is a safetensors file that says whose it is and carries a checksum, so that criteria and
-windows can be added, several processes can write, and what is damaged is made again by itself.
+windows can be added, several processes can write, and what is damaged is made again by itself. One part, the
+means of activations, is of the first shard's windows alone, so that adding windows does not change them.
 """
 
 import hashlib
@@ -22,11 +23,14 @@ from torch import Tensor
 from shadow.artifacts import write_json, writing
 from shadow.errors import UserError
 from shadow.packing import decode, from_bits
+from shadow.sites import KINDS
+from shadow.sparsity import Unit
 
 log = logging.getLogger(__name__)
 
 Rows = Literal["window", "token", "shard"]
-FEATURES = "features"
+FEATURES, MEANS = "features", "means"
+CONTEXTS = "contexts"  # what heads give out, for the paper's predictors
 SUFFIXES = ("", "/scale", "/knots", "/knots/scale")
 NAME = re.compile(r"(?P<part>[a-z0-9_]+)-(?P<index>\d{5})-rank\d+of\d+\.safetensors")
 
@@ -156,6 +160,20 @@ def covered(manifest: dict, part: str) -> int:
     return total
 
 
+def reach(part: str, windows: int, shard_windows: int) -> int:
+    """How many windows a part is of, in a store of so many."""
+    return min(windows, shard_windows) if part == MEANS else windows
+
+
+def read_means(folder: Path) -> dict[Unit, Tensor]:
+    """-> float32 [U, D] of each layer and kind: a site's activation, over all tokens of the first shard."""
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} has no manifest"
+    with safe_open(folder / manifest["parts"][MEANS][0]["file"], "pt") as opened:
+        of_kinds = {kind: opened.get_tensor(f"mean/{kind}") for kind in KINDS}
+    return {(layer, kind): mean for kind, means in of_kinds.items() for layer, mean in enumerate(means)}
+
+
 class Traces:
     """The first `windows` windows of a store, memory-mapped: only the rows that are asked for are read."""
 
@@ -188,7 +206,7 @@ class Traces:
         return [
             part
             for part in self.manifest["parts"]
-            if part != FEATURES and covered(self.manifest, part) >= self.windows
+            if part not in (FEATURES, CONTEXTS, MEANS) and covered(self.manifest, part) >= self.windows
         ]
 
     def count(self, rows: Rows) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shadow.batches import Batch
 from shadow.collector import mean_of
-from shadow.criteria import CONTEXTUAL, Seen, needs_gradient
+from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, Seen, needs_gradient
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
 from shadow.scores import score
@@ -27,10 +27,12 @@ class PromptActivation:
 
     taps = (0,)
 
-    def __init__(self, criterion: str) -> None:
-        if criterion not in CONTEXTUAL:
-            raise UserError(f"the criterion of a prompt must be in {list(CONTEXTUAL)}, got {criterion!r}")
-        self.criterion = criterion
+    def __init__(self, criterion: str, means: Mapping[Unit, Tensor] | None = None) -> None:
+        """means: [U, D] of every site's activation over the calibration, for `l2_deviation`."""
+        allowed = [*CONTEXTUAL, *BESIDE_MEANS]
+        if criterion not in allowed:
+            raise UserError(f"the criterion of a prompt must be in {allowed}, got {criterion!r}")
+        self.criterion, self.means = criterion, means
         self.scores: dict[Unit, Tensor] = {}
         self._prompt = torch.zeros(0)  # [B], of the batch that was looked at
 
@@ -48,7 +50,7 @@ class PromptActivation:
             assert not isinstance(seen, Shown)
             self.scores[site.layer, site.kind] = seen.window(inside)
 
-        score(model, prompts, [self.criterion], receive)
+        score(model, prompts, [self.criterion], receive, means=self.means)
         self._prompt = batch.prompt
 
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:

@@ -20,20 +20,36 @@ log = logging.getLogger(__name__)
 
 
 class CurveCallback(Callback):
-    """Keeps curve.csv, curve.png and report.md in the folder of the sweep, and logs the table at its end."""
+    """Keeps curve.csv, paired.csv, curve.png and report.md in the folder of the sweep, and logs the table."""
 
     report = "report.md"
     command = "python -m sweeps"  # does by hand what this does
+    overruled: str | None = None  # a pattern of overrides that the sweep's `contender` takes the place of
+    contender = ""  # an example of it
+    patience = 0  # how many times the duration of a drawing must pass before the next
+    draw_from = 0.0  # on the monotonic clock
+
+    def __init__(self, against: str = "static") -> None:
+        """against: the scorer that the others are compared with, example by example."""
+        self.against = against
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # Hydra makes a warning of an exception, and hours would go into a grid that nobody asked for
+        for override in config.hydra.overrides.task if self.overruled and "contender" in config else ():
+            if re.match(str(self.overruled), override):
+                raise SystemExit(
+                    f"this sweep goes over contender and overrules {override}: choose with {self.contender}"
+                )
         if draws(
             config
         ):  # when a job failed, Hydra raises after the last one and on_multirun_end never comes
             atexit.register(self.log_unended, folder_of(config), logs_to_wandb(config))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if draws(config):
+        if draws(config) and time.monotonic() >= self.draw_from:
+            start = time.monotonic()
             guarded(lambda: self.rebuild(folder_of(config)))
+            self.draw_from = time.monotonic() + self.patience * (time.monotonic() - start)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if draws(config):
@@ -46,7 +62,7 @@ class CurveCallback(Callback):
     def rebuild(self, folder: Path) -> "Rebuilt":
         from sweeps.rebuild import rebuild
 
-        return rebuild([folder], folder)
+        return rebuild([folder], folder, self.against)
 
     def summary(self, folder: Path) -> str:
         from sweeps.rebuild import find_points
@@ -82,24 +98,9 @@ class CriteriaCallback(CurveCallback):
 
     report = "criteria.md"
     command = "python -m sweeps --criteria"
-    draw_from = 0.0  # on the monotonic clock
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        # Hydra makes a warning of an exception, and hours would go into a grid that nobody asked for
-        for override in config.hydra.overrides.task:
-            if "contender" in config and re.match(r"(criterion|predictor)=", override):
-                raise SystemExit(
-                    f"sweep=criteria sweeps over contender=[predictor,criterion] and overrules {override}: "
-                    "choose with contender='[static,fisher],[oracle,fisher]'"
-                )
-        super().on_multirun_start(config, **kwargs)
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Hundreds of short jobs: drawing after each would take as long as they do."""
-        if time.monotonic() >= self.draw_from:
-            start = time.monotonic()
-            super().on_job_end(config, job_return, **kwargs)
-            self.draw_from = time.monotonic() + 20 * (time.monotonic() - start)
+    overruled = r"(criterion|predictor)="
+    contender = "contender='[static,fisher],[oracle,fisher]'"
+    patience = 20  # hundreds of short jobs: drawing after each would take as long as they do
 
     def rebuild(self, folder: Path) -> "Rebuilt":
         from sweeps.criteria_rebuild import rebuild
@@ -110,6 +111,43 @@ class CriteriaCallback(CurveCallback):
         from sweeps.criteria_rebuild import told
 
         return told([folder])
+
+
+class PredictorsCallback(CurveCallback):
+    """Keeps predictors.csv, predictors.png and predictors.md there instead, for sweep=predictors."""
+
+    report = "predictors.md"
+    command = "python -m sweeps --predictors"
+    overruled = r"predictor="
+    contender = "contender='[unified,[1],72,token,false],[oracle,[1],1,sequence,false]'"
+
+    def rebuild(self, folder: Path) -> "Rebuilt":
+        from sweeps.predictors_report import rebuild
+
+        return rebuild([folder], folder, self.against)
+
+    def summary(self, folder: Path) -> str:
+        from sweeps.predictors_report import summary
+
+        return summary([folder])
+
+
+class GridCallback(CurveCallback):
+    """Keeps grid.csv, grid.png and grid.md there instead, for sweep=grid."""
+
+    report = "grid.md"
+    command = "python -m sweeps --grid"
+    patience = 20  # half of the jobs find the dense model again, which takes a moment
+
+    def rebuild(self, folder: Path) -> "Rebuilt":
+        from sweeps.grid_report import rebuild
+
+        return rebuild([folder], folder, self.against)
+
+    def summary(self, folder: Path) -> str:
+        from sweeps.grid_report import summary
+
+        return summary([folder])
 
 
 def draws(config: DictConfig) -> bool:

@@ -5,16 +5,15 @@ import statistics
 from dataclasses import dataclass, replace
 
 from sweeps.criteria_points import (
-    NATS,
     is_quality,
     kinds_of,
     name_settings,
     quality_of,
     tidy_by_kinds,
-    with_nats,
     without_quality,
 )
 from sweeps.curves import Chart, Curve, Mark, find_dense, mark
+from sweeps.nats import NATS, with_nats
 from sweeps.points import by_place, drawn_metrics, is_accuracy
 from sweeps.records import Record
 

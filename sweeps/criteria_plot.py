@@ -2,16 +2,15 @@
 
 import math
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from sweeps.criteria import Block, Contest
-from sweeps.criteria_points import NATS
 from sweeps.criteria_table import kinds_name, metric_name
 from sweeps.curves import Curve
-from sweeps.key import draw_key, width_of
+from sweeps.key import draw_key, panels_of, width_of
+from sweeps.nats import NATS
 from sweeps.plot import COLOURS, INK, PALE
 from sweeps.points import is_accuracy
 
@@ -33,7 +32,8 @@ def draw(contest: Contest) -> Figure | None:
     names = sorted({curve.label for block in contest.blocks for curve in block.curves})
     looks = {name: look(number, name) for number, name in enumerate(names)}
     figure = Figure(dpi=150)
-    axes = grid(figure, len(scorers), len(kinds), width_of(names, WIDTH))
+    panels_of(figure, len(scorers), len(kinds), width_of(names, WIDTH), (WIDTH, HEIGHT))
+    axes = figure.subplots(len(scorers), len(kinds), squeeze=False, sharex=True, sharey=True)
     panels = [axes[scorers.index(block.scorer), kinds.index(block.kinds)] for block in contest.blocks]
     for ax in {*axes.flat} - {*panels}:
         ax.set_visible(False)
@@ -46,23 +46,6 @@ def draw(contest: Contest) -> Figure | None:
     figure.supxlabel("achieved sparsity of the kinds that are pruned", fontsize=10, color=INK)
     figure.supylabel("nats over dense" if metric == NATS else metric_name(metric), fontsize=10, color=INK)
     return figure
-
-
-def grid(figure: Figure, rows: int, columns: int, key_width: float) -> np.ndarray:
-    """Axes [rows, columns] of one size, each with room for a key; a layout engine would take a second."""
-    left, below, above, between = 0.75, 0.6, 0.6, 0.5
-    width = left + columns * (WIDTH + key_width)
-    height = below + above + rows * HEIGHT + (rows - 1) * between
-    figure.set_size_inches(width, height)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - key_width / width,
-        bottom=below / height,
-        top=1 - above / height,
-        wspace=key_width / WIDTH,
-        hspace=between / HEIGHT,
-    )
-    return figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
 
 
 def look(number: int, name: str) -> dict:

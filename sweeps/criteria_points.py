@@ -1,14 +1,11 @@
-"""From records to points by which criteria compare: one for each set of pruned kinds, in nats over dense."""
+"""From records to points by which criteria compare: one for each set of pruned kinds."""
 
-import math
-import statistics
 from dataclasses import replace
 from typing import NamedTuple
 
-from sweeps.points import split, tidy
-from sweeps.records import Measured, Record
+from sweeps.points import tidy_by, with_word, without_word
+from sweeps.records import Record
 
-NATS = "nats_over_dense"  # log perplexity less the dense model's
 # scores against the truth: window by window, against its size alone, or averaged before
 QUALITY = ("quality", "quality_size", "quality_static")
 # overrides that a point and its kinds tell already, or that change no score: they make no other scorer
@@ -28,25 +25,18 @@ def kinds_of(record: Record) -> tuple[str, ...]:
     return tuple(sorted(record.settings["sparsity"]["kinds"]))
 
 
+def kinds_word(record: Record) -> str:
+    return "+".join(kinds_of(record))
+
+
 def with_kinds(record: Record) -> Record:
     """No Point has its kinds; where points must differ by them, the scorer's name has them."""
-    scorer = f"{record.point.scorer} {'+'.join(kinds_of(record))}"
-    return replace(record, point=replace(record.point, scorer=scorer))
-
-
-def without_kinds(record: Record) -> Record:
-    scorer = record.point.scorer.replace(f" {'+'.join(kinds_of(record))}", "", 1)
-    return replace(record, point=replace(record.point, scorer=scorer))
+    return with_word(record, kinds_word(record))
 
 
 def tidy_by_kinds(records: list[Record]) -> list[Record]:
     """One record per point and kinds."""
-    overrides = {record.file: record.overrides for record in records}
-    untold = [
-        replace(record, overrides=tuple(word for word in record.overrides if split(word)[0] not in TOLD))
-        for record in map(with_kinds, records)
-    ]
-    return [without_kinds(replace(record, overrides=overrides[record.file])) for record in tidy(untold)]
+    return [without_word(record, kinds_word(record)) for record in tidy_by(kinds_word, records, TOLD)]
 
 
 def name_settings(records: list[Record]) -> list[Record]:
@@ -58,33 +48,6 @@ def name_settings(records: list[Record]) -> list[Record]:
         words = [record.point.scorer, *(getattr(record.point, name) for name in varying)]
         named.append(replace(record, point=replace(record.point, scorer=", ".join(words))))
     return named
-
-
-def with_nats(records: list[Record], perplexity: str) -> list[Record]:
-    """Against the dense model of the same seed, decided alike; where it is missing, against the mean."""
-    dense: dict[tuple[int, str], float] = {}
-    for record in records:
-        if record.point.level == 0 and perplexity in record.metrics:
-            dense.setdefault(yardstick(record), record.metrics[perplexity].value)
-    mean = statistics.fmean(dense.values())
-    told = []
-    for record in records:
-        if perplexity in record.metrics:
-            # without a standard error: that of perplexity is about windows, which both models share
-            over = nats(record.metrics[perplexity].value, dense.get(yardstick(record), mean))
-            record = replace(record, metrics={NATS: Measured(over, None), **record.metrics})
-        told.append(record)
-    return told
-
-
-def yardstick(record: Record) -> tuple[int, str]:
-    """What a dense perplexity depends on: plans that are decided at the prompt leave it out of the loss."""
-    return record.point.seed, record.point.decided_at
-
-
-def nats(perplexity: float, dense: float) -> float:
-    ratio = perplexity / dense if dense else math.nan
-    return math.log(ratio) if ratio > 0 else math.nan
 
 
 def is_quality(metric: str) -> bool:

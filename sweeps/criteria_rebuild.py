@@ -8,8 +8,8 @@ from sweeps.criteria import Contest, find_contests
 from sweeps.criteria_points import is_quality, kinds_of, quality_of, with_kinds
 from sweeps.criteria_report import summary, write_report
 from sweeps.files import Cell, write_csv
-from sweeps.rebuild import Rebuilt, figure_name
-from sweeps.records import Measured, Record, RecordError, Records, read
+from sweeps.rebuild import Rebuilt, read_some, save_figures
+from sweeps.records import Measured, Record, Records
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ COLUMNS = (
 
 def find(folders: Iterable[Path]) -> tuple[Records, list[Contest]]:
     """Everything but the files: quick, and without matplotlib."""
-    records = read(folders)
+    records = read_some(folders)
     return records, find_contests(records.done)
 
 
@@ -32,22 +32,11 @@ def told(folders: Iterable[Path]) -> str:
 def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
     """The same records give the same files. In the points that are handed on, scorers have their kinds."""
     from sweeps.criteria_plot import draw  # matplotlib takes a second
-    from sweeps.plot import save
 
-    folders = list(folders)
     records, contests = find(folders)
-    if not any(records):
-        raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
     write_csv(COLUMNS, (row for contest in contests for row in rows_of(contest)), out / "criteria.csv")
     charts = [contest.chart for contest in contests]
-    figures: dict[str, Path] = {}
-    for contest in contests:
-        figure = draw(contest)
-        if figure is not None:
-            figures[contest.chart.name] = out / figure_name("criteria", contest.chart, charts)
-            save(figure, figures[contest.chart.name])
-    if len(contests) > 1:
-        (out / "criteria.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
+    figures = save_figures("criteria", [(contest.chart, draw(contest)) for contest in contests], out)
     write_report(records, contests, figures, out / "criteria.md")
     points = [with_kinds(record) for chart in charts for record in chart.records]
     log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), out / "criteria.md")

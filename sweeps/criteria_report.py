@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from sweeps.criteria import Contest
-from sweeps.criteria_points import NATS, kinds_of
+from sweeps.criteria_points import kinds_of
 from sweeps.criteria_table import block_name, metric_name, quality_rows, rows_of, shown
-from sweeps.files import writing
+from sweeps.markdown import aligned, markdown
+from sweeps.nats import NATS
 from sweeps.points import MEAN_ACCURACY
 from sweeps.records import Records
-from sweeps.report import beside, distinct, markdown, missing, shared_settings, what_was_run
+from sweeps.report import beside, distinct, what_was_run, write_sections
+from sweeps.table import unfinished
 
 AGREEMENT = {
     "quality": "Scores against the truth, window by window",
@@ -19,16 +21,9 @@ AGREEMENT = {
 
 def write_report(records: Records, contests: list[Contest], figures: dict[str, Path], file: Path) -> None:
     """figures: the file of each chart's name that has one."""
-    names = ", ".join(contest.chart.name for contest in contests) or "nothing yet"
-    parts = [f"# Pruning criteria compared: {names}", ""]
-    for contest in contests:
-        parts += section(contest, figures.get(contest.chart.name), file.parent)
-    parts += missing(records, file.parent)
-    points = [record for contest in contests for record in contest.chart.records]
-    if points:
-        parts += ["## Settings that all points share", "", *shared_settings(points), ""]
-    with writing(file) as unfinished:
-        unfinished.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    sections = [section(contest, figures.get(contest.chart.name), file.parent) for contest in contests]
+    charts = [contest.chart for contest in contests]
+    write_sections("Pruning criteria compared", charts, sections, records, file)
 
 
 def section(contest: Contest, figure: Path | None, folder: Path) -> list[str]:
@@ -64,7 +59,7 @@ def legend(contest: Contest) -> str:
         words.append("Rows are ranked by their first metric at the middle level.")
         words.append("Skipped: the share of the whole model, dense layers counted.")
     if NATS in contest.metrics:
-        words.append("Nats: log perplexity less that of the dense model; 0 is as good as dense.")
+        words.append("Nats: log perplexity less that of the dense model, window by window; 0 is as good.")
     if n_seeds - {1}:
         words.append("± is the standard deviation over the seeds where there are several.")
     else:
@@ -92,13 +87,4 @@ def summary(records: Records, contests: list[Contest]) -> str:
         for which, title in AGREEMENT.items():
             table = quality_rows(contest.judges, which)
             lines += ["", title, *aligned(table)] if table else []
-    for failure in records.failed:
-        lines.append(f"failed: {failure.file} ({' '.join(failure.overrides)}): {failure.cause}")
-    return "\n".join([*lines, *(f"no record yet: {job}" for job in records.silent)])
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]
+    return "\n".join([*lines, *unfinished(records)])

@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Iterable
 
 from sweeps.criteria import Block, lower_is_better
-from sweeps.criteria_points import NATS, quality_of
+from sweeps.criteria_points import quality_of
 from sweeps.curves import mark
+from sweeps.nats import NATS
 from sweeps.points import MEAN_ACCURACY, is_accuracy
 from sweeps.records import Measured, Record
 from sweeps.table import cell, percent, perplexity

@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
+from sweeps.paired import leaves_out_prompts
 from sweeps.points import by_place, drawn_metrics, is_accuracy, is_perplexity
 from sweeps.records import Measured, Record
 
@@ -52,43 +53,58 @@ class Chart:
 
 def find_charts(records: list[Record]) -> list[Chart]:
     """Tidy records -> a chart for each model and data set, in the order of the records."""
-    return [chart(group) for group in by_place(records)]
+    charts = [chart(group) for group in by_place(records)]
+    return [replace(found, notes=[*found.notes, *leaving(found)]) for found in charts]
 
 
 def chart(records: list[Record]) -> Chart:
-    sparse = [record for record in records if record.point.level > 0]
-    varying = [
-        name
-        for name in ("criterion", "decided_at", "scope")
-        if len({getattr(record.point, name) for record in sparse}) > 1
-    ]
-    by_label: dict[str, dict[float, list[Record]]] = {}
-    for record in sparse:
-        label = ", ".join([record.point.scorer, *(getattr(record.point, name) for name in varying)])
-        by_label.setdefault(label, {}).setdefault(record.point.level, []).append(record)
+    """Tidy records of one model and data set."""
     perplexity, accuracies = drawn_metrics(records)
     dense, notes = find_dense([record for record in records if record.point.level == 0])
-    found = Chart(
+    return Chart(
         model=records[0].point.model,
         data=records[0].point.data,
         records=records,
         dense=dense,
         curves=[
             Curve(label, [mark(levels[level]) for level in sorted(levels)])
-            for label, levels in by_label.items()
+            for label, levels in by_label(records).items()
         ],
         accuracies=accuracies,
         perplexity=perplexity,
         notes=notes,
     )
-    return replace(found, notes=[*notes, *leaving(found)])
+
+
+def by_label(records: list[Record]) -> dict[str, dict[float, list[Record]]]:
+    """Of each curve the records of each level, one for each seed; its label tells what varies."""
+    sparse = [record for record in records if record.point.level > 0]
+    varying = [
+        name
+        for name in ("criterion", "decided_at", "scope")
+        if len({getattr(record.point, name) for record in sparse}) > 1
+    ]
+    found: dict[str, dict[float, list[Record]]] = {}
+    for record in sparse:
+        label = ", ".join([record.point.scorer, *(getattr(record.point, name) for name in varying)])
+        found.setdefault(label, {}).setdefault(record.point.level, []).append(record)
+    return found
 
 
 def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
-    """Every scorer may have measured the dense model: once per seed is enough, if they agree."""
+    """Every scorer may have measured the dense model: once per seed is enough, if they agree.
+
+    With the whole windows, if it was measured so.
+    """
     by_seed: dict[int, Record] = {}
     notes: list[str] = []
-    for record in records:
+    whole = [record for record in records if not leaves_out_prompts(record)]
+    if 0 < len(whole) < len(records):
+        notes.append(
+            "Plans that are decided at the prompt leave it out of the loss: compare their perplexity only "
+            "with the dense model's that does so too, as differences on the same examples do."
+        )
+    for record in whole or records:
         first = by_seed.setdefault(record.point.seed, record)
         for name in filter(record.metrics.__contains__, first.metrics):
             if not (is_accuracy(name) or is_perplexity(name)):

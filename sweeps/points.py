@@ -3,7 +3,7 @@
 import logging
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from sweeps.files import Cell
@@ -28,10 +28,39 @@ def tidy(records: Iterable[Record]) -> list[Record]:
     for record in named:
         earlier = once.get(record.point)
         # a second sweep may measure what the first did not; of a value measured twice the last one counts
-        once[record.point] = replace(record, metrics=earlier.metrics | record.metrics) if earlier else record
+        once[record.point] = joined(earlier, record) if earlier else record
     if len(once) < len(named):
         log.info("%d records repeat a point; the last one counts", len(named) - len(once))
     return [replace(record, metrics=with_mean_accuracy(record, once.values())) for record in once.values()]
+
+
+def tidy_by(word_of: Callable[[Record], str], records: Iterable[Record], told: Sequence[str]) -> list[Record]:
+    """One record per point and `word_of` it, which no Point has and the scorer's name has from here on.
+
+    told: overrides that the point and its word tell already, or that change nothing.
+    """
+    records = list(records)
+    overrides = {record.file: record.overrides for record in records}
+    untold = [
+        replace(record, overrides=tuple(one for one in record.overrides if split(one)[0] not in told))
+        for record in (with_word(record, word_of(record)) for record in records)
+    ]
+    return [replace(record, overrides=overrides[record.file]) for record in tidy(untold)]
+
+
+def with_word(record: Record, word: str) -> Record:
+    scorer = f"{record.point.scorer} {word}" if word else record.point.scorer
+    return replace(record, point=replace(record.point, scorer=scorer))
+
+
+def without_word(record: Record, word: str) -> Record:
+    scorer = record.point.scorer.replace(f" {word}", "", 1) if word else record.point.scorer
+    return replace(record, point=replace(record.point, scorer=scorer))
+
+
+def joined(earlier: Record, later: Record) -> Record:
+    samples = {name: values for name, values in earlier.samples.items() if name not in later.metrics}
+    return replace(later, metrics=earlier.metrics | later.metrics, samples=samples | later.samples)
 
 
 def name_variants(records: list[Record]) -> list[Record]:

@@ -1,17 +1,23 @@
-"""From folders of run records to curve.csv, curve.png and report.md."""
+"""From folders of run records to curve.csv, paired.csv, curve.png and report.md."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from sweeps import paired_table
 from sweeps.curves import Chart, find_charts
 from sweeps.files import write_csv
 from sweeps.points import COLUMNS, rows_of, tidy
 from sweeps.records import RecordError, Records, read
-from sweeps.report import write_report
+from sweeps.report import write_report, write_sections
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
+
+AGAINST = "static"  # what every contextual scorer must beat
 
 
 class Rebuilt(NamedTuple):
@@ -23,31 +29,64 @@ class Rebuilt(NamedTuple):
 
 def find_points(folders: Iterable[Path]) -> tuple[Records, list[Chart]]:
     """Everything but the files: quick, and without matplotlib."""
-    found = read(folders)
+    found = read_some(folders)
     points = tidy(found.done)
     return found._replace(done=points), find_charts(points)
 
 
-def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
+def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebuilt:
     """The same records give the same files, whatever was there before."""
-    from sweeps.plot import draw, save  # matplotlib takes a second
+    from sweeps.plot import draw  # matplotlib takes a second
 
-    folders = list(folders)
     records, charts = find_points(folders)
-    if not any(records):
-        raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
     write_csv(COLUMNS, rows_of(records.done), out / "curve.csv")
-    figures: dict[str, Path] = {}
-    for chart in charts:
-        figure = draw(chart)
-        if figure is not None:
-            figures[chart.name] = out / figure_name("curve", chart, charts)
-            save(figure, figures[chart.name])
-    if len(charts) > 1:
-        (out / "curve.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
-    write_report(records, charts, figures, out / "report.md")
+    write_csv(paired_table.COLUMNS, paired_table.csv_rows(charts, against), out / "paired.csv")
+    figures = save_figures("curve", [(chart, draw(chart)) for chart in charts], out)
+    write_report(records, charts, figures, out / "report.md", against)
     log.info("points: %d, failed jobs: %d -> %s", len(records.done), len(records.failed), out / "report.md")
     return Rebuilt(records, charts, figures, out / "report.md")
+
+
+def read_some(folders: Iterable[Path]) -> Records:
+    folders = list(folders)
+    records = read(folders)
+    if not any(records):
+        raise RecordError(f"no run.json of an evaluate job below {', '.join(map(str, folders))}")
+    return records
+
+
+class Part(NamedTuple):
+    """What a report has of one model and data set. section: the file of its figure, if any -> lines."""
+
+    chart: Chart
+    figure: "Figure | None"
+    section: Callable[[Path | None], list[str]]
+
+
+def write_parts(stem: str, title: str, records: Records, parts: list[Part], out: Path) -> Rebuilt:
+    """<stem>.png of each part, and <stem>.md. The points that are handed on are those of the charts."""
+    charts, file = [part.chart for part in parts], out / f"{stem}.md"
+    figures = save_figures(stem, [(part.chart, part.figure) for part in parts], out)
+    sections = [part.section(figures.get(part.chart.name)) for part in parts]
+    write_sections(title, charts, sections, records, file)
+    points = [record for chart in charts for record in chart.records]
+    log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), file)
+    return Rebuilt(records._replace(done=points), charts, figures, file)
+
+
+def save_figures(stem: str, drawn: list[tuple[Chart, "Figure | None"]], out: Path) -> dict[str, Path]:
+    """The file of each chart's name that has a figure."""
+    from sweeps.plot import save  # matplotlib takes a second
+
+    charts = [chart for chart, _ in drawn]
+    files: dict[str, Path] = {}
+    for chart, figure in drawn:
+        if figure is not None:
+            files[chart.name] = out / figure_name(stem, chart, charts)
+            save(figure, files[chart.name])
+    if len(charts) > 1:
+        (out / f"{stem}.png").unlink(missing_ok=True)  # from when the sweep had seen one model only
+    return files
 
 
 def figure_name(stem: str, chart: Chart, charts: list[Chart]) -> str:

@@ -33,7 +33,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished job. `achieved`: the share of each kind of unit that was skipped, over the whole model."""
+    """A finished job. `achieved`: the share of each kind of unit that was skipped, over the whole model.
+
+    samples: of a metric, a figure for each example, in order. Their mean is the value, or its log.
+    """
 
     file: Path
     point: Point
@@ -45,6 +48,8 @@ class Record:
     versions: dict[str, str]
     seconds: float
     reused_from: str | None
+    samples: dict[str, list[float]]
+    predictor: dict | None  # how large the net is that decides, if one does
 
 
 class Failure(NamedTuple):
@@ -101,6 +106,12 @@ def in_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() else -1, part) for part in path.parts]
 
 
+def load_samples(record: Path) -> dict[str, list[float]]:
+    """What lies beside a run.json; nothing if it is of before there were samples."""
+    file = record.with_name("samples.json")
+    return load(file) if file.is_file() else {}
+
+
 def load(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -137,4 +148,6 @@ def record(file: Path, content: dict) -> Record:
         versions=content["versions"],
         seconds=content["seconds"],
         reused_from=content["reused_from"],
+        samples=load_samples(file),
+        predictor=content.get("predictor"),  # not in records of before
     )

@@ -8,26 +8,37 @@ from pathlib import Path
 
 from sweeps.curves import Chart
 from sweeps.files import writing
+from sweeps.markdown import markdown
+from sweeps.paired_table import section as paired_section
 from sweeps.records import Record, Records
 from sweeps.table import rows_of
 
+OFFERED = "recipe."  # what a sweep chooses from; what it chose is among the other settings
 
-def write_report(records: Records, charts: list[Chart], figures: dict[str, Path], file: Path) -> None:
-    """figures: the file of each chart's name that has one."""
-    parts = [
-        f"# {len(records.done)} points of {', '.join(chart.name for chart in charts) or 'nothing yet'}",
-        "",
-    ]
-    for chart in charts:
-        parts += section(chart, figures.get(chart.name), file.parent)
+
+def write_report(
+    records: Records, charts: list[Chart], figures: dict[str, Path], file: Path, against: str
+) -> None:
+    """figures: the file of each chart's name that has one. against: whom the others are compared with."""
+    sections = [section(chart, figures.get(chart.name), file.parent, against) for chart in charts]
+    write_sections(f"{len(records.done)} points", charts, sections, records, file)
+
+
+def write_sections(
+    title: str, charts: list[Chart], sections: list[list[str]], records: Records, file: Path
+) -> None:
+    """A section for each chart, then the jobs that failed and the settings that all points share."""
+    parts = [f"# {title}: {', '.join(chart.name for chart in charts) or 'nothing yet'}", ""]
+    parts += [line for lines in sections for line in lines]
     parts += missing(records, file.parent)
-    if records.done:
-        parts += ["## Settings that all points share", "", *shared_settings(records.done), ""]
+    points = [record for chart in charts for record in chart.records]
+    if points:
+        parts += ["## Settings that all points share", "", *shared_settings(points), ""]
     with writing(file) as unfinished:
         unfinished.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
 
 
-def section(chart: Chart, figure: Path | None, folder: Path) -> list[str]:
+def section(chart: Chart, figure: Path | None, folder: Path, against: str) -> list[str]:
     n_seeds = {len(mark.seeds) for curve in chart.curves for mark in curve.marks}
     errors = ["the measure's standard error"] if 1 in n_seeds or not n_seeds else []
     errors += ["the standard deviation over the seeds where there are several"] if n_seeds - {1} else []
@@ -48,6 +59,7 @@ def section(chart: Chart, figure: Path | None, folder: Path) -> list[str]:
         "Nats over dense: log perplexity less that of the dense model.",
         *(f"- {note}" for note in chart.notes),
         "",
+        *paired_section(chart, against),
         "### Where the points come from",
         "",
         *markdown(["point", "run record", "overrides"], [origin(record, folder) for record in chart.records]),
@@ -114,7 +126,8 @@ def missing(records: Records, folder: Path) -> list[str]:
 def shared_settings(records: list[Record]) -> list[str]:
     flat = [flatten(record.settings) for record in records]
     shared = {key: text for key, text in flat[0].items() if all(other.get(key) == text for other in flat)}
-    return ["```", *(f"{key} = {text}" for key, text in sorted(shared.items())), "```"]
+    told = sorted(item for item in shared.items() if not item[0].startswith(OFFERED))
+    return ["```", *(f"{key} = {text}" for key, text in told), "```"]
 
 
 def flatten(settings: dict, prefix: str = "") -> dict[str, str]:
@@ -125,11 +138,6 @@ def flatten(settings: dict, prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
     return flat
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def distinct(words: Iterable[str]) -> str:

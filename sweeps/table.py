@@ -4,24 +4,30 @@ import math
 from collections.abc import Callable
 
 from sweeps.curves import Chart, Mark
+from sweeps.markdown import aligned
+from sweeps.paired import nats
 from sweeps.records import Measured, Records
 
 
 def table(chart: Chart) -> str:
     """For the console: aligned, and with the first accuracy only."""
     rows = rows_of(chart, chart.accuracies[:1])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    lines = aligned(rows)
     return "\n".join([chart.name, lines[0], "-" * len(lines[0]), *lines[1:], *chart.notes])
 
 
 def summary(records: Records, charts: list[Chart]) -> str:
     """All that a person at the console wants to know of a sweep."""
     lines = [table(chart) for chart in charts]
-    for failure in records.failed:
-        lines.append(f"failed: {failure.file} ({' '.join(failure.overrides)}): {failure.cause}")
-    lines += [f"no record yet: {job}" for job in records.silent]
-    return "\n".join(["", *lines])
+    return "\n".join(["", *lines, *unfinished(records)])
+
+
+def unfinished(records: Records) -> list[str]:
+    lines = [
+        f"failed: {failure.file} ({' '.join(failure.overrides)}): {failure.cause}"
+        for failure in records.failed
+    ]
+    return lines + [f"no record yet: {job}" for job in records.silent]
 
 
 def rows_of(chart: Chart, accuracies: list[str]) -> list[list[str]]:
@@ -38,7 +44,7 @@ def rows_of(chart: Chart, accuracies: list[str]) -> list[list[str]]:
         if chart.perplexity:
             row += [
                 cell(mark.metrics.get(chart.perplexity), perplexity),
-                nats(mark, chart.dense, chart.perplexity),
+                over_dense(mark, chart.dense, chart.perplexity),
             ]
         rows.append(row + [cell(mark.metrics.get(name), percent) for name in accuracies])
     return rows
@@ -61,8 +67,8 @@ def perplexity(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{float(f'{value:.4g}'):.0f}"
 
 
-def nats(mark: Mark, dense: Mark | None, metric: str) -> str:
+def over_dense(mark: Mark, dense: Mark | None, metric: str) -> str:
     if dense is None or metric not in dense.metrics or metric not in mark.metrics:
         return "-"
-    ratio = mark.metrics[metric].value / dense.metrics[metric].value
-    return f"{math.log(ratio):+.3f}" if ratio > 0 else "-"
+    over = nats(mark.metrics[metric].value, dense.metrics[metric].value)
+    return "-" if math.isnan(over) else f"{over:+.3f}"

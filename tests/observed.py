@@ -1,6 +1,21 @@
 """What criteria see of a batch, for the tests that compare it with formulas by hand."""
 
+import torch
+
 from shadow.scores import score
+from shadow.sites import find_sites
+
+
+def drawn_means(lm):
+    """Means such as a store keeps, but drawn: [U, D] of each layer and kind."""
+    draw = torch.Generator().manual_seed(5)
+    return {
+        (site.layer, site.kind): torch.randn(
+            site.units, site.module.in_features // site.units, generator=draw
+        )
+        * 0.3
+        for site in find_sites(lm.model)
+    }
 
 
 def seen_of(lm, batch, names, loss="answer"):
@@ -10,5 +25,5 @@ def seen_of(lm, batch, names, loss="answer"):
     def receive(name, site, seen):
         found[name, site.layer, site.kind] = seen
 
-    score(lm.model, batch, names, receive, loss=loss)
+    score(lm.model, batch, names, receive, loss=loss, means=drawn_means(lm))
     return found

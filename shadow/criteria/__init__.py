@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shadow.criteria.activation import SUMMABLE, Summed
+from shadow.criteria.activation import DEVIATIONS, SUMMABLE, Summed
 from shadow.criteria.statistics import STATISTICS
 from shadow.criteria.weight import WEIGHT_FORMS
 from shadow.errors import UserError
@@ -14,7 +14,8 @@ from shadow.sites import Site
 RANDOM = "random"
 REMOVAL = "removal"  # exact, and a forward for each unit: an oracle for small models, a judge for large ones
 CONTEXTUAL = (*SUMMABLE, *WEIGHT_FORMS, RANDOM)  # each sample and each token has scores of its own
-CRITERIA = (*CONTEXTUAL, *STATISTICS)
+BESIDE_MEANS = (*DEVIATIONS,)  # so too, once the calibration's means are known
+CRITERIA = (*CONTEXTUAL, *BESIDE_MEANS, *STATISTICS)
 
 
 class Seen(Protocol):

@@ -1,6 +1,7 @@
 """Criteria that add up over tokens, from what is seen at a site: activation, gradient, curvature.
 
-Letters: a the activation at the site, g = dL/da, H the Hessian of the loss in the activations of all sites.
+Letters: a the activation at the site, m its mean over calibration, g = dL/da, H the Hessian of the loss in
+the activations of all sites.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-Need = Literal["activation", "pre-activation", "gradient", "curvature"]
+Need = Literal["activation", "deviation", "pre-activation", "gradient", "curvature"]
 
 
 class Summable(Protocol):
@@ -19,7 +20,8 @@ class Summable(Protocol):
     needs: ClassVar[Need]
 
     def part(self, act: Tensor, slope: Tensor | None) -> Tensor:
-        """act, slope: float32 [B, T, U, D]; slope is g, or H g for a curvature -> [B, T, U]."""
+        """act: a, or a - m for a deviation; slope: g, or H g for a curvature; float32 [B, T, U, D] each
+        -> [B, T, U]."""
         ...
 
     def finish(self, total: Tensor) -> Tensor: ...
@@ -61,6 +63,13 @@ class L2Norm:
 
     def finish(self, total: Tensor) -> Tensor:
         return total.sqrt()
+
+
+class L2Deviation(L2Norm):
+    """||a - m||_2: what is lost of a unit where its calibration mean m stands in its place, as with
+    sparsity.fill=mean. Activation units."""
+
+    needs: ClassVar[Need] = "deviation"
 
 
 class L2NormPre(L2Norm):
@@ -183,3 +192,4 @@ SUMMABLE: dict[str, Summable] = {
     "fisher": Fisher(),
     "grasp": Grasp(),
 }
+DEVIATIONS: dict[str, Summable] = {"l2_deviation": L2Deviation()}

@@ -46,6 +46,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     stored = {"features": plan.feature_bytes(len(taps), model.config.hidden_size)} | {
         name: plan.criterion_bytes(model, name, settings.dtype, settings.top) for name in asked_criteria(cfg)
     }
+    stored_bytes = {part: size.of(windows, sampled, shards) for part, size in stored.items()}
     found: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "layers": layers,
@@ -54,7 +55,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         "tokens": windows * tokens,
         "token_rows": sampled,
         "row_bytes": {part: max(size.window, size.token) for part, size in stored.items()},
-        "bytes": {part: size.of(windows, sampled, shards) for part, size in stored.items()},
+        "bytes": stored_bytes | {"means": plan.mean_bytes(model)},
         "forward_flops": windows * plan.forward_flops(model, tokens),
         "backward_flops": windows * plan.backward_flops(model, tokens),
     }
@@ -62,6 +63,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         found["predictor_parameters"] = plan.predictor_parameters(
             model,
             predictor_taps(cfg, layers),
+            cfg.predictor.source,
             predictor_shape(cfg),
             cfg.predictor.ahead,
             predictor_kinds(cfg),
@@ -81,9 +83,9 @@ def told(cfg: DictConfig, found: dict[str, Any]) -> str:
         f"store: {at_most}{sum(found['bytes'].values()) / 1e9:.4g} GB",
     ]
     lines += [
-        f"  {part:<17} {size / 1e9:10.4g} GB, {found['row_bytes'][part] / 1e6:.4g} MB for each of "
+        f"  {part:<17} {found['bytes'][part] / 1e9:10.4g} GB, {size / 1e6:.4g} MB for each of "
         f"{found['windows']} windows and {found['token_rows']:,} tokens"
-        for part, size in found["bytes"].items()
+        for part, size in found["row_bytes"].items()
     ]
     if "predictor_parameters" in found:
         count = found["predictor_parameters"]

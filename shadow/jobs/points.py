@@ -3,13 +3,14 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from shadow import criteria, curve, hub
-from shadow.artifacts import key_of, write_json
+from shadow.artifacts import key_of, write_json, writing
 from shadow.card import STDERR
 from shadow.errors import UserError
 from shadow.jobs import settings as names
@@ -17,6 +18,9 @@ from shadow.masked import SparseRun
 from shadow.models import LM
 from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
+
+UNTOLD = ("root", "dense_fed")  # where tasks lie; and of a net alone
+SAMPLES = "samples.json"  # beside run.json: of each metric, a figure for each example
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:
@@ -41,6 +45,11 @@ def check_measure(cfg: DictConfig) -> None:
         names.calibration_data(cfg).documents("eval")
     if settings.quality:
         criteria.require("measure.quality", judged_criteria(cfg))
+        if set(judged_criteria(cfg)) & set(criteria.BESIDE_MEANS):
+            raise UserError(
+                "measure.quality judges criteria by what setting a unit to 0 does, and cannot judge "
+                f"{list(criteria.BESIDE_MEANS)}, got {judged_criteria(cfg)}"
+            )
         if cfg.sparsity.level != 0:
             raise UserError(
                 f"measure.quality judges criteria on the dense model: sparsity.level must be 0, got "
@@ -54,7 +63,10 @@ def check_measure(cfg: DictConfig) -> None:
 
 
 def judged_criteria(cfg: DictConfig) -> list[str]:
-    return list(criteria.CRITERIA if cfg.measure.quality == "all" else cfg.measure.quality)
+    """Those that tell of a unit that is set to 0, as the judge's are."""
+    if cfg.measure.quality == "all":
+        return [name for name in criteria.CRITERIA if name not in criteria.BESIDE_MEANS]
+    return list(cfg.measure.quality)
 
 
 def task_root(cfg: DictConfig) -> str | None:
@@ -69,7 +81,7 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         "code": code,
         "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
-        "measure": {key: value for key, value in names.plain(cfg.measure).items() if key != "root"},
+        "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
         "content": fingerprint(data.documents("eval")) if wants_text else None,
         "task_content": [_task_content(task, task_root(cfg)) for task in cfg.measure.tasks],
         "decided_at": cfg.sparsity.decided_at,
@@ -79,15 +91,16 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         settings["loss"] = cfg.traces.loss
     if cfg.sparsity.level > 0:
         settings |= {
-            "sparsity": names.plain(cfg.sparsity),
+            "sparsity": names.plain(cfg.sparsity) | {"fill": names.fill_of(cfg)},
             "scorer": cfg.predictor.name,
             "criterion": cfg.criterion.name,
         }
         if cfg.predictor.name in names.NETS:
             settings["predictor"] = names.predictor_settings(cfg)
-        elif names.needs_traces(cfg):
+            settings["dense_fed"] = cfg.measure.dense_fed
+        elif names.needs_traces(cfg) or names.needs_means(cfg):
             settings |= {"traces": names.trace_settings(cfg), "size": names.asked_size(cfg)}
-        elif cfg.predictor.name == "oracle":
+        if cfg.predictor.name == "oracle":
             settings["loss"] = cfg.traces.loss
         if cfg.predictor.name == "svd":
             settings["rank"] = cfg.predictor.rank
@@ -114,18 +127,51 @@ def find(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
     record |= {
         "achieved": known["achieved"],
         "metrics": known["metrics"],
+        "predictor": known["predictor"],
         "reused_from": known["measured_in"],
     }
+    with writing(_samples_beside_record(cfg)) as unfinished:
+        shutil.copyfile(_samples_of(file), unfinished)
     return file
+
+
+def _samples_of(point: Path) -> Path:
+    return point.with_suffix(f".{SAMPLES}")
+
+
+def _samples_beside_record(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.output_dir) / SAMPLES
 
 
 def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, metrics: dict) -> None:
     record["achieved"] = achieved
+    record["predictor"] = predictor_of(cfg)
     record["metrics"] = {name: {"value": m.value, "stderr": m.stderr} for name, m in metrics.items()}
     measured_in = os.path.relpath(cfg.paths.output_dir, cfg.paths.root_dir)
     where = {"measured_in": measured_in, "settings": settings_of(cfg, record["code"])}
-    write_json(_file(cfg, record["code"]), {"achieved": achieved, "metrics": record["metrics"], **where})
+    figures = {name: record[name] for name in ("achieved", "metrics", "predictor")}
+    samples = json.dumps({name: m.samples for name, m in metrics.items() if m.samples is not None})
+    file = _file(cfg, record["code"])
+    for beside in (_samples_beside_record(cfg), _samples_of(file)):  # before the point: a kill leaves no half
+        with writing(beside) as unfinished:
+            unfinished.write_text(samples + "\n")
+    write_json(file, figures | where)
     tell(cfg, record)
+
+
+def predictor_of(cfg: DictConfig) -> dict[str, Any] | None:
+    """How large the net of this point is; None where no net decides."""
+    folder = names.predictor_folder(cfg) if cfg.predictor.name in names.NETS else None
+    if folder is None or cfg.sparsity.level == 0 or not (folder / hub.CONFIG).is_file():
+        return None
+    config = hub.read_config(folder)
+    net = config["net"]
+    return {
+        "taps": len(config["taps"]),
+        "rank": net["rank"] if "rank" in net else net["neuron"],  # the paper's nets: of their larger part
+        "parameters": config["parameters"],
+        "share_of_model": config["share_of_model"],
+    }
 
 
 def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
@@ -142,6 +188,7 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
         "level": cfg.sparsity.level,
         "decided_at": cfg.sparsity.decided_at,
         "scope": cfg.sparsity.scope,
+        "fill": names.fill_of(cfg),
         "data": names.data_label(cfg),
         **{f"achieved_{kind}": share for kind, share in record["achieved"].items()},
         "code": record["code"],

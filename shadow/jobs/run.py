@@ -58,6 +58,7 @@ class Job:
             "reused_from": None,
             "achieved": {},
             "metrics": {},
+            "predictor": None,
         }
         for logger in self.loggers:
             logger.log_hyperparams(settings)

@@ -19,10 +19,12 @@ from shadow.hub import CONFIG
 from shadow.models import describe_folder
 from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
 from shadow.packing import Stored
+from shadow.paper import MinMax, MLPShape
+from shadow.predictor_module import Reading
 from shadow.predictors import NetShape
-from shadow.sites import KINDS, Kind
+from shadow.sites import KINDS, Kind, Source
 from shadow.sparsity import SparsityPolicy
-from shadow.traces import FEATURES, Rows, covered, read_manifest
+from shadow.traces import CONTEXTS, FEATURES, MEANS, covered, reach, read_manifest
 
 FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is
@@ -39,7 +41,12 @@ TRAINER_WHERE = {
     "enable_model_summary",
 }
 STAGES = ("plan", "traces", "predictor")
-NETS = ("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge")
+FILLS = ("auto", "zero", "mean")
+LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
+NETS = (
+    *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
+    *("unified_paper", "unified_paper_global", "layerwise_paper"),
+)
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -49,6 +56,7 @@ TRAINS = [
     "criterion",
     "predictor",
     "sparsity.decided_at",
+    "sparsity.fill",
     "trainer",
     "seed",
     "paths",
@@ -118,7 +126,8 @@ def traces_folder(cfg: DictConfig) -> Path:
 
 def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
     """What names the states that the predictor of `before` leaves of the same windows at this level."""
-    return trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
+    found = trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
+    return found | ({} if fill_of(before) == "zero" else {"fill": fill_of(before)})
 
 
 def pruned_folder(before: DictConfig, level: float) -> Path:
@@ -163,23 +172,29 @@ def require_windows(cfg: DictConfig, windows: int) -> None:
         )
 
 
-def reads(cfg: DictConfig) -> tuple[Rows, str]:
-    """Which rows of a store a predictor learns from, and which of their states it reads."""
-    pooling, decided_at = cfg.predictor.pooling, cfg.sparsity.decided_at
+def reads(cfg: DictConfig) -> Reading:
+    """Which rows of a store a predictor learns from, and what of them it reads."""
+    pooling, decided_at, source = cfg.predictor.pooling, cfg.sparsity.decided_at, cfg.predictor.source
+    require_choice("predictor.source", source, get_args(Source))
     if pooling not in ("scores", "mean", "last"):
         raise UserError(f"predictor.pooling must be scores, mean or last, got {pooling!r}")
     if pooling == "scores":
+        if source == "context":
+            raise UserError(
+                "predictor.source=context is kept of whole prompts only: use predictor.pooling=last or mean, "
+                f"got {pooling!r}"
+            )
         if cfg.traces.tokens_per_window == 0:
             raise UserError(
                 "traces.tokens_per_window must be at least 1 for a predictor that learns from tokens, got 0"
             )
-        return "token", "state"
+        return Reading("token", "state", FEATURES)
     if decided_at == "token":
         raise UserError(
             f"sparsity.decided_at=token needs predictor.pooling=scores, got {pooling!r}: "
             "one state of a whole prompt says nothing about a single token"
         )
-    return "window", f"{decided_at}/{pooling}"
+    return Reading("window", f"{decided_at}/{pooling}", CONTEXTS if source == "context" else FEATURES)
 
 
 def trace_taps(cfg: DictConfig, layers: int) -> list[int]:
@@ -238,7 +253,7 @@ def are_levels(levels: Sequence[float]) -> bool:
 
 def objective_of(cfg: DictConfig) -> Objective:
     settings = cfg.predictor
-    require_choice("predictor.loss", settings.loss, ["log_mse", "bce", "listwise", "pairwise", "cutoff"])
+    require_choice("predictor.loss", settings.loss, LOSSES)
     if settings.floor < 0:
         raise UserError(f"predictor.floor is added to scores and must be at least 0, got {settings.floor}")
     if settings.loss == "log_mse":
@@ -249,6 +264,8 @@ def objective_of(cfg: DictConfig) -> Objective:
         return Pairwise(settings.floor)
     if settings.loss == "cutoff":
         return Cutoff(settings.floor, active_levels(cfg))
+    if settings.loss in ("min_max_layer", "min_max_global"):
+        return MinMax("layer" if settings.loss == "min_max_layer" else "global")
     if settings.ridge is not None:
         raise UserError(
             "predictor.loss=bce learns logits, where the ridge regression does not start: give "
@@ -297,7 +314,17 @@ def check_rounds(cfg: DictConfig) -> None:
         )
 
 
-def predictor_shape(cfg: DictConfig) -> NetShape:
+def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
+    if cfg.predictor.mlp is not None:
+        mlp = MLPShape(**plain(cfg.predictor.mlp))
+        if mlp.head < 1 or mlp.neuron < 1:
+            raise UserError(f"predictor.mlp.head and .neuron must be at least 1, got {list(mlp)}")
+        if cfg.predictor.ridge is not None:
+            raise UserError(
+                "predictor.mlp has no linear map for a regression to start from: give predictor.ridge=null, "
+                f"got {cfg.predictor.ridge}"
+            )
+        return mlp
     shape = NetShape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
     if shape.rank < 1 or shape.hidden < 1 or shape.depth < 0:
         raise UserError(
@@ -309,6 +336,9 @@ def predictor_shape(cfg: DictConfig) -> NetShape:
 
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in TRAINER_WHERE}
+    # only later rounds see what stands in a dropped unit's place
+    seen = cfg.predictor.rounds > 0 and fill_of(cfg) != "zero"
+    filled = {"fill": fill_of(cfg)} if seen else {}
     return {
         "traces": trace_settings(cfg),
         "size": asked_size(cfg),
@@ -316,7 +346,7 @@ def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
         "predictor": plain(cfg.predictor),
         "reads": reads(cfg),
         "trainer": trainer,
-    }
+    } | filled
 
 
 def predictor_folder(cfg: DictConfig) -> Path:
@@ -326,13 +356,30 @@ def predictor_folder(cfg: DictConfig) -> Path:
 
 def policy_of(cfg: DictConfig) -> SparsityPolicy:
     settings = plain(cfg.sparsity)
-    del settings["decided_at"]
+    del settings["decided_at"], settings["fill"]
     return SparsityPolicy(**settings)
 
 
 def needs_traces(cfg: DictConfig) -> bool:
+    """Whether the scorer's scores come from traces."""
     untraced = cfg.predictor.name in ("random", "oracle", "prompt_activation")
     return not untraced and cfg.criterion.name != criteria.RANDOM
+
+
+def needs_means(cfg: DictConfig) -> bool:
+    """Whether the sparse pass takes the calibration's means from the traces."""
+    asks = cfg.criterion.name in criteria.BESIDE_MEANS and cfg.predictor.name in (
+        "oracle",
+        "prompt_activation",
+    )
+    return cfg.sparsity.level > 0 and (asks or fill_of(cfg) == "mean")
+
+
+def fill_of(cfg: DictConfig) -> str:
+    """`zero` or `mean`: what stands in a dropped unit's place."""
+    if cfg.sparsity.fill != "auto":
+        return cfg.sparsity.fill
+    return "mean" if cfg.criterion.name in criteria.BESIDE_MEANS else "zero"
 
 
 def check_train(cfg: DictConfig) -> None:
@@ -356,6 +403,7 @@ def check_train(cfg: DictConfig) -> None:
 def check_predictor(cfg: DictConfig) -> None:
     name = cfg.predictor.name
     require_choice("predictor.name", name, SCORERS)
+    require_choice("sparsity.fill", cfg.sparsity.fill, FILLS)
     criterion = cfg.criterion.name
     if criterion not in (*criteria.CRITERIA, criteria.REMOVAL):
         criteria.require("criterion", [criterion])
@@ -402,18 +450,19 @@ def check_scorer(cfg: DictConfig) -> None:
         return
     if name in NETS:
         check_scored(cfg)
-        missing = None if (predictor_folder(cfg) / CONFIG).is_file() else predictor_folder(cfg)
-    elif needs_traces(cfg):
-        store = traces_folder(cfg)
-        missing = None if holds(read_manifest(store), asked_size(cfg), asked_parts(cfg)) else store
-    else:
+    if not (name in NETS or needs_traces(cfg) or needs_means(cfg)):
         return
     check_traces(cfg)
-    if missing and not cfg.make_missing:
-        raise UserError(
-            f"there is no {'predictor' if name in NETS else 'trace store with all that is asked for in'} "
-            f"{missing}: make it with `{train_command()}`, or set make_missing=true"
-        )
+    if cfg.make_missing:
+        return
+    cure = f"make it with `{train_command()}`, or set make_missing=true"
+    if name in NETS and not (predictor_folder(cfg) / CONFIG).is_file():
+        raise UserError(f"there is no predictor {predictor_folder(cfg)}: {cure}")
+    parts = [MEANS] if needs_means(cfg) else []
+    if name not in NETS and needs_traces(cfg):
+        parts += [FEATURES, *asked_criteria(cfg)]
+    if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
+        raise UserError(f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure}")
 
 
 def check_scored(cfg: DictConfig) -> None:
@@ -432,15 +481,17 @@ def check_scored(cfg: DictConfig) -> None:
 
 
 def asked_parts(cfg: DictConfig) -> list[str]:
-    return [FEATURES, *asked_criteria(cfg)]
+    contexts = [CONTEXTS] if cfg.predictor.source == "context" and cfg.predictor.name in NETS else []
+    return [FEATURES, MEANS, *contexts, *asked_criteria(cfg)]
 
 
-def holds(manifest: dict | None, size: str, parts: Sequence[str]) -> bool:
+def holds(manifest: dict | None, asked: str, parts: Sequence[str]) -> bool:
     """Whether a store has these parts of all windows that so many examples come to."""
-    windows = (manifest or {}).get("sizes", {}).get(size)
+    windows = (manifest or {}).get("sizes", {}).get(asked)
     if manifest is None or windows is None:
         return False
-    return all(covered(manifest, part) >= windows for part in parts)
+    size = manifest["settings"]["traces"]["shard_windows"]
+    return all(covered(manifest, part) >= reach(part, windows, size) for part in parts)
 
 
 def train_command() -> str:

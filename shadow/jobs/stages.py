@@ -21,14 +21,16 @@ from transformers import PreTrainedModel
 
 from shadow import hub, models, traces
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
-from shadow.criteria import RANDOM, random_scores_of
+from shadow.criteria import BESIDE_MEANS, RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
 from shadow.jobs.run import versions
 from shadow.jobs.settings import (
+    asked_criteria,
     asked_parts,
     asked_size,
     calibration_data,
+    fill_of,
     holds,
     model_label,
     objective_of,
@@ -48,10 +50,10 @@ from shadow.jobs.settings import (
 )
 from shadow.memory import keep_memory, peak_memory
 from shadow.models import LM
-from shadow.predictor_module import PredictorModule, TraceData
-from shadow.predictors import Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
+from shadow.predictor_module import Descent, PredictorModule, TraceData
+from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
-from shadow.sites import KINDS, Kind, column_norms, count_units, find_layers, find_sites
+from shadow.sites import KINDS, column_norms, count_units, find_layers, find_sites, width_of
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.traces import Traces
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -97,8 +99,21 @@ def require_weights(folder: Path, recorded: str, lm: LM) -> None:
 
 def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     """The store of these settings; what is missing or damaged in it is collected."""
-    collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
+    means = get_means(cfg, lm) if set(asked_criteria(cfg)) & set(BESIDE_MEANS) else None
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm), means)
     return open_store(cfg, lm, traces_folder(cfg), trace_settings(cfg), asked_parts(cfg), collector)
+
+
+def get_means(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
+    """Of every unit's activation, [U, D], over the calibration's first shard; collected if missing."""
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
+    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector)
+    return traces.read_means(traces_folder(cfg))
+
+
+def get_fill(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
+    """What stands in a dropped unit's place, as `sparse` takes it."""
+    return get_means(cfg, lm) if fill_of(cfg) == "mean" and cfg.sparsity.level > 0 else None
 
 
 def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
@@ -110,10 +125,11 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
     before.predictor.rounds -= 1
     predictor = load_predictor(get_predictor(before, lm, loggers), lm)
     stores = []
+    fill = get_means(cfg, lm) if fill_of(cfg) == "mean" else None
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
         policy = SparsityPolicy(level, dense_layers=range(predictor.first), kinds=predictor.kinds)
-        collector = PrunedStates(lm.model, keeping, predictor, policy)
+        collector = PrunedStates(lm.model, keeping, predictor, policy, fill)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
         stores.append(open_store(cfg, lm, folder, settings, [traces.FEATURES], collector))
     return stores
@@ -128,14 +144,27 @@ def open_store(
     collector: Collector,
 ) -> Traces:
     """The store in this folder; what it misses of these parts is collected."""
+    manifest = complete(cfg, lm, folder, settings, parts, collector)
+    windows = manifest["sizes"][asked_size(cfg)]
+    require_windows(cfg, windows)
+    return Traces(folder, windows)
+
+
+def complete(
+    cfg: DictConfig,
+    lm: LM,
+    folder: Path,
+    settings: dict,
+    parts: Sequence[str],
+    collector: Collector,
+) -> dict:
+    """The manifest of the store in this folder, once it has these parts."""
     manifest = traces.read_manifest(folder)
     if manifest is not None:
         require_weights(folder, manifest["weights"], lm)
     if manifest is None or not holds(manifest, asked_size(cfg), parts) or damaged(folder, manifest, parts):
         manifest = collect(cfg, lm, folder, settings, parts, collector)
-    windows = manifest["sizes"][asked_size(cfg)]
-    require_windows(cfg, windows)
-    return Traces(folder, windows)
+    return manifest
 
 
 # a sweep's jobs read one store: each file is verified once, by its time of change
@@ -182,7 +211,11 @@ def collect(
     found = shards_there(folder, store)
     ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
     missing = {
-        shard: [part for part in parts if found.get((part, shard), 0) < end - shard * size]
+        shard: [
+            part
+            for part in parts
+            if found.get((part, shard), 0) < min(end, traces.reach(part, end, size)) - shard * size
+        ]
         for shard, end in ends.items()
     }
     missing = {shard: lacks for shard, lacks in missing.items() if lacks}
@@ -276,33 +309,23 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
     if not (folder / hub.CONFIG).is_file():
-        norms = column_norms(find_sites(lm.model))
-        fit(cfg, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), norms, folder, loggers)
+        fit(cfg, lm, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
 
 
-def fit(
-    cfg: DictConfig,
-    store: Traces,
-    pruned: list[Traces],
-    norms: dict[Kind, Tensor],
-    folder: Path,
-    loggers: list,
-) -> None:
-    """pruned: stores of states of the same rows, to learn from beside those of `store`; norms: of the columns
-    that read each unit, for the metrics."""
+def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Path, loggers: list) -> None:
+    """pruned: stores of states of the same rows, to learn from beside those of `store`."""
     start = time.monotonic()
     keep_memory()
     settings, facts = cfg.predictor, store.manifest
-    rows, state = reads(cfg)
+    reading = reads(cfg)
     taps, kinds = predictor_taps(cfg, facts["layers"]), predictor_kinds(cfg)
     data = TraceData(
         [store, *pruned],
         cfg.criterion.name,
         taps,
-        rows,
-        state,
+        reading,
         settings.val_share,
         settings.batch_size,
         cfg.seed,
@@ -310,11 +333,13 @@ def fit(
         kinds,
     )
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
-    shape = predictor_shape(cfg)
     units = {kind: facts["units"][kind] for kind in kinds}
-    net = TapNet(taps, facts["layers"], facts["width"], units, shape, settings.ahead)
-    module = PredictorModule(net, objective_of(cfg), settings.lr, settings.weight_decay, norms)
-    log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), rows, folder)
+    width = width_of(lm.model, settings.source)
+    net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
+    descent = Descent(settings.lr, settings.weight_decay, settings.warmup)
+    norms = column_norms(find_sites(lm.model))
+    module = PredictorModule(net, objective_of(cfg), descent, norms)
+    log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
     last = folder / "last.ckpt"
     if last.is_file() and not zipfile.is_zipfile(last):
         log.warning("%s is damaged: the fit begins anew", last)
@@ -333,6 +358,7 @@ def fit(
     }
     metrics = logged or dict(trainer.validate(module, data, verbose=False)[0])
     parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
+    means = traces.read_means(store.folder)
     config = {
         "model": model_label(cfg),
         "settings": predictor_settings(cfg),
@@ -341,15 +367,18 @@ def fit(
         "kinds": kinds,
         "net": net.shape._asdict(),
         "pooling": settings.pooling,
-        **{key: facts[key] for key in ("layers", "width", "units", "weights")},
+        "source": settings.source,
+        "width": width,
+        **{key: facts[key] for key in ("layers", "units", "weights")},
         "parameters": parameters,
+        "means": sum(values.numel() for values in means.values()),
         "share_of_model": parameters / facts["parameters"],
         "rows": {"train": len(data.train), "val": len(data.val)},
         "metrics": metrics,
         "versions": versions(),
     }
     hub.save_metrics(folder, module.metrics_of_layers())
-    hub.save_predictor(folder, net, config)
+    hub.save_predictor(folder, net, config, means)
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
         parameters / 1e6,
@@ -372,15 +401,17 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
     name, sites = cfg.predictor.name, find_sites(lm.model)
     if name == "random" or cfg.sparsity.level == 0:
         return Fixed(random_scores(sites, cfg.seed))
-    if name == "oracle":
-        return Oracle(cfg.criterion.name, cfg.traces.loss)
-    if name == "prompt_activation":
-        return PromptActivation(cfg.criterion.name)
+    if name in ("oracle", "prompt_activation"):
+        means = get_means(cfg, lm) if cfg.criterion.name in BESIDE_MEANS else None
+        if name == "oracle":
+            return Oracle(cfg.criterion.name, cfg.traces.loss, means)
+        return PromptActivation(cfg.criterion.name, means)
     if name == "static":
         return Fixed(static_scores(cfg, lm))
     if name == "svd":
         return copy_weights(cfg, lm)
-    return load_predictor(get_predictor(cfg, lm, loggers), lm)
+    predicted = load_predictor(get_predictor(cfg, lm, loggers), lm)
+    return DenseFed(predicted) if cfg.measure.dense_fed else predicted
 
 
 def static_scores(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:

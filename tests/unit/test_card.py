@@ -16,6 +16,7 @@ def config(tiny_opt, make_net, config_of):
 
 def row(point="a", level=0.5, value=12.5, **others):
     found = {"point": point, "level": level, "decided_at": "token", "scope": "layer", "data": "builtin"}
+    found |= {"fill": "mean"}
     found |= {"achieved_head": 0.375, "achieved_neuron": 0.25, "code": "c0de", "commit": None}
     return found | {"perplexity": value, "perplexity_stderr": 0.125} | others
 
@@ -84,6 +85,20 @@ def test_the_usage_on_a_card_is_python_that_decides_when_the_predictor_can(confi
     assert 'level=0.5, decided_at="prompt"):' in card(config | {"settings": settings}, [])
 
 
+def test_the_usage_of_a_predictor_of_deviations_puts_the_means_in_dropped_units_places(config):
+    settings = config["settings"] | {"criterion": "l2_deviation"}
+    assert "level=0.5, fill=predictor.means):" in card(config | {"settings": settings}, [])
+    assert "| means | 384 numbers" in card(config | {"means": 384}, [])
+
+
+def test_a_row_of_before_there_was_a_choice_of_what_stands_in_keeps_its_place(config, tmp_path):
+    curve.add(tmp_path, config, row("a"))
+    old = (tmp_path / "curve.csv").read_text().replace("fill,", "").replace("mean,", "")
+    (tmp_path / "curve.csv").write_text(old)
+    curve.add(tmp_path, config, row("b", 0.3))
+    assert [(found["point"], found["fill"]) for found in rows_of(tmp_path)] == [("a", ""), ("b", "mean")]
+
+
 @pytest.mark.parametrize(("taps", "ahead", "first"), [([2], 0, 2), ([0, 1], 2, 2), ([3], 0, 3)])
 def test_the_usage_on_a_card_leaves_the_layers_dense_that_are_not_scored(config, taps, ahead, first):
     text = card(config | {"taps": taps, "ahead": ahead}, [])
@@ -106,9 +121,9 @@ def test_a_card_has_a_curve_when_points_were_measured(config):
     assert "## Curve" not in card(config, [])
     rows = [{name: "" if value is None else str(value) for name, value in row().items()}]
     assert (
-        "| level | decided at | scope | data | heads skipped | neurons skipped | perplexity |\n"
-        "| --- | --- | --- | --- | --- | --- | --- |\n"
-        "| 0.5 | token | layer | builtin | 0.375 | 0.25 | 12.5 ± 0.125 |\n"
+        "| level | decided at | scope | fill | data | heads skipped | neurons skipped | perplexity |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| 0.5 | token | layer | mean | builtin | 0.375 | 0.25 | 12.5 ± 0.125 |\n"
     ) in card(config, rows)
 
 

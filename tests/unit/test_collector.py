@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 import torch
+from observed import drawn_means
 
 from shadow.batches import collate
 from shadow.collector import CriterionCollector, Keeping, ShardWriter, last_of, mean_of
@@ -14,7 +15,7 @@ from shadow.models import random_llama
 from shadow.packing import decode, encode, unpack
 from shadow.scores import score
 from shadow.sites import KINDS, find_sites, visit
-from shadow.traces import FEATURES, Traces, files_of, finish, inspect, verify
+from shadow.traces import FEATURES, MEANS, Traces, files_of, finish, inspect, read_means, verify
 
 KEY = "0123456789"
 LENGTHS = [12, 5, 9, 16, 7, 13, 10, 3, 11, 6]
@@ -39,7 +40,7 @@ def windows(examples):
 
 def step(lm, windows, parts, keeping=KEEPING, first=0):
     """What the collector returns for these windows as one batch."""
-    return CriterionCollector(lm.model, keeping).predict_step(
+    return CriterionCollector(lm.model, keeping, drawn_means(lm)).predict_step(
         Numbered(first, collate(windows), list(parts)), 0
     )
 
@@ -236,6 +237,54 @@ def test_without_token_rows_there_are_window_rows_alone(tiny_llama, windows, dty
     for part, arrays in step(tiny_llama, windows, [FEATURES, "l2_norm"], keeping).items():
         for name, values in arrays.items():
             assert len(values) == (len(windows) if name.startswith("window/") else 0), (part, name)
+
+
+# The means
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_the_means_are_those_of_all_real_tokens_of_the_shard(lm, windows, tmp_path, batch_size):
+    """Against a loop over windows, each alone and so without padding."""
+    write(lm, tmp_path, windows[:SHARD], [FEATURES, MEANS], batch_size)
+    collected(tmp_path)
+    total, count = {}, 0
+
+    def add(site, x):
+        assert len(x) == 1
+        for token in x[0].double():
+            unit = (site.layer, site.kind)
+            total[unit] = total.get(unit, 0) + token
+
+    with visit(find_sites(lm.model), add):
+        for window in windows[:SHARD]:
+            lm.model(torch.tensor([window.ids]))
+            count += len(window.ids)
+    found = read_means(tmp_path)
+    assert found.keys() == total.keys()
+    for unit, values in total.items():
+        assert found[unit].dtype == torch.float32
+        assert found[unit].shape == ((4, 8) if unit[1] == "head" else (64, 1))
+        # sums of 40 tokens in float32
+        torch.testing.assert_close(found[unit].double(), values / count, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("others", [[FEATURES], ["l2_norm", "fisher"], ["plainact_weight", "nwot"]], ids=str)
+def test_the_means_are_the_same_whatever_is_collected_beside_them(tiny_llama, windows, others):
+    alone = step(tiny_llama, windows, [MEANS])[MEANS]
+    beside = step(tiny_llama, windows, [MEANS, *others])[MEANS]
+    assert all(torch.equal(beside[name], values) for name, values in alone.items())
+    without = step(tiny_llama, windows, others)
+    for part, arrays in step(tiny_llama, windows, [*others, MEANS]).items():
+        if part != MEANS:
+            assert all(torch.equal(without[part][name], values) for name, values in arrays.items())
+
+
+def test_deviations_are_from_the_means_that_the_collector_was_given(lm, windows):
+    arrays = step(lm, windows, ["l2_deviation"])["l2_deviation"]
+    inside = collate(windows).real()
+    for (_, layer, kind), seen in scored(lm, windows, ["l2_deviation"], means=drawn_means(lm)).items():
+        assert torch.equal(arrays[f"window/{kind}"][:, layer], encode(seen.window(inside), "float16")[""])
 
 
 # Only what is missing

@@ -9,7 +9,7 @@ from math import sqrt
 import pytest
 import torch
 import torch.nn.functional as F
-from observed import seen_of
+from observed import drawn_means, seen_of
 from torch import nn
 
 from shadow import scores
@@ -22,7 +22,7 @@ from shadow.scores import row_losses, score
 
 FIRST_ORDER = [name for name in CONTEXTUAL if needs_gradient(name) and name != "grasp"]
 FLASH = [name for name in CONTEXTUAL if name != "grasp"]  # which makes attention take another kernel
-FORWARD_ALONE = ["l2_norm", "l2_norm_pre", "griffin", "nwot", "random"]
+FORWARD_ALONE = ["l2_norm", "l2_deviation", "l2_norm_pre", "griffin", "nwot", "random"]
 LENGTHS = [6, 4, 7]
 
 
@@ -138,6 +138,7 @@ def every_other(batch):
 def test_every_criterion_has_a_test_of_its_formula():
     """Here or in test_criteria_<its file or subject>.py."""
     elsewhere = {"plainact_weight", "grad_norm_weight", "grasp", "nwot", "jacov", "epenas", "random"}
+    elsewhere.add("l2_deviation")
     assert {*FORMULAS, *elsewhere} == set(CRITERIA)
 
 
@@ -156,6 +157,42 @@ def test_scores_equal_the_formula_computed_sample_by_sample_and_unit_by_unit(lm6
             expected = torch.stack([by_hand(name, seen, window) for window in windows])
             # sums of at most 8 channels at 4 tokens, each term rounded to 6e-8 of itself
             assert_near(got[[*range(length), -1]], expected, rtol=2e-6, share=2e-7)
+
+
+def test_l2_deviation_is_the_length_of_what_differs_from_the_means_unit_by_unit(lm64, examples):
+    rows = examples(LENGTHS)
+    batch = collate(rows)
+    inside = every_other(batch)
+    found, means = seen_of(lm64, batch, ["l2_deviation"]), drawn_means(lm64)
+    for row, example in enumerate(rows):
+        length = len(example.ids)
+        for place, (act, _, _) in reference(lm64, example.ids, answer_of(example)).items():
+            got = both(found["l2_deviation", *place], inside)[row]
+            mean = means[place].tolist()
+            windows = [[t] for t in range(length)] + [inside[row].nonzero()[:, 0].tolist()]
+            for window, values in zip(windows, got[[*range(length), -1]]):
+                for unit, value in enumerate(values.tolist()):
+                    squares = [(float(a) - m) ** 2 for t in window for a, m in zip(act[t, unit], mean[unit])]
+                    # activations are rounded to float32 before the mean is taken off
+                    assert value == pytest.approx(sqrt(sum(squares)), rel=1e-5, abs=1e-6)
+
+
+def test_l2_deviation_from_means_of_zero_is_l2_norm(lm, batch):
+    found = {}
+    zeros = {unit: torch.zeros_like(mean) for unit, mean in drawn_means(lm).items()}
+
+    def receive(name, site, seen):
+        found[name, site.layer, site.kind] = both(seen, batch.real())
+
+    score(lm.model, batch, ["l2_norm", "l2_deviation"], receive, means=zeros)
+    for (name, *place), scores_of in found.items():
+        if name == "l2_norm":
+            assert torch.equal(found["l2_deviation", *place], scores_of)
+
+
+def test_l2_deviation_without_means_is_refused(lm, batch):
+    with pytest.raises(UserError, match=r"l2_deviation needs the calibration's means"):
+        score(lm.model, batch, ["l2_norm", "l2_deviation"], lambda *args: None)
 
 
 @pytest.mark.parametrize("name", ["plainact", "snip", "grad_norm", "fisher"])
@@ -635,7 +672,7 @@ def test_scoring_lets_go_of_the_graph(lm, batch, names):
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved.values):
-        score(lm.model, batch, names, lambda *args: None)
+        score(lm.model, batch, names, lambda *args: None, means=drawn_means(lm))
     gc.collect()
     assert len(held) == 0
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from observed import seen_of
+from observed import drawn_means, seen_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shadow.batches import collate
@@ -162,7 +162,9 @@ def test_grasp_scores_alone_as_together_with_all_others(lm, batch):
 def test_every_criterion_is_received_once_at_every_site(lm, batch):
     """Two backward passes run through the same hooks."""
     calls = []
-    score(
-        lm.model, batch, list(CRITERIA), lambda name, site, seen: calls.append((name, site.layer, site.kind))
-    )
+
+    def receive(name, site, seen):
+        calls.append((name, site.layer, site.kind))
+
+    score(lm.model, batch, list(CRITERIA), receive, means=drawn_means(lm))
     assert len(calls) == len(set(calls)) == 8 * len(CRITERIA)

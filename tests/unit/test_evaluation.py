@@ -49,6 +49,10 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(lm, text_windows, batch_
     assert found["word_perplexity"].value == pytest.approx(math.exp(total / words), rel=1e-4)
     spread = statistics.stdev(float(loss.sum()) for loss in losses) * math.sqrt(10) / tokens
     assert found["perplexity"].stderr == pytest.approx(spread * math.exp(total / tokens), rel=1e-4)
+    assert found["perplexity"].samples == pytest.approx(
+        [float(loss.sum()) * 10 / tokens for loss in losses], rel=1e-5
+    )
+    assert math.exp(statistics.fmean(found["perplexity"].samples)) == pytest.approx(found["perplexity"].value)
 
 
 def test_perplexity_without_a_prompt_counts_every_token_but_the_first(lm, text_windows):
@@ -87,13 +91,14 @@ def asked(lm):
 
 
 def test_the_choice_is_the_continuation_with_the_least_loss(lm, asked):
-    right = 0
+    right = []
     for question in asked:
         losses = [float(losses_of(lm, Example(question.context + o, 16)).sum()) for o in question.options]
-        right += losses.index(min(losses)) == question.gold
+        right.append(losses.index(min(losses)) == question.gold)
     with sparse(lm.model, Fixed({}), DENSE) as run:
         (found,) = choice_accuracy(run, asked, 8).values()
-    assert found.value == right / 25
+    assert found.samples == right
+    assert found.value == sum(right) / 25
     assert found.stderr == pytest.approx(math.sqrt(found.value * (1 - found.value) / 24))
 
 

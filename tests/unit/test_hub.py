@@ -8,11 +8,13 @@ import httpx
 import huggingface_hub.constants
 import pytest
 import torch
+from observed import drawn_means
 from safetensors.torch import save
 
 import shadow
 from shadow import hub
 from shadow.errors import UserError
+from shadow.masked import sparse
 from shadow.predictors import Predicted
 
 FILES = {"config.json", "predictor.safetensors", "README.md"}
@@ -90,6 +92,25 @@ def test_a_loaded_predictor_says_what_the_saved_one_said(
     assert (loaded.taps, loaded.first, loaded.kinds) == (taps, taps[0] + ahead, kinds)
     assert not loaded.net.training
     assert same_scores(Predicted(net, "scores"), loaded)
+
+
+def test_the_means_come_back_with_the_predictor_and_can_stand_in_for_what_it_drops(
+    lm, net, config_of, tmp_path, batch
+):
+    means = drawn_means(lm)
+    hub.save_predictor(tmp_path, net, config_of(net, lm), means)
+    loaded = shadow.load_predictor(tmp_path)
+    assert loaded.means.keys() == means.keys()
+    assert all(torch.equal(loaded.means[unit], values) for unit, values in means.items())
+    assert same_scores(Predicted(net, "scores"), loaded)
+    with sparse(lm.model, Predicted(net, "scores"), level=0.5, fill=means) as run:
+        expected = run.logits(batch)
+    with sparse(lm.model, loaded, level=0.5, fill=loaded.means) as run:
+        assert torch.equal(run.logits(batch), expected)
+
+
+def test_a_folder_of_before_has_no_means(folder):
+    assert shadow.load_predictor(folder).means == {}
 
 
 def test_a_folder_can_be_given_as_text(folder, net):

@@ -184,8 +184,23 @@ def test_task_metrics_at_level_0_are_lm_evals_own(tiny_llama, task_manager, task
 def test_task_metrics_carry_lm_evals_standard_errors(tiny_llama, task_root):
     with sparse(tiny_llama.model, Fixed({}), DENSE) as run:
         found = task_metrics(run, tiny_llama, ["rte"], str(task_root), None, 0, 4, 0)
-    value, stderr = found["rte/acc"]
+    value, stderr, _ = found["rte/acc"]
     assert stderr == pytest.approx((value * (1 - value) / 2) ** 0.5)  # of 3 questions
+
+
+@lm_eval_tasks
+def test_task_metrics_carry_what_lm_eval_says_of_each_question(tiny_llama, task_manager, task_root):
+    lm = tiny_llama
+    own = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=4)
+    expected = evaluate_with(own, task_manager, task_root)["samples"]
+    with sparse(lm.model, Fixed({}), DENSE) as run:
+        found = task_metrics(run, lm, TASKS, str(task_root), None, 0, 4, 0)
+    assert {"piqa/acc", "piqa/acc_norm"} <= found.keys()
+    for name, metric in found.items():
+        task, _, metric_name = name.partition("/")
+        of_documents = {sample["doc_id"]: sample[metric_name] for sample in expected[task]}
+        assert metric.samples == [of_documents[document] for document in range(3)]
+        assert sum(metric.samples) / 3 == metric.value
 
 
 @lm_eval_tasks

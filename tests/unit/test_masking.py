@@ -5,10 +5,12 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
+from observed import drawn_means
 from torch import nn
 
 from shadow.batches import Batch
 from shadow.criteria import CONTEXTUAL
+from shadow.errors import UserError
 from shadow.masked import SparseRun, sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import find_sites
@@ -36,6 +38,13 @@ def test_level_0_is_the_dense_model_bit_for_bit(lm, scorer, batch, dense, decide
     with sparse(lm.model, scorer, DENSE, decided_at) as run:
         assert torch.equal(run.logits(batch), dense(lm, batch))
     assert run.achieved("head") == run.achieved("neuron") == 0.0
+
+
+def test_level_0_is_the_dense_model_whatever_would_stand_in_for_dropped_units(lm, make_net, batch, dense):
+    scorer = Predicted(make_net(lm, [1]), "scores")
+    with sparse(lm.model, scorer, DENSE, fill=drawn_means(lm)) as run:
+        assert torch.equal(run.logits(batch), dense(lm, batch))
+    assert run.achieved("neuron") == 0.0
 
 
 @pytest.mark.parametrize("pooling", ["scores", "mean", "last"])
@@ -162,3 +171,99 @@ def test_rows_of_a_batch_lose_the_heads_that_their_own_scores_rank_last(lm, batc
             copy = without(copy, layer, "head", head)
         expected = dense(lm._replace(model=copy), batch)
         assert torch.equal(masked[head::4], expected[head::4])
+
+
+# What stands in for a dropped unit
+
+
+@torch.no_grad()
+def replaced_by_hand(lm, batch, means, plan):
+    """Logits of a model whose projections read the mean where the plan, bool [B, T, U], drops the unit."""
+    handles = []
+    for (layer, kind), keep in plan.items():
+
+        def replace(module, args, keep=keep, mean=means[layer, kind]):
+            x = args[0].clone()
+            units = x.view(*batch.ids.shape, *mean.shape)
+            for row, position, unit in (~keep).nonzero().tolist():
+                units[row, position, unit] = mean[unit]
+            return (x,)
+
+        handles.append(reader(lm.model, layer, kind).register_forward_pre_hook(replace))
+    logits = lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt", "fixed"])
+def test_dropped_units_say_their_means(lm, make_net, batch, decided_at):
+    """Decided per token, per row, and once for all; the achieved share is what it is without."""
+    means = drawn_means(lm)
+    scorer = Predicted(make_net(lm, [1, 3]), "scores")
+    if decided_at == "fixed":
+        scorer, decided_at = Fixed(random_scores(find_sites(lm.model), 0)), "token"
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, fill=means) as run:
+        filled = run.logits(batch)
+        plan = {}
+        for unit, keep in run.plan.items():
+            wide = keep[:, None] if keep.dim() == 2 else keep
+            plan[unit] = wide.expand(*batch.ids.shape, keep.shape[-1])
+    assert len(plan) == 6
+    assert torch.equal(filled, replaced_by_hand(lm, batch, means, plan))
+    assert run.achieved("head") == run.achieved("neuron") == 0.375
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at) as run:
+        assert not torch.equal(run.logits(batch), filled)
+
+
+def test_means_of_zero_are_what_happens_without(lm, make_net, batch):
+    scorer = Predicted(make_net(lm, [1]), "scores")
+    zeros = {unit: torch.zeros_like(mean) for unit, mean in drawn_means(lm).items()}
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), fill=zeros) as run:
+        filled = run.logits(batch)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        assert torch.equal(run.logits(batch), filled)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["head", "neuron"])
+def test_what_a_gathered_executor_would_add_up_is_what_the_filled_units_give(lm64, batch, kind):
+    """W m, known beforehand, and of each kept unit the columns of W times its deviation."""
+    means, module = drawn_means(lm64), reader(lm64.model, 2, kind)
+    given, inputs = {}, {}
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: inputs.update(x=args[0])),
+        module.register_forward_hook(lambda module, args, y: given.update(y=y)),
+    ]
+    keep = torch.rand(means[2, kind].shape[0], generator=torch.Generator().manual_seed(0)) < 0.5
+    with sparse(lm64.model, Fixed({}), DENSE, fill=means) as run:
+        run.logits(batch)
+        dense_input = inputs["x"]
+        run.plan = {(2, kind): keep}
+        run.logits(batch)
+    for handle in handles:
+        handle.remove()
+    mean = means[2, kind].double()
+    columns = keep.repeat_interleave(mean.shape[1])
+    constant = F.linear(mean.flatten(), module.weight, module.bias)
+    kept = (dense_input - mean.flatten())[..., columns] @ module.weight[:, columns].T
+    torch.testing.assert_close(constant + kept, given["y"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lack", ["nothing", "a layer", "a shape"])
+def test_means_that_do_not_fit_the_model_are_refused(lm, make_net, lack, hooks_on):
+    scorer, means = Predicted(make_net(lm, [1]), "scores"), drawn_means(lm)
+    if lack == "nothing":
+        means = scorer.means
+        message = r"\(4, 8\) for the heads of layer 1, and has nothing there"
+    elif lack == "a layer":
+        del means[2, "neuron"]
+        message = r"\(64, 1\) for the neurons of layer 2, and has nothing there"
+    else:
+        means[3, "head"] = means[3, "head"].T
+        message = r"\(4, 8\) for the heads of layer 3, and has values of shape \(8, 4\)"
+    with pytest.raises(UserError, match=message), sparse(lm.model, scorer, level=0.5, fill=means):
+        pass
+    assert hooks_on(lm.model) == 0
+    with sparse(lm.model, scorer, level=0, fill=means):
+        pass

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -11,7 +12,11 @@ from shadow.hub import save_predictor
 from shadow.jobs import points, settings
 
 CODE = "0123456789abcdef"
-METRICS = {"perplexity": Metric(12.5, 0.25), "choices/acc": Metric(0.5, None)}
+METRICS = {
+    "perplexity": Metric(12.5, 0.25, [2.0, 3.0]),
+    "choices/acc": Metric(0.5, None, [0.0, 1.0]),
+    "seconds": Metric(0.5, None),
+}
 
 
 def keep(cfg):
@@ -30,8 +35,39 @@ def test_a_point_is_found_with_its_figures(compose):
     assert record["metrics"] == {
         "perplexity": {"value": 12.5, "stderr": 0.25},
         "choices/acc": {"value": 0.5, "stderr": None},
+        "seconds": {"value": 0.5, "stderr": None},
     }
+    assert record["predictor"] is None
     assert record["reused_from"].endswith("output")
+
+
+def test_what_each_example_gave_lies_beside_the_record_and_is_found_with_its_point(compose, tmp_path):
+    cfg = compose("evaluate", "predictor=random")
+    keep(cfg)
+    file = tmp_path / "output" / "samples.json"
+    kept = {"perplexity": [2.0, 3.0], "choices/acc": [0.0, 1.0]}
+    assert json.loads(file.read_text()) == kept
+    file.unlink()
+    assert is_found(cfg)
+    assert json.loads(file.read_text()) == kept
+
+
+def test_a_point_of_a_net_is_found_with_its_size_though_the_net_is_gone(compose, trained):
+    cfg = compose("evaluate", *NET)
+    folder = trained(cfg)
+    keep(cfg)
+    shutil.rmtree(folder)
+    record = {"code": CODE}
+    assert points.find(cfg, record)
+    assert record["predictor"] == {"taps": 1, "rank": 8, "parameters": 12345, "share_of_model": 0.0625}
+
+
+@pytest.mark.parametrize("job", [["predictor=static"], ["sparsity.level=0"]], ids=str)
+def test_a_point_that_no_net_decides_has_no_size(compose, trained, job):
+    trained(compose("evaluate", *NET))
+    record = {"code": CODE}
+    points.keep(compose("evaluate", *NET, *job), record, {"head": 0, "neuron": 0}, METRICS)
+    assert record["predictor"] is None
 
 
 SAME = [
@@ -47,6 +83,7 @@ OTHER = [
     "sparsity.level=0.3",
     "sparsity=global",
     "sparsity.min_units=2",
+    "sparsity.fill=mean",
     "sparsity.dense_layers=[0,1]",
     "sparsity.kinds=[head]",
     "sparsity.decided_at=prompt",
@@ -129,6 +166,9 @@ def test_the_dense_point_is_the_same_for_every_scorer(compose):
         assert is_found(
             compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "criterion=fisher")
         )
+        assert is_found(
+            compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "sparsity.fill=mean")
+        )
     assert not is_found(compose("evaluate", "sparsity.level=0.1"))
 
 
@@ -210,6 +250,7 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "level": "0.3",
         "decided_at": "prompt",
         "scope": "layer",
+        "fill": "zero",
         "data": "builtin",
         "achieved_head": "0.25",
         "achieved_neuron": "0.125",
@@ -219,8 +260,10 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "perplexity_stderr": "0.25",
         "choices/acc": "0.5",
         "choices/acc_stderr": "",
+        "seconds": "0.5",
+        "seconds_stderr": "",
     }
-    assert "| 0.3 | prompt | layer | builtin | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 |" in (
+    assert "| 0.3 | prompt | layer | zero | builtin | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 | 0.5 |" in (
         folder / "README.md"
     ).read_text(encoding="utf-8")
     assert {file.name for file in folder.iterdir()} == {
@@ -298,6 +341,10 @@ def test_a_local_model_is_called_by_its_folder(compose):
         (["data=tasks"], "measure=tasks"),
         (["measure=criterion_quality"], r"sparsity\.level must be 0, got 0\.5"),
         (["measure=criterion_quality", "sparsity.level=0", "measure.quality=[best]"], "quality.*best"),
+        (
+            ["measure=criterion_quality", "sparsity.level=0", "measure.quality=[l2_deviation]"],
+            "measure.quality.*setting a unit to 0.*l2_deviation",
+        ),
         (["measure=criterion_quality", "sparsity.level=0", "data=text"], r"data\.eval"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from shadow.errors import UserError
 from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise
 from shadow.packing import encode, pack
-from shadow.predictor_module import EpochShuffle, PredictorModule, TraceData
+from shadow.predictor_module import Descent, EpochShuffle, PredictorModule, Reading, TraceData
 from shadow.predictors import NetShape, TapNet
 from shadow.sites import KINDS
 from shadow.traces import FEATURES, Traces, files_of, finish, inspect, write_shard
@@ -46,13 +46,16 @@ def store(request, tmp_path):
 
 
 def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed=0, ahead=0, kinds=KINDS):
-    return TraceData([store], "fisher", list(taps), rows, state, val_share, 64, seed, ahead, kinds)
+    reading = Reading(rows, state, FEATURES)
+    return TraceData([store], "fisher", list(taps), reading, val_share, 64, seed, ahead, kinds)
 
 
 def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None, ahead=0):
     torch.manual_seed(seed)
     net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2), ahead)
-    return PredictorModule(net, objective or LogSquares(floor), lr=0.02, weight_decay=0.0)
+    return PredictorModule(
+        net, objective or LogSquares(floor), Descent(lr=0.02, weight_decay=0.0, warmup=0.1)
+    )
 
 
 def everything(data, rows="train"):
@@ -161,7 +164,9 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             orders.append(batch.states.sum().item())
             return super().training_step(batch, batch_idx)
 
-    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), 0.0, 0.0)
+    module = Spy(
+        TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), Descent(0.0, 0.0, 0.1)
+    )
     fit(module, make_data(store), 2)
     half = len(orders) // 2
     assert orders[:half] != orders[half:]
@@ -300,7 +305,10 @@ def test_a_net_learns_the_order_of_units(store, objective):
 def test_a_net_of_one_kind_learns_what_it_says_and_reads_no_other(store, ridge):
     torch.manual_seed(0)
     net = TapNet([1], LAYERS, WIDTH, {"head": 4}, NetShape(8, 16, 2))
-    data, module = make_data(store, kinds=["head"]), PredictorModule(net, LogSquares(0.0), 0.02, 0.0)
+    data, module = (
+        make_data(store, kinds=["head"]),
+        PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1)),
+    )
     assert everything(data).scores.keys() == {"head"}
     module.start(data, ridge)
     before = losses(module, data)[0]
@@ -343,7 +351,7 @@ def test_the_metrics_of_layers_are_those_of_their_validation_rows_alone(store):
     norms = {kind: torch.rand(LAYERS, units, generator=draw) + 0.1 for kind, units in UNITS.items()}
     data, net = make_data(store), make_module().net
     data.batch_size = 25
-    module = PredictorModule(net, LogSquares(0.0), 0.02, 0.0, norms)
+    module = PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1), norms)
     module.start(data, 0.1)
     logged = fit(module, data, 2).callback_metrics
     rows = module.metrics_of_layers()
@@ -375,7 +383,8 @@ def test_without_norms_the_mass_is_of_scores(store):
     ones = {kind: torch.ones(LAYERS, units) for kind, units in UNITS.items()}
     found = []
     for norms in (None, ones):
-        data, module = make_data(store), PredictorModule(make_module().net, LogSquares(0.0), 0.0, 0.0, norms)
+        data, descent = make_data(store), Descent(0.0, 0.0, 0.1)
+        module = PredictorModule(make_module().net, LogSquares(0.0), descent, norms)
         module.start(data, 0.1)
         fit(module, data, 1)
         found.append(module.metrics_of_layers())
@@ -410,4 +419,4 @@ def test_taps_that_were_not_collected_are_refused(store):
 
 def test_a_criterion_that_was_not_collected_is_refused(store):
     with pytest.raises(UserError, match="criterion=l2_norm"):
-        TraceData([store], "l2_norm", [1], "token", "state", 0.2, 64, 0)
+        TraceData([store], "l2_norm", [1], Reading("token", "state", FEATURES), 0.2, 64, 0)

@@ -18,6 +18,8 @@ from shadow.jobs.settings import (
     needs_traces,
     predictor_folder,
     predictor_taps,
+    pruned_folder,
+    pruned_settings,
     reads,
     traces_folder,
     train_command,
@@ -200,23 +202,76 @@ def manifest(**windows: int) -> dict:
 @pytest.mark.parametrize(
     ("job", "found", "enough"),
     [
-        ([], manifest(features=20, l2_norm=20), True),
-        ([], manifest(features=20, l2_norm=10), False),
-        ([], manifest(features=20, fisher=20), False),
-        ([], manifest(features=10, l2_norm=20), False),
-        ([], manifest(l2_norm=20), False),
+        ([], manifest(features=20, means=20, l2_norm=20), True),
+        ([], manifest(features=20, means=20, l2_norm=10), False),
+        ([], manifest(features=20, means=20, fisher=20), False),
+        ([], manifest(features=10, means=20, l2_norm=20), False),
+        ([], manifest(means=20, l2_norm=20), False),
+        ([], manifest(features=20, l2_norm=20), False),
+        ([], manifest(features=20, means=10, l2_norm=20), False),  # its shards are of 64 windows
         ([], None, False),
-        (["data.windows=10"], manifest(features=20, l2_norm=10), True),
-        (["data.windows=30"], manifest(features=30, l2_norm=30), False),  # not yet known to be 30
-        (["criterion=fisher"], manifest(features=20, fisher=20), True),
-        (["traces.criteria=[snip]"], manifest(features=20, l2_norm=20), False),
-        (["predictor=static", "criterion=random"], manifest(features=20), True),
+        (["data.windows=10"], manifest(features=20, means=20, l2_norm=10), True),
+        (["data.windows=30"], manifest(features=30, means=30, l2_norm=30), False),  # not yet known to be 30
+        (["criterion=fisher"], manifest(features=20, means=20, fisher=20), True),
+        (["traces.criteria=[snip]"], manifest(features=20, means=20, l2_norm=20), False),
+        (["predictor=static", "criterion=random"], manifest(features=20, means=20), True),
     ],
     ids=str,
 )
 def test_a_store_is_enough_if_it_covers_all_windows_of_all_that_is_asked_for(compose, job, found, enough):
     cfg = compose("train", "data.windows=20", *job)
     assert holds(found, asked_size(cfg), asked_parts(cfg)) == enough
+
+
+def test_the_means_are_of_the_first_shard_alone(compose):
+    found = manifest(features=20, means=16, l2_norm=20)
+    found["settings"]["traces"]["shard_windows"] = 16
+    cfg = compose("train", "data.windows=20")
+    assert holds(found, asked_size(cfg), asked_parts(cfg))
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["predictor=random", "sparsity.fill=mean"],
+        ["predictor=oracle", "sparsity.fill=mean"],
+        ["predictor=oracle", "criterion=l2_deviation"],
+        ["predictor=static", "sparsity.fill=mean"],
+        ["predictor=static", "criterion=random", "sparsity.fill=mean"],
+        ["predictor=prompt_activation", "criterion=l2_deviation", "sparsity.decided_at=prompt"],
+    ],
+    ids=str,
+)
+def test_means_that_are_needed_and_missing_are_answered_with_the_command(compose, job):
+    cfg = compose("evaluate", "model=tiny-opt", "data.windows=20", *job)
+    write_json(traces_folder(cfg) / "manifest.json", manifest(features=20, l2_norm=20))
+    with pytest.raises(UserError, match=r"no trace store with all that is asked for.*`python train.py"):
+        check_scorer(cfg)
+    write_json(traces_folder(cfg) / "manifest.json", manifest(features=20, l2_norm=20, means=20))
+    check_scorer(cfg)
+    (traces_folder(cfg) / "manifest.json").unlink()
+    check_scorer(compose("evaluate", "model=tiny-opt", "data.windows=20", *job, "sparsity.level=0"))
+
+
+def test_what_stands_in_for_dropped_units_names_only_what_has_seen_it(compose):
+    """Fits whose later rounds ran under it, and the states that those rounds left."""
+    filled = "sparsity.fill=mean"
+    first = predictor_folder(compose("train"))
+    assert predictor_folder(compose("train", filled)) == first
+    later = predictor_folder(compose("train", "predictor.rounds=1"))
+    assert predictor_folder(compose("train", "predictor.rounds=1", filled)) not in (first, later)
+    zero, mean = (compose("train", *more) for more in ([], [filled]))
+    assert pruned_folder(zero, 0.5) != pruned_folder(mean, 0.5)
+    assert traces_folder(zero) == traces_folder(mean)
+    assert "fill" not in pruned_settings(zero, 0.5)  # stores of before keep their names
+
+
+def test_what_stands_in_for_dropped_units_is_one_of_two(compose):
+    for check, script in ((check_scorer, "evaluate"), (check_train, "train")):
+        with pytest.raises(
+            UserError, match=r"sparsity\.fill must be one of \['zero', 'mean'\], got 'median'"
+        ):
+            check(compose(script, "sparsity.fill=median"))
 
 
 # The command that makes what is missing
@@ -227,6 +282,7 @@ JOBS = [
     ["sparsity=global", "sparsity.level=0.7"],
     ["sparsity.decided_at=prompt", "predictor.pooling=mean"],
     ["seed=7"],
+    ["predictor.rounds=1", "sparsity.fill=mean"],
     ["debug=fdr"],
     ["model=tiny-opt", "model.source.layers=3"],
     ["criterion=fisher"],
@@ -551,7 +607,7 @@ def test_an_unknown_scorer_is_refused_by_name(compose):
 
 
 def test_what_a_predictor_reads_follows_its_pooling(compose):
-    assert reads(compose("train")) == ("token", "state")
+    assert reads(compose("train")) == ("token", "state", "features")
     assert reads(compose("train", "predictor.pooling=mean", "sparsity.decided_at=sequence")) == (
         "window",
         "sequence/mean",

@@ -23,10 +23,11 @@ from shadow.jobs import settings, stages
 from shadow.jobs.planning import plan_of
 from shadow.masked import sparse
 from shadow.objectives import LogSquares
-from shadow.predictor_module import PredictorModule, TraceData
+from shadow.predictor_module import Descent, PredictorModule, Reading, TraceData
 from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet
+from shadow.scores import score as score_batch
 from shadow.sites import find_sites, watch
-from shadow.traces import FEATURES, Traces, covered, files_of, read_manifest
+from shadow.traces import FEATURES, MEANS, Traces, covered, files_of, read_manifest, read_means
 from shadow.training_free import LowRankCopy, PromptActivation
 
 # Lightning's word for resuming
@@ -144,7 +145,7 @@ def test_the_manifest_says_what_was_collected(collect, composed):
     lm = stages.load_lm(composed("train"))
     manifest = store.manifest
     assert store.taps == [0, 1, 2, 3]
-    assert set(manifest["parts"]) == {FEATURES, "plainact", "fisher", "l2_norm"}
+    assert set(manifest["parts"]) == {FEATURES, MEANS, "plainact", "fisher", "l2_norm"}
     assert set(store.criteria) == {"plainact", "fisher", "l2_norm"}  # l2_norm is the one that is used
     assert manifest["sizes"] == {"11": 11}
     assert (manifest["layers"], manifest["width"]) == (4, 32)
@@ -152,7 +153,7 @@ def test_the_manifest_says_what_was_collected(collect, composed):
     assert manifest["parameters"] == lm.model.num_parameters()
     assert manifest["weights"] == stages.digest(lm.model)
     for part in manifest["parts"]:
-        assert covered(manifest, part) == 11
+        assert covered(manifest, part) == (4 if part == MEANS else 11)
 
 
 def test_only_the_criterion_that_is_used_is_collected_unless_others_are_asked_for(collect):
@@ -241,7 +242,7 @@ def test_adding_windows_leaves_whole_shards_alone_and_makes_the_incomplete_one_a
     for name in kept.keys() - {"manifest.json"}:
         whole = "-00000-" in name or "-00001-" in name
         assert (changes(folder)[name] == kept[name]) == whole, name
-    assert len(contents(folder)) == 1 + 3 * 4
+    assert len(contents(folder)) == 2 + 3 * 4
     in_two_steps = contents(folder)
     elsewhere("at once")
     at_once = contents(collect("traces.criteria=[fisher]", "data.windows=15").folder)
@@ -257,6 +258,7 @@ def test_a_criterion_is_added_for_all_windows_and_windows_for_the_criteria_that_
     manifest = store.manifest
     assert {part: covered(manifest, part) for part in manifest["parts"]} == {
         FEATURES: 11,
+        MEANS: 4,
         "fisher": 8,
         "l2_norm": 11,
     }
@@ -264,6 +266,62 @@ def test_a_criterion_is_added_for_all_windows_and_windows_for_the_criteria_that_
         store.require("fisher")
     again = collect("criterion=fisher", "data.windows=11")
     assert set(again.criteria) == {"fisher", "l2_norm"}
+
+
+def test_a_store_of_before_is_added_its_means(collect):
+    folder = collect().folder
+    whole, kept = contents(folder), changes(folder)
+    (folder / "means-00000-rank0of1.safetensors").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["parts"][MEANS]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert contents(collect().folder) == whole
+    for name in kept.keys() - {"manifest.json", "means-00000-rank0of1.safetensors"}:
+        assert changes(folder)[name] == kept[name], name
+
+
+def test_the_means_are_those_of_the_whole_first_shard_once_there_is_one(collect):
+    store = collect("data.windows=3")
+    few = read_means(store.folder)
+    four = read_means(collect("data.windows=4").folder)
+    assert not any(torch.equal(four[unit], values) for unit, values in few.items())
+    again = read_means(collect("data.windows=11").folder)
+    assert all(torch.equal(again[unit], values) for unit, values in four.items())
+
+
+def test_a_damaged_shard_of_means_is_named_and_collected_again(collect, caplog):
+    folder = collect().folder
+    whole = contents(folder)
+    flip(folder / "means-00000-rank0of1.safetensors")
+    with caplog.at_level(logging.WARNING, logger="shadow"):
+        collect()
+    assert "means-00000" in caplog.text
+    assert contents(folder) == whole
+
+
+def test_deviations_are_collected_from_the_stores_own_means(collect, composed, elsewhere):
+    """In a store that had neither, as in one that had the means."""
+    asked = "criterion=l2_deviation"
+    store = collect(asked)
+    lm = stages.load_lm(composed("train"))
+    means = read_means(store.folder)
+    window = settings.calibration_data(composed("train")).examples(lm)[7]
+    found = {}
+
+    def receive(name, site, seen):
+        found[site.layer, site.kind] = seen.window(torch.ones(1, len(window.ids), dtype=torch.bool))[0]
+
+    score_batch(lm.model, collate([window]), ["l2_deviation"], receive, means=means)
+    for kind in ("head", "neuron"):
+        kept = store.read("window", "l2_deviation", kind, torch.tensor([7]))[0]
+        for layer in range(4):
+            torch.testing.assert_close(kept[layer], found[layer, kind], rtol=2**-10, atol=1e-4)
+    whole = contents(store.folder)
+    elsewhere("b")
+    collect("criterion=l2_norm")
+    added = contents(collect(asked).folder)
+    for name in whole.keys() - {"manifest.json"}:
+        assert added[name] == whole[name], name
 
 
 SEVENTY = ("data.windows=70", "traces.batch_size=8", "traces.shard_windows=16")
@@ -615,6 +673,17 @@ def test_the_size_of_a_predictor_is_reported_in_parameters_and_as_share_of_the_m
     assert config["share_of_model"] == (down + up) / lm.model.num_parameters()
 
 
+def test_a_predictor_carries_the_means_of_its_store(fitted, compose):
+    """They are no parameters of it."""
+    folder = fitted()
+    cfg = compose("train", *SMALL)
+    means = read_means(settings.traces_folder(cfg))
+    loaded = stages.load_predictor(folder, stages.load_lm(cfg))
+    assert loaded.means.keys() == means.keys() == {(n, kind) for n in range(4) for kind in ("head", "neuron")}
+    assert all(torch.equal(loaded.means[unit], values) for unit, values in means.items())
+    assert json.loads((folder / "config.json").read_text())["means"] == 4 * (32 + 64)
+
+
 def test_the_rows_are_split_by_window(fitted):
     config = json.loads((fitted() / "config.json").read_text())
     assert config["rows"] == {"train": 18 * 6, "val": 2 * 6}
@@ -668,12 +737,13 @@ def test_the_ridge_is_the_closed_form_of_the_training_rows(fit, compose, taps):
     folder = fit(*RIDGE, f"predictor.taps={taps}", "predictor.rank=99")
     cfg = compose("train", *SMALL, *RIDGE)
     store = stages.get_traces(cfg, stages.load_lm(cfg))
-    data = TraceData([store], "l2_norm", taps, "token", "state", 0.1, 16, cfg.seed)
+    data = TraceData([store], "l2_norm", taps, Reading("token", "state", FEATURES), 0.1, 16, cfg.seed)
     net = TapNet(taps, 4, 32, {"head": 4, "neuron": 64}, NetShape(32, 1, 0))
-    module = PredictorModule(net, LogSquares(cfg.predictor.floor), 0.0, 0.0)
+    module = PredictorModule(net, LogSquares(cfg.predictor.floor), Descent(0.0, 0.0, 0.1))
     module.start(data, cfg.predictor.ridge)
-    for name, values in load_file(folder / "predictor.safetensors").items():
-        assert torch.equal(values, net.state_dict()[name]), name
+    found = load_file(folder / "predictor.safetensors")  # the calibration's means lie beside the weights
+    for name, values in net.state_dict().items():
+        assert torch.equal(found[name], values), name
 
 
 def test_a_fit_without_descent_has_the_metrics_of_one_with_it_and_is_found_again(fit):
@@ -700,9 +770,11 @@ def test_a_plan_tells_the_size_that_the_fitted_predictor_has(fitted, compose, pr
 ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "predictor.levels=[0.25,0.75]")
 
 
-def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_before_leave(fit, compose):
-    first, second = fit(*ROUNDS), fit(*ROUNDS, "predictor.rounds=1")
-    cfg = compose("train", *SMALL, *ROUNDS)
+@pytest.mark.parametrize("fill", ["zero", "mean"])
+def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_before_leave(fit, compose, fill):
+    asked = (*ROUNDS, f"sparsity.fill={fill}")
+    first, second = fit(*asked), fit(*asked, "predictor.rounds=1")
+    cfg = compose("train", *SMALL, *asked)
     lm = stages.load_lm(cfg)
     dense = stages.get_traces(cfg, lm)
     rows = torch.arange(dense.count("token"))
@@ -717,7 +789,13 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
         states = pruned.read("token", FEATURES, "state", rows)
         assert torch.equal(states[:, 0], of_dense[:, 0])  # nothing is pruned before the first tap
         predictor = stages.load_predictor(first, lm)
-        seen = in_one_pass(lm, predictor, level, settings.calibration_data(cfg).examples(lm))
+        seen = in_one_pass(
+            lm,
+            predictor,
+            level,
+            settings.calibration_data(cfg).examples(lm),
+            predictor.means if fill == "mean" else None,
+        )
         windows, positions = (dense.read("token", FEATURES, name, rows) for name in ("window", "position"))
         # states are kept with 11 bits
         torch.testing.assert_close(states[:, 1], seen[windows, positions], rtol=1e-3, atol=1e-3)
@@ -727,10 +805,11 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
 
 
 @torch.no_grad()
-def in_one_pass(lm, predictor, level, examples):
+def in_one_pass(lm, predictor, level, examples, fill):
     """-> [N, T, E]: the states before layer 3 of a model that is sparse before it."""
     found = []
-    with sparse(lm.model, predictor, level=level) as run, watch(lm.model, [3], lambda _, x: found.append(x)):
+    dropping = sparse(lm.model, predictor, level=level, fill=fill)
+    with dropping as run, watch(lm.model, [3], lambda _, x: found.append(x)):
         run.logits(collate(examples))
     return found[0]
 
@@ -945,6 +1024,31 @@ def test_a_copy_of_weights_has_the_rank_that_is_asked_for_and_the_static_scorers
     static = stages.get_scorer(cfg, lm, []).scores
     for layer in range(1, 4):
         assert torch.equal(scorer.heads[layer], static[layer, "head"])
+
+
+def test_means_stand_in_for_what_is_dropped_if_that_is_asked_for(compose, artifacts, batch):
+    """Whatever the scorer; one that needs no traces of its own gets a store of the means alone."""
+    cfg = compose("evaluate", *SMALL, "predictor=random", "sparsity.fill=mean")
+    lm = stages.load_lm(cfg)
+    fill = stages.get_fill(cfg, lm)
+    assert set(read_manifest(settings.traces_folder(cfg))["parts"]) == {MEANS}
+    for unit, values in read_means(settings.traces_folder(cfg)).items():
+        assert torch.equal(fill[unit], values)
+    zero = compose("evaluate", *SMALL, "predictor=random")
+    assert stages.get_fill(zero, lm) is None
+    assert stages.get_fill(compose("evaluate", *SMALL, "sparsity.fill=mean", "sparsity.level=0"), lm) is None
+    store = stages.get_traces(compose("train", *SMALL), lm)  # and grows to a whole one
+    assert set(store.manifest["parts"]) == {MEANS, FEATURES, "l2_norm"}
+    assert store.windows == 20
+
+
+@pytest.mark.parametrize("predictor", ["oracle", "prompt_activation"])
+def test_a_scorer_that_looks_ranks_deviations_from_the_stores_means(compose, predictor):
+    cfg = compose("evaluate", *SMALL, f"predictor={predictor}", "criterion=l2_deviation")
+    lm = stages.load_lm(cfg)
+    scorer = stages.get_scorer(cfg, lm, [])
+    for unit, values in read_means(settings.traces_folder(cfg)).items():
+        assert torch.equal(scorer.means[unit], values)
 
 
 def test_random_scores_follow_the_seed(compose):

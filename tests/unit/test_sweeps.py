@@ -1,6 +1,5 @@
 """Run records to curves, CSV, figures and reports, on made-up records."""
 
-import csv
 import json
 import logging
 import math
@@ -13,6 +12,7 @@ import pytest
 from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from run_records import csv_rows, write_job
 
 from sweeps.callback import CurveCallback
 from sweeps.curves import CEILING, Chart, find_charts, leaving
@@ -25,56 +25,9 @@ from sweeps.table import perplexity, rows_of, table
 ROOT = Path(__file__).parents[2]
 
 
-def write_job(
-    folder: Path,
-    level: float = 0.3,
-    scorer: str = "unified",
-    metrics: dict[str, tuple[float, float | None]] | None = None,
-    error: str | None = None,
-    overrides: tuple[str, ...] = (),
-    **point: str | int,
-) -> Path:
-    """One run.json as evaluate.py writes it."""
-    if metrics is None:
-        metrics = {"perplexity": (100 * math.exp(level), 3.0), "choices/acc": (0.8 - level / 2, 0.05)}
-    place = {
-        "model": "tiny",
-        "data": "builtin",
-        "criterion": "l2_norm",
-        "decided_at": "token",
-        "scope": "layer",
-    }
-    seed = point.get("seed", 1234)
-    content = {
-        "status": "failed" if error else "done",
-        "error": error,
-        "task": "evaluate",
-        "settings": {"seed": seed, "measure": {"windows": 32}, "sparsity": {"level": level}},
-        "overrides": [f"predictor={scorer}", f"sparsity.level={level}", *overrides],
-        "seed": seed,
-        "commit": {"sha": "0123456789abcdef", "dirty": True},
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "seconds": 12.5,
-        "point": place | {"scorer": scorer, "level": level, "seed": seed} | point,
-        "reused_from": None,
-        "achieved": {} if error else {"head": level * 0.9, "neuron": level * 0.8},
-        "metrics": {}
-        if error
-        else {name: {"value": value, "stderr": stderr} for name, (value, stderr) in metrics.items()},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(content))
-    return folder / "run.json"
-
-
 def only_chart(folder: Path) -> Chart:
     (chart,) = find_charts(tidy(read([folder]).done))
     return chart
-
-
-def csv_rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_a_curve_is_ordered_by_level_whatever_the_order_of_jobs(tmp_path: Path) -> None:
@@ -279,7 +232,7 @@ def test_each_model_has_its_figure(tmp_path: Path) -> None:
 def test_rebuilding_gives_the_same_bytes_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     for n, level in enumerate((0, 0.3)):
         write_job(tmp_path / str(n), level)
-    names = ("curve.csv", "curve.png", "report.md")
+    names = ("curve.csv", "paired.csv", "curve.png", "report.md")
     rebuild([tmp_path], tmp_path)
     before = [(tmp_path / name).read_bytes() for name in names]
     rebuild([tmp_path], tmp_path)
@@ -395,7 +348,12 @@ def test_the_command_rebuilds_and_prints_the_table(tmp_path: Path) -> None:
     done = run("-m", "sweeps", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("unified") == 2, done.stdout
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"curve.csv", "curve.png", "report.md"}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {
+        "curve.csv",
+        "paired.csv",
+        "curve.png",
+        "report.md",
+    }
 
 
 def test_the_command_says_that_there_is_nothing_to_draw(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from sweeps.callback import CriteriaCallback
 from sweeps.criteria import Contest, find_contests
 from sweeps.criteria_plot import MARKERS, draw, look
-from sweeps.criteria_points import NATS
 from sweeps.criteria_rebuild import COLUMNS, rebuild, told
 from sweeps.criteria_table import quality_rows, rows_of
 from sweeps.key import spread
+from sweeps.nats import NATS
 from sweeps.plot import COLOURS
 from sweeps.points import rows_of as rows_of_points
 from sweeps.records import RecordError, read

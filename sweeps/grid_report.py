@@ -1,0 +1,83 @@
+"""From a grid to grid.csv, grid.png and grid.md."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from sweeps.files import write_csv
+from sweeps.grid import COLUMNS, Grid, Panel, find_grids, rows_of
+from sweeps.markdown import aligned, markdown
+from sweeps.paired_table import section as paired_section
+from sweeps.paired_table import told
+from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
+from sweeps.records import Records
+from sweeps.report import beside, what_was_run
+from sweeps.table import unfinished
+
+LEGEND = (
+    "Nats: log perplexity less that of the dense model, window by window; ± is the standard error of its "
+    "mean over windows, and in brackets are the lowest and the highest of the seeds, if several. The best of "
+    "a panel is bold. What is decided at the prompt is compared with a dense model whose loss leaves prompts "
+    "out, too. Grey, or `-`: not measured, or not possible."
+)
+
+
+def find(folders: Iterable[Path]) -> tuple[Records, list[Grid]]:
+    """Everything but the files: quick, and without matplotlib."""
+    records = read_some(folders)
+    return records, find_grids(records.done)
+
+
+def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebuilt:
+    """The same records give the same files."""
+    from sweeps.grid_plot import draw  # matplotlib takes a second
+
+    records, grids = find(folders)
+    write_csv(COLUMNS, (row for grid in grids for row in rows_of(grid)), out / "grid.csv")
+    parts = [
+        Part(grid.chart, draw(grid), partial(section, grid, folder=out, against=against)) for grid in grids
+    ]
+    return write_parts("grid", "Criteria, predictors, and when they decide", records, parts, out)
+
+
+def summary(folders: Iterable[Path]) -> str:
+    """All that a person at the console wants to know of a sweep."""
+    records, grids = find(folders)
+    lines: list[str] = []
+    for grid in grids:
+        lines += ["", grid.chart.name, *grid.chart.notes]
+        for panel in grid.panels:
+            lines += [
+                "",
+                f"level {panel.level:g}, decided at {panel.decided_at}",
+                *aligned(table(grid, panel)),
+            ]
+    return "\n".join([*lines, *unfinished(records)])
+
+
+def section(grid: Grid, figure: Path | None, folder: Path, against: str) -> list[str]:
+    lines = [f"## {grid.chart.name}", ""]
+    if figure:
+        lines += [f"![grid]({beside(figure, folder)})", ""]
+    lines += [LEGEND, ""]
+    lines += [*(f"- {note}" for note in grid.chart.notes), *([""] if grid.chart.notes else [])]
+    for panel in grid.panels:
+        header, *rows = table(grid, panel, "**")
+        title = f"### Decided at {panel.decided_at}, level {panel.level:g}"
+        lines += [title, "", *markdown(header, rows), ""]
+    lines += paired_section(grid.chart, against)
+    return [*lines, "### What was run", "", *markdown(["", ""], what_was_run(grid.chart)), ""]
+
+
+def table(grid: Grid, panel: Panel, bold: str = "") -> list[list[str]]:
+    """The header, then a row for each criterion; `bold` goes about the best cell."""
+    best = min(panel.cells, key=lambda cell: panel.cells[cell].mean, default=None)
+    rows = [["criterion", *grid.scorers]]
+    for criterion in grid.criteria:
+        row = [criterion]
+        for scorer in grid.scorers:
+            over = panel.cells.get((criterion, scorer))
+            about = bold if (criterion, scorer) == best else ""
+            row.append(f"{about}{told(over)}{about}" if over else "-")
+        rows.append(row)
+    return rows

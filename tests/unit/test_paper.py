@@ -1,0 +1,191 @@
+"""The reference's own nets and targets, and nets that are fed from a dense pass."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shadow.batches import Example, collate
+from shadow.collector import last_of
+from shadow.errors import UserError
+from shadow.masked import sparse
+from shadow.paper import MinMax, MLPShape, min_max
+from shadow.predictors import DenseFed, Predicted, TapNet
+from shadow.sites import count_units, find_sites, visit, watch
+from shadow.sparsity import SparsityPolicy
+
+E, LAYERS, UNITS = 32, 4, {"head": 4, "neuron": 64}
+
+
+@pytest.fixture
+def paper_net():
+    def make(taps, scaled=True, seed=0):
+        torch.manual_seed(seed)
+        return TapNet(taps, LAYERS, E, UNITS, MLPShape(head=20, neuron=10, scaled=scaled)).eval()
+
+    return make
+
+
+def contexts_of(lm, batch):
+    """What each layer's heads give out in a dense pass, [B, T, E]."""
+    found = {}
+
+    def keep(site, x):
+        if site.kind == "head":
+            found[site.layer] = x.flatten(2).clone()
+
+    with torch.no_grad(), visit(find_sites(lm.model), keep):
+        lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False)
+    return found
+
+
+# The nets
+
+
+def test_the_widths_are_the_references():
+    """Two nets of Linear, ReLU, Linear with biases; the figures of its own size table."""
+    with torch.device("meta"):
+        net = TapNet([0], 24, 2048, {"head": 32, "neuron": 8192}, MLPShape(2048, 1024, scaled=True))
+    trained = sum(values.numel() for values in net.parameters() if values.requires_grad)
+    heads = 2048 * 2048 + 2048 + 2048 * 24 * 32 + 24 * 32
+    neurons = 2048 * 1024 + 1024 + 1024 * 24 * 8192 + 24 * 8192
+    assert trained == heads + neurons
+    assert round(trained / 1e6) == 209  # of OPT-1.3B, 16 % of it
+
+
+def test_a_net_says_what_its_formula_says(paper_net):
+    net, x = paper_net([0]), torch.randn(5, 1, E)
+    nets = net.reader(0).nets
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    scaled = ((x - low) / (high - low))[:, 0]
+    for kind in UNITS:
+        first, _, last = nets[kind]
+        told = F.relu(scaled @ first.weight.T + first.bias) @ last.weight.T + last.bias
+        torch.testing.assert_close(net(x)[kind], told.view(5, LAYERS, UNITS[kind]))
+
+
+def test_an_unscaled_net_reads_the_numbers_as_they_are(paper_net):
+    scaled, raw = paper_net([0]), paper_net([0], scaled=False)
+    raw.load_state_dict(scaled.state_dict())
+    x = torch.randn(5, 1, E)
+    torch.testing.assert_close(scaled(x)["head"], scaled(3 * x)["head"])
+    assert not torch.allclose(raw(x)["head"], raw(3 * x)["head"])
+    torch.testing.assert_close(raw(min_max(x, (-1,)))["neuron"], scaled(x)["neuron"])
+
+
+# Targets
+
+
+@pytest.mark.parametrize("over", ["layer", "global"])
+def test_targets_against_a_loop(over):
+    scores = torch.rand(3, LAYERS, 6).exp()
+    target = MinMax(over).target(scores, torch.zeros(LAYERS, 1))
+    for row in range(3):
+        for layer in range(LAYERS):
+            among = scores[row, layer] if over == "layer" else scores[row].flatten()
+            for unit in range(6):
+                said = (scores[row, layer, unit] - min(among)) / (max(among) - min(among))
+                assert math.isclose(target[row, layer, unit], said, rel_tol=1e-5, abs_tol=1e-7)
+
+
+def test_equal_scores_are_0():
+    assert torch.equal(
+        MinMax("layer").target(torch.full((2, 1, 3), 5.0), torch.zeros(1, 1)), torch.zeros(2, 1, 3)
+    )
+
+
+def test_the_loss_is_the_mean_square():
+    said, target = torch.rand(2, 3, 4), torch.rand(2, 3, 4)
+    torch.testing.assert_close(MinMax("layer").loss(said, target), (said - target).square().mean())
+
+
+# What is read
+
+
+def test_one_tap_reads_what_the_first_layers_heads_give_out_at_the_prompts_end(lm, batch, paper_net):
+    scorer, contexts = Predicted(paper_net([0]), "last", "context"), contexts_of(lm, batch)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt") as run:
+        run.logits(batch)
+        made = run.plan
+    last = last_of(contexts[0], batch.in_prompt())
+    with torch.no_grad():
+        said = scorer.net.reader(0)(last)
+    scores = {(layer, kind): said[kind][:, layer] for layer in range(LAYERS) for kind in UNITS}
+    wanted = SparsityPolicy(0.5).plan(scores)
+    assert made.keys() == wanted.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in UNITS}
+    for unit, keep in wanted.items():
+        assert torch.equal(made[unit], keep), unit
+
+
+def test_a_layers_own_context_is_read_before_its_heads_are_dropped(lm, batch, paper_net):
+    """In one pass: layer 1 is the first to be pruned, so its context is the dense one."""
+    scorer, contexts = Predicted(paper_net([1, 2, 3]), "last", "context"), contexts_of(lm, batch)
+    seen = {}
+    at = scorer.at
+
+    def spy(tap, state, pool):
+        seen[tap] = state.clone()
+        return at(tap, state, pool)
+
+    scorer.at = spy
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt") as run:
+        run.logits(batch)
+    real = batch.real()
+    assert torch.equal(seen[1][real], contexts[1][real])
+    assert not torch.allclose(seen[2][real], contexts[2][real])
+    assert run.achieved("head") == pytest.approx(0.375)
+
+
+def test_a_model_whose_heads_are_of_another_width_is_refused(lm, make_net):
+    scorer = Predicted(
+        TapNet([0], LAYERS, 48, count_units(find_sites(lm.model)), MLPShape(4, 4, scaled=True)),
+        "last",
+        "context",
+    )
+    with pytest.raises(UserError, match="width 48"), sparse(lm.model, scorer, level=0.5):
+        pass
+
+
+# Fed from a dense pass
+
+
+def test_late_taps_read_dense_states(lm, batch, make_net):
+    scorer, dense, one_pass = Predicted(make_net(lm, [1, 2, 3]), "scores"), {}, {}
+    with torch.no_grad(), watch(lm.model, [1, 2, 3], dense.__setitem__):
+        lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False)
+    wanted = {}
+    for tap in scorer.taps:
+        wanted |= SparsityPolicy(0.5).plan(scorer.at(tap, dense[tap], None))
+    real = batch.real()
+    for fed, made in ((DenseFed(scorer), {}), (scorer, one_pass)):
+        with sparse(lm.model, fed, SparsityPolicy(0.5)) as run:
+            run.logits(batch)
+            made |= run.plan
+        same = [torch.equal(made[unit][real], wanted[unit][real]) for unit in wanted]
+        assert all(same) == isinstance(fed, DenseFed)
+
+
+def test_with_one_early_tap_there_is_no_difference(lm, batch, make_net):
+    scorer = Predicted(make_net(lm, [1]), "scores")
+    found = []
+    for fed in (scorer, DenseFed(scorer)):
+        with sparse(lm.model, fed, SparsityPolicy(0.5)) as run:
+            found.append(run.logits(batch))
+    assert torch.equal(*found)
+
+
+def test_a_dense_fed_net_cannot_generate(lm, make_net):
+    scorer = DenseFed(Predicted(make_net(lm, [1]), "scores"))
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)), pytest.raises(UserError, match="dense-fed"):
+        lm.model(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+def test_a_dense_fed_net_looks_at_every_batch_anew(lm, batch, make_net):
+    scorer = DenseFed(Predicted(make_net(lm, [1, 3]), "scores"))
+    alone = collate([Example(batch.ids[0, : batch.lengths[0]].tolist(), int(batch.prompt[0]))])
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        run.logits(batch)
+        after = run.logits(alone)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
+        assert torch.equal(after, run.logits(alone))

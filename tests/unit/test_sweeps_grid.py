@@ -1,0 +1,151 @@
+"""Run records to a grid of criterion x predictor x decided-at, on made-up records."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+from run_records import csv_rows, write_job
+
+from sweeps.callback import GridCallback
+from sweeps.grid import COLUMNS, Grid, find_grids
+from sweeps.grid_plot import draw
+from sweeps.grid_report import rebuild, summary, table
+from sweeps.records import read
+
+DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window
+SECOND_HALF = [2.5, 3.0, 4.5, 5.0]  # where the prompt is left out
+
+
+def write_point(
+    folder: Path, scorer: str, criterion: str, decided_at: str, nats: float, level: float = 0.5
+) -> None:
+    windows = SECOND_HALF if decided_at == "prompt" else DENSE
+    write_job(
+        folder / f"{scorer}-{criterion}-{decided_at}-{level}",
+        level,
+        scorer,
+        samples={"perplexity": [x + nats for x in windows]},
+        criterion=criterion,
+        decided_at=decided_at,
+    )
+
+
+def write_some(folder: Path) -> None:
+    for place in ("sequence", "prompt", "token"):
+        write_point(folder, "static", "l2_norm", place, 0.0, level=0)
+    write_point(folder, "static", "l2_norm", "token", 1.5)
+    write_point(folder, "static", "fisher", "token", 1.75)
+    write_point(folder, "unified", "l2_norm", "token", 0.5)
+    write_point(folder, "static", "l2_norm", "prompt", 1.25)
+    write_point(folder, "unified", "fisher", "sequence", 0.25)
+
+
+def only_grid(folder: Path) -> Grid:
+    (grid,) = find_grids(read([folder]).done)
+    return grid
+
+
+def test_each_place_where_plans_are_decided_has_a_panel_of_the_same_rows_and_columns(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    grid = only_grid(tmp_path)
+    assert [panel.decided_at for panel in grid.panels] == ["token", "prompt", "sequence"]
+    assert [table(grid, panel) for panel in grid.panels[:2]] == [
+        [
+            ["criterion", "static", "unified"],
+            ["fisher", "+1.750 ± 0.000", "-"],
+            ["l2_norm", "+1.500 ± 0.000", "+0.500 ± 0.000"],
+        ],
+        [["criterion", "static", "unified"], ["fisher", "-", "-"], ["l2_norm", "+1.250 ± 0.000", "-"]],
+    ]
+
+
+def test_what_is_decided_at_the_prompt_is_compared_with_the_dense_model_that_leaves_it_out(
+    tmp_path: Path,
+) -> None:
+    write_some(tmp_path)
+    (over,) = only_grid(tmp_path).panels[1].cells.values()
+    assert over.mean == pytest.approx(1.25)
+    file = tmp_path / "static-l2_norm-prompt-0" / "run.json"
+    file.unlink()
+    grid = only_grid(tmp_path)
+    assert grid.panels[1].cells == {}
+    assert grid.chart.notes[-1] == (
+        "Measured on other windows than the dense model, and left out: static at 0.5, seed 1234."
+    )
+
+
+def test_the_files_have_every_cell_and_the_best_of_a_panel_is_bold(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    rebuilt = rebuild([tmp_path], tmp_path)
+    rows = csv_rows(tmp_path / "grid.csv")
+    assert tuple(rows[0]) == COLUMNS
+    assert {
+        (row["criterion"], row["scorer"], row["decided_at"], round(float(row["nats_over_dense"]), 6))
+        for row in rows
+    } == {
+        ("l2_norm", "static", "token", 1.5),
+        ("fisher", "static", "token", 1.75),
+        ("l2_norm", "unified", "token", 0.5),
+        ("l2_norm", "static", "prompt", 1.25),
+        ("fisher", "unified", "sequence", 0.25),
+    }
+    report = rebuilt.report.read_text()
+    assert "| l2_norm | +1.500 ± 0.000 | **+0.500 ± 0.000** |" in report
+    assert "![grid](grid.png)" in report
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert "level 0.5, decided at token" in summary([tmp_path])
+
+
+def test_cells_that_cannot_be_are_grey_and_have_no_figure(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    write_job(
+        tmp_path / "broken",
+        0.5,
+        "unified",
+        {"perplexity": (math.inf, None)},
+        criterion="fisher",
+        decided_at="token",
+    )
+    figure = draw(only_grid(tmp_path))
+    assert figure is not None
+    token, prompt = figure.axes[:2]
+    assert {text.get_text() for text in token.texts} == {"1.50", "1.75", "0.50", "inf"}
+    assert [text.get_text() for text in prompt.texts] == ["1.25"]
+    assert int(prompt.images[0].get_array().mask.sum()) == 3
+
+
+def test_without_a_dense_point_there_is_a_report_yet(tmp_path: Path) -> None:
+    write_point(tmp_path, "static", "l2_norm", "token", 1.5)
+    rebuilt = rebuild([tmp_path], tmp_path)
+    assert not rebuilt.figures
+    assert "There is no dense perplexity to compare with" in rebuilt.report.read_text()
+
+
+def test_the_command_and_the_callback_give_the_same_files(tmp_path: Path) -> None:
+    write_some(tmp_path / "jobs")
+    GridCallback().rebuild(tmp_path / "jobs")
+    command = [
+        sys.executable,
+        "-m",
+        "sweeps",
+        "--grid",
+        str(tmp_path / "jobs"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"grid.csv", "grid.png", "grid.md"}
+    assert (tmp_path / "out" / "grid.csv").read_bytes() == (tmp_path / "jobs" / "grid.csv").read_bytes()
+
+
+def test_the_sweep_collects_every_criterion_in_one_pass(compose: Callable[..., DictConfig]) -> None:
+    cfg = compose("evaluate", "sweep=grid")
+    assert list(cfg.traces.criteria) == ["l2_norm", "plainact", "fisher", "grad_norm", "snip"]
+    assert cfg.make_missing is True

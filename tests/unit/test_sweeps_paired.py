@@ -1,0 +1,189 @@
+"""Differences on the same examples, on made-up records."""
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+from run_records import csv_rows, write_job
+
+from sweeps.curves import Chart, find_charts
+from sweeps.nats import NATS, with_nats
+from sweeps.paired_table import COLUMNS, Row, find_rows
+from sweeps.points import tidy
+from sweeps.rebuild import rebuild
+from sweeps.records import read
+
+DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window
+STATIC = [4.0, 5.5, 6.0, 8.5]
+UNIFIED = [3.5, 4.5, 5.5, 7.0]
+
+
+def only_chart(folder: Path) -> Chart:
+    (chart,) = find_charts(tidy(read([folder]).done))
+    return chart
+
+
+def row(folder: Path, scorer: str, over: str, metric: str = "nats", against: str = "static") -> Row:
+    rows = find_rows(only_chart(folder), against)
+    (found,) = [one for one in rows if (one.scorer, one.against, one.metric) == (scorer, over, metric)]
+    return found
+
+
+def write_three(folder: Path, **job: object) -> None:
+    for scorer, level, windows in (("random", 0, DENSE), ("static", 0.3, STATIC), ("unified", 0.3, UNIFIED)):
+        write_job(folder / scorer, level, scorer, samples={"perplexity": windows}, **job)
+
+
+def error(differences: list[float]) -> float:
+    return statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def test_a_difference_in_perplexity_is_in_nats_with_the_error_of_the_windows_differences(
+    tmp_path: Path,
+) -> None:
+    write_three(tmp_path)
+    static = row(tmp_path, "unified", "static").difference
+    assert static.values == pytest.approx([-0.875])
+    assert static.stderr == pytest.approx(error([-0.5, -1.0, -0.5, -1.5]))
+    dense = row(tmp_path, "unified", "dense").difference
+    assert dense.values == pytest.approx([0.625])
+    assert dense.stderr == pytest.approx(error([0.5, 0.5, 0.5, 1.0]))
+
+
+def test_another_reference_can_be_named(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    assert row(tmp_path, "static", "unified", against="unified").difference.mean == pytest.approx(0.875)
+    assert {one.against for one in find_rows(only_chart(tmp_path), "dense")} == {"dense"}
+
+
+def test_the_mean_over_tasks_combines_the_errors_of_their_differences(tmp_path: Path) -> None:
+    ours = {"a/acc": [1.0, 1.0, 0.0, 1.0], "b/acc": [1.0, 0.0]}
+    theirs = {"a/acc": [0.0, 1.0, 0.0, 1.0], "b/acc": [0.0, 1.0]}
+    write_job(tmp_path / "0", scorer="unified", samples=ours)
+    write_job(tmp_path / "1", scorer="static", samples=theirs)
+    found = row(tmp_path, "unified", "static", "mean/acc").difference
+    assert found.values == pytest.approx([(0.25 + 0.0) / 2])
+    assert found.stderr == pytest.approx(math.hypot(error([1.0, 0.0, 0.0, 0.0]), error([1.0, -1.0])) / 2)
+
+
+def test_seeds_are_paired_apart_then_averaged_and_their_spread_is_told(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        for scorer, windows in (("static", STATIC), ("unified", UNIFIED)):
+            shifted = [x + (0.1 * seed if scorer == "unified" else 0.0) for x in windows]
+            write_job(tmp_path / f"{scorer}{seed}", scorer=scorer, samples={"perplexity": shifted}, seed=seed)
+    found = row(tmp_path, "unified", "static").difference
+    assert found.values == pytest.approx([-0.775, -0.675, -0.575])
+    # of the windows, averaged over seeds: as with one seed
+    assert found.stderr == pytest.approx(error([-0.5, -1.0, -0.5, -1.5]))
+    report = rebuild([tmp_path], tmp_path).report.read_text()
+    assert "-0.675 ± 0.239 (-0.775 to -0.575)" in report
+    assert "the lowest and the highest of the seeds" in report
+
+
+def test_a_seed_is_never_paired_with_another(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", scorer="unified", samples={"perplexity": UNIFIED}, seed=1)
+    write_job(tmp_path / "1", scorer="static", samples={"perplexity": STATIC}, seed=2)
+    assert not find_rows(only_chart(tmp_path), "static")
+
+
+def test_the_dense_model_of_another_seed_serves_as_calibration_does_not_touch_it(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", 0, samples={"perplexity": DENSE}, seed=1)
+    write_job(tmp_path / "1", samples={"perplexity": UNIFIED}, seed=2)
+    assert row(tmp_path, "unified", "dense").difference.mean == pytest.approx(0.625)
+
+
+def test_perplexities_of_other_windows_are_not_compared_but_accuracies_are(tmp_path: Path) -> None:
+    """Decided at the prompt, the loss leaves it out; the questions are the same."""
+    for scorer, decided_at in (("unified", "token"), ("static", "prompt")):
+        samples = {"perplexity": UNIFIED, "choices/acc": [0.0, 1.0]}
+        write_job(tmp_path / scorer, scorer=scorer, samples=samples, decided_at=decided_at)
+    assert [one.metric for one in find_rows(only_chart(tmp_path), "static")] == ["choices/acc"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "measure", "compared"),
+    [
+        ("perplexity", {"windows": 4}, False),
+        ("perplexity", {"questions": 4, "batch_size": 2, "choices": False}, True),
+        ("choices/acc", {"questions": 4}, False),
+        ("choices/acc", {"windows": 4}, True),
+        ("rte/acc", {"limit": 4}, False),
+        ("rte/acc", {"windows": 4, "questions": 4}, True),
+    ],
+)
+def test_only_what_draws_the_examples_of_a_metric_parts_points(
+    tmp_path: Path, metric: str, measure: dict, compared: bool
+) -> None:
+    write_job(tmp_path / "0", scorer="static", samples={metric: [0.0, 1.0]}, settings={"measure": {}})
+    write_job(tmp_path / "1", samples={metric: [1.0, 1.0]}, settings={"measure": measure})
+    assert bool(find_rows(only_chart(tmp_path), "static")) == compared
+
+
+def test_the_reference_is_the_one_that_is_most_alike_and_is_named(tmp_path: Path) -> None:
+    for n, (criterion, shift) in enumerate((("fisher", 9.0), ("l2_norm", 0.0))):
+        samples = {"perplexity": [x + shift for x in STATIC]}
+        write_job(tmp_path / str(n), scorer="static", samples=samples, criterion=criterion)
+    write_job(tmp_path / "2", scorer="unified", samples={"perplexity": UNIFIED})
+    assert row(tmp_path, "unified, l2_norm", "static, l2_norm").difference.mean == pytest.approx(-0.875)
+
+
+def test_records_without_samples_have_a_difference_without_an_error(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    (tmp_path / "static" / "samples.json").unlink()
+    found = row(tmp_path, "unified", "static").difference
+    assert (found.values, found.stderr) == (pytest.approx([-0.875]), None)
+
+
+def test_a_loss_that_is_no_number_leaves_no_error(tmp_path: Path) -> None:
+    write_three(tmp_path)
+    write_job(tmp_path / "unified", scorer="unified", samples={"perplexity": [math.nan, *UNIFIED[1:]]})
+    found = row(tmp_path, "unified", "static").difference
+    assert math.isnan(found.mean)
+    assert found.stderr is None
+
+
+def test_a_point_measured_again_has_the_samples_of_its_last_value(tmp_path: Path) -> None:
+    write_job(tmp_path / "0", samples={"perplexity": UNIFIED, "choices/acc": [0.0, 1.0]})
+    write_job(tmp_path / "1", metrics={"perplexity": (50.0, 1.0)})
+    (record,) = tidy(read([tmp_path]).done)
+    assert record.samples == {"choices/acc": [0.0, 1.0]}
+
+
+def test_nats_over_dense_have_the_paired_error_and_the_dense_model_that_was_measured_alike(
+    tmp_path: Path,
+) -> None:
+    for decided_at, shift in (("token", 0.0), ("prompt", 0.5), ("sequence", 0.0)):
+        for level, windows in ((0, DENSE), (0.3, UNIFIED)):
+            if (decided_at, level) != ("sequence", 0):
+                samples = {"perplexity": [x + (shift if level == 0 else 0.0) for x in windows]}
+                write_job(tmp_path / f"{decided_at}{level}", level, samples=samples, decided_at=decided_at)
+    found = {
+        record.point.decided_at: record.metrics[NATS]
+        for record in with_nats(tidy(read([tmp_path]).done), "perplexity")
+        if record.point.level > 0
+    }
+    assert found["token"] == pytest.approx((0.625, error([0.5, 0.5, 0.5, 1.0])))
+    assert found["prompt"].value == pytest.approx(0.125)
+    assert found["sequence"] == found["token"]
+
+
+def test_the_csv_has_every_metric_and_the_report_a_short_table(tmp_path: Path) -> None:
+    for scorer, level, windows in (("static", 0, DENSE), ("static", 0.3, STATIC), ("unified", 0.3, UNIFIED)):
+        samples = {"perplexity": windows, "a/acc": [1.0, level > 0], "b/acc": [0.0, 1.0]}
+        write_job(tmp_path / f"{scorer}{level}", level, scorer, samples=samples)
+    report = rebuild([tmp_path], tmp_path).report.read_text()
+    rows = csv_rows(tmp_path / "paired.csv")
+    assert tuple(rows[0]) == COLUMNS
+    assert {one["metric"] for one in rows} == {"nats", "mean/acc", "a/acc", "b/acc"}
+    assert [(one["scorer"], one["against"]) for one in rows if one["metric"] == "nats"] == [
+        ("static", "dense"),
+        ("unified", "static"),
+        ("unified", "dense"),
+    ]
+    assert (
+        "| scorer | level | nats over static | nats over dense | mean accuracy, points, over static "
+        "| mean accuracy, points, over dense |" in report
+    )
+    assert "| unified | 0.3 | -0.875 ± 0.239 | +0.625 ± 0.125 | +0.0 ± 0.0 | +25.0 ± 25.0 |" in report
+    assert "| static | 0.3 | - | +1.500 ± 0.354 | - | +25.0 ± 25.0 |" in report
