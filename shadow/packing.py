@@ -32,7 +32,7 @@ def pack(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack(packed: Tensor, scale: Tensor) -> Tensor:
-    return packed.float() * scale[..., None]
+    return packed.float().mul_(scale[..., None])
 
 
 def rank(values: Tensor) -> tuple[Tensor, Tensor]:

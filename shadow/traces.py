@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -221,19 +222,20 @@ class Traces:
 
     def read(self, rows: Rows, part: str, name: str, indices: Tensor) -> Tensor:
         """-> [len(indices), ...]: the array `name` of a part, in float32 or its own integer type."""
-        found: Tensor | None = None
+        places: list[Tensor] = []
+        pieces: dict[str, list[Tensor]] = defaultdict(list)
         for shard, here, local in self._locate(rows, indices):
-            arrays = {
-                suffix: self._array(part, shard, f"{rows}/{name}{suffix}")[local]
-                for suffix in SUFFIXES
-                if self._has(part, shard, f"{rows}/{name}{suffix}")
-            }
-            values = decode(arrays) if len(arrays) > 1 else arrays[""]
-            if found is None:
-                found = torch.empty(len(indices), *values.shape[1:], dtype=values.dtype)
-            found[here] = values
-        assert found is not None, "no rows asked for"
-        return found
+            places.append(here.nonzero()[:, 0])
+            for suffix in SUFFIXES:
+                if self._has(part, shard, f"{rows}/{name}{suffix}"):
+                    pieces[suffix].append(self._array(part, shard, f"{rows}/{name}{suffix}")[local])
+        assert places, "no rows asked for"
+        arrays = {
+            suffix: torch.cat(found) for suffix, found in pieces.items()
+        }  # still packed: half the bytes
+        values = decode(arrays) if len(arrays) > 1 else arrays[""]
+        place = torch.cat(places)
+        return values if place.equal(torch.arange(len(place))) else values[place.argsort()]
 
     def read_top(self, rows: Rows, criterion: str, kind: str, indices: Tensor) -> Tensor:
         """-> bool [len(indices), L, U]: which units are the best share `traces.top`, if that was kept."""

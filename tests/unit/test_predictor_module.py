@@ -109,7 +109,7 @@ def test_the_split_depends_on_the_seed(store):
 
 def test_samples_hold_the_taps_states_and_the_scores_from_the_first_tap_on(store):
     sample = make_data(store, taps=(1, 2)).train.__getitems__([5, 3])
-    rows = make_data(store, taps=(1, 2)).train.indices[[5, 3]]
+    rows = make_data(store, taps=(1, 2)).train.indices[[3, 5]]  # in the order of the store
     assert torch.equal(sample.states, store.read("token", FEATURES, "state", rows)[:, 1:])
     for kind in UNITS:
         assert torch.equal(sample.scores[kind], store.read("token", "fisher", kind, rows)[:, 1:])
@@ -118,7 +118,7 @@ def test_samples_hold_the_taps_states_and_the_scores_from_the_first_tap_on(store
 @pytest.mark.parametrize(("taps", "ahead"), [((0,), 1), ((0, 1), 1), ((1,), 1), ((0,), 2)])
 def test_a_sample_of_taps_that_look_ahead_holds_the_scores_of_the_scored_layers_alone(store, taps, ahead):
     data = make_data(store, taps, ahead=ahead)
-    sample, rows = data.val.__getitems__([5, 3]), data.val.indices[[5, 3]]
+    sample, rows = data.val.__getitems__([5, 3]), data.val.indices[[3, 5]]
     assert torch.equal(sample.states, store.read("token", FEATURES, "state", rows)[:, list(taps)])
     for kind in UNITS:
         scores = store.read("token", "fisher", kind, rows)[:, taps[0] + ahead :]
