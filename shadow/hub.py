@@ -1,7 +1,8 @@
 """A predictor's folder, here or on the Hugging Face hub: writing it, and loading from it."""
 
+import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from shadow.predictors import NetShape, Predicted, TapNet
 from shadow.sites import KINDS
 from shadow.sparsity import Unit
 
-CONFIG, WEIGHTS = "config.json", "predictor.safetensors"
+CONFIG, WEIGHTS, METRICS = "config.json", "predictor.safetensors", "metrics.csv"
 MEANS = "means."  # how the names of means begin among the weights
 # of config.json, to load it
 NEEDED = ("taps", "ahead", "layers", "width", "units", "kinds", "net", "pooling", "source", "weights")
@@ -40,6 +41,17 @@ def save_predictor(
         unfinished.write_bytes(save({name: values.cpu().contiguous() for name, values in tensors.items()}))
     curve.write_card(folder, config, curve.read(folder))
     write_json(folder / CONFIG, config)
+
+
+def save_metrics(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """rows: of layers and kinds, all with the same columns."""
+    with (
+        writing(folder / METRICS) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) -> Predicted:

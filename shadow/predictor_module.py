@@ -1,7 +1,7 @@
 """Training a predictor: rows of a trace store in, a net that ranks out."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -163,6 +163,15 @@ def _as_is(sample: Any) -> Any:
     return sample
 
 
+def agreement(said: Tensor, target: Tensor, moved: Tensor) -> dict[str, Tensor]:
+    """Ranks, ranks and sizes, [N, S, U] each -> metrics of the layers, [S]."""
+    found = {"spearman": spearman(said, target)}
+    for level in LEVELS:
+        found[f"recall@{round(100 * level)}"] = recall(said, target, level)
+        found[f"mass@{round(100 * level)}"] = mass(said, moved, level)
+    return found
+
+
 class Descent(NamedTuple):
     """AdamW's rate and weight decay (which spares the last layer), and the share of the steps in which
     the rate rises; then it falls to 0 as a cosine."""
@@ -175,9 +184,19 @@ class Descent(NamedTuple):
 class PredictorModule(pl.LightningModule):
     """Descent on an objective, the kinds of units weighing alike, from the best constant or the ridge on."""
 
-    def __init__(self, net: TapNet, objective: Objective, descent: Descent) -> None:
+    def __init__(
+        self,
+        net: TapNet,
+        objective: Objective,
+        descent: Descent,
+        norms: Mapping[Kind, Tensor] | None = None,
+    ) -> None:
+        """norms: [L, U] of each kind, by which a unit's score is multiplied in the mass, if given."""
         super().__init__()
         self.net, self.objective, self.descent = net, objective, descent
+        self.norms = {kind: values[net.first :] for kind, values in (norms or {}).items()}
+        self.totals: dict[Kind, dict[str, Tensor]] = {}  # of each metric, [S]: the sum over validation rows
+        self.validated = 0  # rows
         layers = sum(len(net.reader(tap).span) for tap in net.taps)
         self.mean_scores = torch.nn.ParameterDict(
             {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in net.kinds}
@@ -229,25 +248,43 @@ class PredictorModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.states))
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        self.totals, self.validated = {kind: {} for kind in self.net.kinds}, 0
+
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         targets, predicted = self.targets(batch), self.net(batch.states)
         of_taps = [self.net.reader(tap).static for tap in self.net.taps]
         found: dict[str, list[Tensor]] = defaultdict(list)
+        self.validated += len(batch.states)
         for kind in self.net.kinds:
             static = torch.cat([each[kind] for each in of_taps])
             target, guess, fixed = ranks(batch.scores[kind]), ranks(predicted[kind]), ranks(static)
             found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))
             constant = static.expand_as(targets[kind])
             found["val/static_loss"].append(self.objective.loss(constant, targets[kind]))
-            found["val/spearman"].append(spearman(guess, target))
-            for level in LEVELS:
-                at = round(100 * level)
-                for name, said in {"": guess, "static_": fixed.expand_as(guess)}.items():
-                    found[f"val/{name}recall@{at}"].append(recall(said, target, level))
-                    found[f"val/{name}mass@{at}"].append(mass(said, batch.scores[kind], level))
+            moved = batch.scores[kind]
+            if self.norms:
+                moved = moved * self.norms[kind].to(moved.device)
+            for prefix, said in {"": guess, "static_": fixed.expand_as(guess)}.items():
+                for name, of_layers in agreement(said, target, moved).items():
+                    found[f"val/{prefix}{name}"].append(of_layers.mean())
+                    totals, whole = self.totals[kind], of_layers * len(batch.states)
+                    totals[prefix + name] = totals.get(prefix + name, 0) + whole
         for name, of_kinds in found.items():
             mean = torch.stack(of_kinds).mean()
             self.log(name, mean, prog_bar=name == "val/recall@50", batch_size=len(batch.states))
+
+    def metrics_of_layers(self) -> list[dict[str, int | str | float]]:
+        """Of the last validation, a row for each scored layer and kind."""
+        return [
+            {
+                "layer": self.net.first + index,
+                "kind": kind,
+                **{name: float(total[index]) / self.validated for name, total in totals.items()},
+            }
+            for kind, totals in self.totals.items()
+            for index in range(len(self.mean_scores[kind]))
+        ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # a unit's own weights are few, and there is much to learn them from

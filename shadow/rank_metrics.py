@@ -1,4 +1,4 @@
-"""How well predicted scores rank the units of a layer."""
+"""How well predicted scores rank the units of each layer."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ def ranks(scores: Tensor) -> Tensor:
 
 
 def spearman(predicted: Tensor, target: Tensor) -> Tensor:
-    """Ranks [N, L, U] x 2 -> their correlation over the units of a layer, averaged over layers and rows."""
+    """Ranks [N, L, U] x 2 -> [L]: their correlation over the units of a layer, averaged over rows."""
     n = target.shape[-1]
     distance = (predicted - target).float().square().sum(-1)
-    return 1 - 6 * distance.mean() / (n * (n * n - 1))
+    return 1 - 6 * distance.mean(0) / (n * (n * n - 1))
 
 
 def stay(predicted: Tensor, level: float) -> Tensor:
@@ -27,16 +27,16 @@ def stay(predicted: Tensor, level: float) -> Tensor:
 
 
 def recall(predicted: Tensor, target: Tensor, level: float) -> Tensor:
-    """Ranks [N, L, U] x 2 -> share of the units to keep that are kept, averaged over layers and rows."""
+    """Ranks [N, L, U] x 2 -> [L]: share of the units to keep that are kept, averaged over rows."""
     right = stay(predicted, level) & stay(target, level)
-    return right.float().mean() * target.shape[-1] / kept(target.shape[-1], level)
+    return right.float().mean((0, 2)) * target.shape[-1] / kept(target.shape[-1], level)
 
 
 def mass(predicted: Tensor, scores: Tensor, level: float) -> Tensor:
-    """Ranks and scores, [N, L, U] each -> share of a layer's scores in its kept units, likewise averaged.
+    """Ranks and scores, [N, L, U] each -> [L]: share of a layer's scores in its kept units, averaged.
 
     1 where a layer's scores are all 0, for then nothing is lost.
     """
     whole = scores.sum(-1)
     share = (scores * stay(predicted, level)).sum(-1) / whole.where(whole > 0, 1)
-    return share.where(whole > 0, 1.0).mean()
+    return share.where(whole > 0, 1.0).mean(0)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -128,6 +129,19 @@ def count_units(sites: Sequence[Site]) -> dict[Kind, int]:
                 "layers of different width are not supported"
             )
     return counts
+
+
+def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
+    """-> float32 [L, U] of each kind: the norm of the columns by which its projection reads a unit.
+
+    A neuron has one column, and a head several: theirs is the Frobenius norm. |a| * norm is by how much a
+    neuron of activation a moves the stream; a head moves it by no more than that.
+    """
+    found: dict[Kind, list[Tensor]] = {}
+    for site in sites:
+        columns = site.module.weight.detach().float().cpu().unflatten(1, (site.units, -1))
+        found.setdefault(site.kind, []).append(columns.square().sum((0, 2)).sqrt())
+    return {kind: torch.stack(of_layers) for kind, of_layers in found.items()}
 
 
 @contextmanager

@@ -53,7 +53,7 @@ from shadow.models import LM
 from shadow.predictor_module import Descent, PredictorModule, TraceData
 from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
-from shadow.sites import KINDS, count_units, find_layers, find_sites, width_of
+from shadow.sites import KINDS, column_norms, count_units, find_layers, find_sites, width_of
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.traces import Traces
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -337,7 +337,8 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     width = width_of(lm.model, settings.source)
     net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
     descent = Descent(settings.lr, settings.weight_decay, settings.warmup)
-    module = PredictorModule(net, objective_of(cfg), descent)
+    norms = column_norms(find_sites(lm.model))
+    module = PredictorModule(net, objective_of(cfg), descent, norms)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
     last = folder / "last.ckpt"
     if last.is_file() and not zipfile.is_zipfile(last):
@@ -376,6 +377,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         "metrics": metrics,
         "versions": versions(),
     }
+    hub.save_metrics(folder, module.metrics_of_layers())
     hub.save_predictor(folder, net, config, means)
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",

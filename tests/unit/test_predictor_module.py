@@ -345,6 +345,52 @@ def test_validation_logs_loss_rank_correlation_and_recall(store):
     assert float(logged["val/static_loss"]) == pytest.approx(losses(module, data)[1], rel=1e-4)
 
 
+def test_the_metrics_of_layers_are_those_of_their_validation_rows_alone(store):
+    """In batches of uneven size; the mass is of scores times norms."""
+    draw = torch.Generator().manual_seed(0)
+    norms = {kind: torch.rand(LAYERS, units, generator=draw) + 0.1 for kind, units in UNITS.items()}
+    data, net = make_data(store), make_module().net
+    data.batch_size = 25
+    module = PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1), norms)
+    module.start(data, 0.1)
+    logged = fit(module, data, 2).callback_metrics
+    rows = module.metrics_of_layers()
+    assert [(row["kind"], row["layer"]) for row in rows] == [
+        (kind, layer) for kind in UNITS for layer in (1, 2)
+    ]
+    sample = everything(data, "val")
+    with torch.no_grad():
+        said = module.net(sample.states)
+    for row in rows:
+        kind, index = row["kind"], row["layer"] - 1
+        guess, scores = said[kind][:, index], sample.scores[kind][:, index]
+        n = UNITS[kind] // 2
+        constant = module.net.reader(1).static[kind][index].expand_as(guess)
+        for prefix, values in {"": guess, "static_": constant}.items():
+            kept, best = (torch.zeros_like(v).scatter_(1, v.topk(n).indices, 1) for v in (values, scores))
+            size = scores * norms[kind][row["layer"]]
+            assert row[f"{prefix}recall@50"] == pytest.approx(
+                float((kept * best).sum(1).mean() / n), abs=1e-5
+            )
+            mass = float(((size * kept).sum(1) / size.sum(1)).mean())
+            assert row[f"{prefix}mass@50"] == pytest.approx(mass, abs=1e-5)
+    for name in rows[0].keys() - {"layer", "kind"}:
+        mean = sum(row[name] for row in rows) / len(rows)
+        assert float(logged[f"val/{name}"]) == pytest.approx(mean, abs=1e-5), name
+
+
+def test_without_norms_the_mass_is_of_scores(store):
+    ones = {kind: torch.ones(LAYERS, units) for kind, units in UNITS.items()}
+    found = []
+    for norms in (None, ones):
+        data, descent = make_data(store), Descent(0.0, 0.0, 0.1)
+        module = PredictorModule(make_module().net, LogSquares(0.0), descent, norms)
+        module.start(data, 0.1)
+        fit(module, data, 1)
+        found.append(module.metrics_of_layers())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("floor", [0.01, 0.5])
 def test_a_score_of_zero_has_a_finite_target(store, floor):
     data, module = make_data(store), make_module(floor=floor)

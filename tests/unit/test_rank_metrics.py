@@ -25,6 +25,15 @@ def test_spearman_is_the_rank_correlation():
     assert float(spearman(swapped, target)) == pytest.approx(1 - 6 * 2 / (5 * 24))
 
 
+def test_spearman_is_of_each_layer_over_rows():
+    said, target = ranks(draw(0)), ranks(draw(1))
+    of_rows = [
+        [float(spearman(said[n, s][None, None], target[n, s][None, None])) for n in range(5)]
+        for s in range(3)
+    ]
+    assert spearman(said, target).tolist() == pytest.approx([sum(rows) / 5 for rows in of_rows], abs=1e-6)
+
+
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.7, 0.99])
 def test_the_units_that_stay_are_those_that_a_plan_keeps(level):
     scores = draw(0)
@@ -37,30 +46,34 @@ def test_the_units_that_stay_are_those_that_a_plan_keeps(level):
 def test_recall_is_the_share_of_the_units_to_keep_that_are_kept(level):
     said, true = draw(0), draw(1)
     n = 20 - int(level * 20 + 1e-9)
-    shares = []
-    for row in range(5):
-        for layer in range(3):
+    found = recall(ranks(said), ranks(true), level)
+    assert found.shape == (3,)
+    for layer in range(3):
+        shares = []
+        for row in range(5):
             best, guessed = (set(x[row, layer].topk(n).indices.tolist()) for x in (true, said))
             shares.append(len(best & guessed) / n)
-    assert float(recall(ranks(said), ranks(true), level)) == pytest.approx(sum(shares) / len(shares))
-    assert float(recall(ranks(true), ranks(true), level)) == pytest.approx(1)
+        assert float(found[layer]) == pytest.approx(sum(shares) / len(shares))
+    assert recall(ranks(true), ranks(true), level).tolist() == pytest.approx([1, 1, 1])
 
 
 @pytest.mark.parametrize("level", [0.3, 0.5, 0.7])
 def test_mass_is_the_share_of_the_scores_that_is_kept(level):
     said, true = draw(0), draw(1)
     n = 20 - int(level * 20 + 1e-9)
-    shares = [
-        float(true[row, layer][said[row, layer].topk(n).indices].sum() / true[row, layer].sum())
-        for row in range(5)
-        for layer in range(3)
-    ]
-    assert float(mass(ranks(said), true, level)) == pytest.approx(sum(shares) / len(shares))
+    found = mass(ranks(said), true, level)
+    assert found.shape == (3,)
+    for layer in range(3):
+        shares = [
+            float(true[row, layer][said[row, layer].topk(n).indices].sum() / true[row, layer].sum())
+            for row in range(5)
+        ]
+        assert float(found[layer]) == pytest.approx(sum(shares) / len(shares))
 
 
 def test_no_order_keeps_more_mass_than_the_true_one():
     true = draw(1)
-    assert mass(ranks(true), true, 0.5) > mass(ranks(draw(0)), true, 0.5)
+    assert (mass(ranks(true), true, 0.5) > mass(ranks(draw(0)), true, 0.5)).all()
 
 
 def test_a_layer_that_says_nothing_loses_nothing():

@@ -9,6 +9,7 @@ from shadow.models import random_opt
 from shadow.sites import (
     LAYOUTS,
     Site,
+    column_norms,
     count_units,
     differentiable_embeddings,
     find_layers,
@@ -54,6 +55,18 @@ def test_neurons_have_the_projections_that_write_them_and_heads_none(lm):
     for site in find_sites(lm.model):
         assert site.writers == (writers_of(lm, site.layer) if site.kind == "neuron" else ())
         assert all(writer.out_features == site.units for writer in site.writers)
+
+
+def test_the_norms_of_units_are_those_of_the_columns_that_read_them(lm):
+    found = column_norms(find_sites(lm.model))
+    for layer in range(4):
+        for kind, projection in readers_of(lm, layer).items():
+            units = {"head": 4, "neuron": 64}[kind]
+            width = projection.in_features // units
+            assert found[kind].shape == (4, units)
+            for unit in range(units):
+                columns = projection.weight[:, unit * width : (unit + 1) * width]
+                assert float(found[kind][layer, unit]) == pytest.approx(float(columns.norm()), rel=1e-5)
 
 
 def test_the_first_writers_output_meets_the_non_linearity(lm, batch, dense):

@@ -1,5 +1,6 @@
 """From settings to traces, predictors and scorers: what is left on disk, and that it grows and heals."""
 
+import csv
 import json
 import logging
 import random
@@ -629,7 +630,32 @@ def fitted(compose, fit, shelf):
 
 
 def test_a_predictor_is_its_weights_and_what_is_to_be_known_of_them(fitted):
-    assert set(contents(fitted())) == {"config.json", "predictor.safetensors", "README.md"}
+    assert set(contents(fitted())) == {"config.json", "predictor.safetensors", "README.md", "metrics.csv"}
+
+
+@pytest.mark.parametrize(
+    "job", [["predictor=layerwise"], ["predictor=linear_heads", "predictor.ahead=1"]], ids=str
+)
+def test_a_table_has_the_metrics_of_each_layer_and_kind(fitted, job):
+    folder = fitted(*job)
+    with (folder / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    kinds = ["head"] if "heads" in job[0] else ["head", "neuron"]
+    assert [(row["kind"], row["layer"]) for row in rows] == [
+        (kind, str(n)) for kind in kinds for n in (1, 2, 3)
+    ]
+    metrics = json.loads((folder / "config.json").read_text())["metrics"]
+    assert rows[0].keys() - {"layer", "kind"} == {
+        f"{who}{what}"
+        for who in ("", "static_")
+        for what in (
+            "spearman",
+            *(f"{name}@{level}" for name in ("recall", "mass") for level in (30, 50, 70)),
+        )
+    }
+    for name in rows[0].keys() - {"layer", "kind"}:
+        mean = sum(float(row[name]) for row in rows) / len(rows)
+        assert metrics[f"val/{name}"] == pytest.approx(mean, abs=1e-5), name
 
 
 @pytest.mark.parametrize("predictor", ["unified", "layerwise"])
@@ -715,8 +741,9 @@ def test_the_ridge_is_the_closed_form_of_the_training_rows(fit, compose, taps):
     net = TapNet(taps, 4, 32, {"head": 4, "neuron": 64}, NetShape(32, 1, 0))
     module = PredictorModule(net, LogSquares(cfg.predictor.floor), Descent(0.0, 0.0, 0.1))
     module.start(data, cfg.predictor.ridge)
-    for name, values in load_file(folder / "predictor.safetensors").items():
-        assert torch.equal(values, net.state_dict()[name]), name
+    found = load_file(folder / "predictor.safetensors")  # the calibration's means lie beside the weights
+    for name, values in net.state_dict().items():
+        assert torch.equal(found[name], values), name
 
 
 def test_a_fit_without_descent_has_the_metrics_of_one_with_it_and_is_found_again(fit):
@@ -883,7 +910,12 @@ def test_a_fit_that_broke_off_goes_on_and_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize(
     "lost",
-    [["config.json"], ["config.json", "README.md"], ["config.json", "README.md", "predictor.safetensors"]],
+    [
+        ["config.json"],
+        ["config.json", "README.md"],
+        ["config.json", "README.md", "predictor.safetensors"],
+        ["config.json", "README.md", "predictor.safetensors", "metrics.csv"],
+    ],
     ids=str,
 )
 def test_a_fit_that_broke_off_while_writing_ends_with_the_same_bytes(fitted, fit, lost):
