@@ -180,7 +180,8 @@ def test_what_nothing_reads_costs_nothing(lm, windows):
     policy = SparsityPolicy(0.3, kinds=("neuron",))
     found = learn(lm.model, Oracle("l2_norm"), policy, "token", None, windows)
     assert [cost.loss for cost in found.costs[2, "neuron"]] == [0, 0, 0]
-    assert all(cost.loss for unit in ((1, "neuron"), (3, "neuron")) for cost in found.costs[unit])
+    # of the others the first to go may be silent: OPT's neurons are behind a ReLU
+    assert all(found.costs[unit][-1].loss for unit in ((1, "neuron"), (3, "neuron")))
 
 
 # As a job has them
