@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     log = logging.getLogger("evaluate")
     with job(cfg) as this:
         this.record["point"] = points.describe(cfg)
-        policy = settings.policy_of(cfg)
+        settings.policy_of(cfg)  # refuses what is no policy before anything long begins
         points.check_measure(cfg)
         settings.check_scorer(cfg)
         known = points.find(cfg, this.record)
@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> None:
             lm = stages.load_lm(cfg)
             scorer = stages.get_scorer(cfg, lm, this.loggers)
             fill = stages.get_fill(cfg, lm)
+            policy = stages.get_policy(cfg, lm, scorer, fill)
             with sparse(lm.model, scorer, policy, cfg.sparsity.decided_at, fill=fill) as run:
                 metrics = points.measure(cfg, lm, run)
             achieved = {kind: run.achieved(kind) for kind in ("head", "neuron")}

@@ -22,6 +22,7 @@ class SparsityPolicy:
     level: share of units removed, in [0, 1), of each kind in `kinds`, in the layers not in `dense_layers`.
     scope: `layer` removes that share in every layer; `global` ranks the units of a kind over all layers.
     min_units: units of a kind that stay in every layer, whatever their scores.
+    levels: of single layers and kinds, each in place of `level`.
     """
 
     level: float
@@ -29,6 +30,7 @@ class SparsityPolicy:
     min_units: int = 1
     dense_layers: Sequence[int] = (0,)
     kinds: Sequence[Kind] = KINDS
+    levels: Mapping[Unit, float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.level, bool) or not isinstance(self.level, int | float) or not 0 <= self.level < 1:
@@ -43,19 +45,28 @@ class SparsityPolicy:
             )
         if not set(self.kinds) <= set(KINDS) or not self.kinds:
             raise UserError(f"sparsity.kinds must name some of {list(KINDS)}, got {list(self.kinds)}")
+        if self.levels is not None and self.scope != "layer":
+            raise UserError(f"levels of single layers need sparsity.scope=layer, got {self.scope}")
+        if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
+            raise UserError(f"levels of single layers must be in [0, 1), got {dict(self.levels or {})}")
+
+    def level_of(self, unit: Unit) -> float:
+        return (self.levels or {}).get(unit, self.level)
 
     def prunes(self, unit: Unit) -> bool:
         layer, kind = unit
-        return self.level > 0 and kind in self.kinds and layer not in self.dense_layers
+        return self.level_of(unit) > 0 and kind in self.kinds and layer not in self.dense_layers
+
+    def gone(self, units: int, level: float) -> int:
+        """How many of so many units of a kind a layer loses at this level."""
+        return units - max(kept(units, level), min(self.min_units, units))
 
     def plan(self, scores: Mapping[Unit, Tensor]) -> Plan:
         """scores: [..., U] of layers and kinds, higher stays longer -> the plan of those that are pruned."""
         pruned = {unit: values for unit, values in scores.items() if self.prunes(unit)}
         if self.scope == "layer":
             return {
-                unit: keep_top(
-                    values, max(kept(values.shape[-1], self.level), min(self.min_units, values.shape[-1]))
-                )
+                unit: keep_top(values, values.shape[-1] - self.gone(values.shape[-1], self.level_of(unit)))
                 for unit, values in pruned.items()
             }
         plan: Plan = {}

@@ -90,20 +90,9 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     if cfg.measure.quality:
         settings["loss"] = cfg.traces.loss
     if cfg.sparsity.level > 0:
-        settings |= {
-            "sparsity": names.plain(cfg.sparsity) | {"fill": names.fill_of(cfg)},
-            "scorer": cfg.predictor.name,
-            "criterion": cfg.criterion.name,
-        }
-        if cfg.predictor.name in names.NETS:
-            settings["predictor"] = names.predictor_settings(cfg)
-            settings["dense_fed"] = cfg.measure.dense_fed
-        elif names.needs_traces(cfg) or names.needs_means(cfg):
-            settings |= {"traces": names.trace_settings(cfg), "size": names.asked_size(cfg)}
-        if cfg.predictor.name == "oracle":
-            settings["loss"] = cfg.traces.loss
-        if cfg.predictor.name == "svd":
-            settings["rank"] = cfg.predictor.rank
+        settings |= names.scorer_settings(cfg)
+        if names.learns_budgets(cfg):
+            settings["budgets"] = names.budgets_settings(cfg)
     return settings
 
 

@@ -43,6 +43,7 @@ TRAINER_WHERE = {
 STAGES = ("plan", "traces", "predictor")
 FILLS = ("auto", "zero", "mean")
 LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
+BUDGETS = ("uniform", "greedy")
 NETS = (
     *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
     *("unified_paper", "unified_paper_global", "layerwise_paper"),
@@ -354,9 +355,51 @@ def predictor_folder(cfg: DictConfig) -> Path:
     return Path(cfg.paths.artifact_dir) / "predictors" / name
 
 
+def scorer_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What decides the plans of a job that prunes: its policy, its scorer and what that was made of."""
+    settings: dict[str, Any] = {
+        "sparsity": plain(cfg.sparsity),
+        "scorer": cfg.predictor.name,
+        "criterion": cfg.criterion.name,
+    }
+    if not learns_budgets(cfg):
+        del settings["sparsity"]["budget_windows"]
+    if cfg.predictor.name in NETS:
+        settings["predictor"] = predictor_settings(cfg)
+        settings["dense_fed"] = cfg.measure.dense_fed
+    elif needs_traces(cfg) or needs_means(cfg):
+        settings |= {"traces": trace_settings(cfg), "size": asked_size(cfg)}
+    if cfg.predictor.name == "oracle":
+        settings["loss"] = cfg.traces.loss
+    if cfg.predictor.name == "svd":
+        settings["rank"] = cfg.predictor.rank
+    return settings
+
+
+def learns_budgets(cfg: DictConfig) -> bool:
+    return cfg.sparsity.budgets == "greedy" and cfg.sparsity.level > 0
+
+
+def budgets_settings(cfg: DictConfig) -> dict[str, Any]:
+    data = {key: value for key, value in plain(cfg.data).items() if key not in {*DATA_WHERE, *GROWS}}
+    return scorer_settings(cfg) | {
+        "format": FORMAT,
+        "model": model_settings(cfg),
+        "data": data,
+        "content": calibration_data(cfg).fingerprint(),
+        "seed": cfg.seed,
+    }
+
+
+def budgets_file(cfg: DictConfig) -> Path:
+    name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.criterion.name}-{key_of(budgets_settings(cfg))}"
+    return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"
+
+
 def policy_of(cfg: DictConfig) -> SparsityPolicy:
     settings = plain(cfg.sparsity)
-    del settings["decided_at"], settings["fill"]
+    for key in ("decided_at", "fill", "budgets", "budget_windows"):  # not of a plan, or not yet known
+        del settings[key]
     return SparsityPolicy(**settings)
 
 
@@ -403,7 +446,7 @@ def check_train(cfg: DictConfig) -> None:
 def check_predictor(cfg: DictConfig) -> None:
     name = cfg.predictor.name
     require_choice("predictor.name", name, SCORERS)
-    require_choice("sparsity.fill", cfg.sparsity.fill, FILLS)
+    check_sparsity(cfg)
     criterion = cfg.criterion.name
     if criterion not in (*criteria.CRITERIA, criteria.REMOVAL):
         criteria.require("criterion", [criterion])
@@ -442,6 +485,19 @@ def check_predictor(cfg: DictConfig) -> None:
     objective_of(cfg)
 
 
+def check_sparsity(cfg: DictConfig) -> None:
+    settings = cfg.sparsity
+    require_choice("sparsity.fill", settings.fill, FILLS)
+    require_choice("sparsity.budgets", settings.budgets, BUDGETS)
+    if settings.budgets == "greedy" and settings.scope != "layer":
+        raise UserError(
+            f"sparsity.budgets=greedy says what each layer loses and needs sparsity.scope=layer, got "
+            f"{settings.scope}"
+        )
+    if settings.budget_windows < 1:
+        raise UserError(f"sparsity.budget_windows must be at least 1, got {settings.budget_windows}")
+
+
 def check_scorer(cfg: DictConfig) -> None:
     """Before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
     check_predictor(cfg)
@@ -450,8 +506,18 @@ def check_scorer(cfg: DictConfig) -> None:
         return
     if name in NETS:
         check_scored(cfg)
-    if not (name in NETS or needs_traces(cfg) or needs_means(cfg)):
-        return
+    if name in NETS or needs_traces(cfg) or needs_means(cfg):
+        check_made(cfg)
+    if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
+        raise UserError(
+            f"there are no budgets {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
+            "give sparsity.budgets=uniform"
+        )
+
+
+def check_made(cfg: DictConfig) -> None:
+    """That the predictor, or what is needed of the traces, is there or may be made."""
+    name = cfg.predictor.name
     check_traces(cfg)
     if cfg.make_missing:
         return

@@ -19,7 +19,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow import hub, models, traces
+from shadow import budgets, hub, models, traces
+from shadow.artifacts import write_json
+from shadow.batches import batched
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.criteria import BESIDE_MEANS, RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
@@ -29,12 +31,16 @@ from shadow.jobs.settings import (
     asked_criteria,
     asked_parts,
     asked_size,
+    budgets_file,
+    budgets_settings,
     calibration_data,
     fill_of,
     holds,
+    learns_budgets,
     model_label,
     objective_of,
     plain,
+    policy_of,
     predictor_folder,
     predictor_kinds,
     predictor_settings,
@@ -90,7 +96,7 @@ def require_weights(folder: Path, recorded: str, lm: LM) -> None:
     if recorded != digest(lm.model):
         raise UserError(
             f"{folder} was made with other weights than the model now loaded: "
-            "remove that folder, or give the model another model.name"
+            "remove it, or give the model another model.name"
         )
 
 
@@ -412,6 +418,41 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
         return copy_weights(cfg, lm)
     predicted = load_predictor(get_predictor(cfg, lm, loggers), lm)
     return DenseFed(predicted) if cfg.measure.dense_fed else predicted
+
+
+def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor] | None) -> SparsityPolicy:
+    """With the budgets of these settings, which are learnt if they are missing."""
+    policy = policy_of(cfg)
+    if not learns_budgets(cfg):
+        return policy
+    file = budgets_file(cfg)
+    if not file.is_file():
+        learn_budgets(cfg, lm, scorer, fill, file)
+    known = json.loads(file.read_text(encoding="utf-8"))
+    require_weights(file, known["weights"], lm)
+    return replace(policy, levels={(layer, kind): level for layer, kind, level in known["levels"]})
+
+
+def learn_budgets(
+    cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor] | None, file: Path
+) -> None:
+    """From the first windows of the calibration."""
+    start = time.monotonic()
+    windows = calibration_data(cfg).examples(lm)[: cfg.sparsity.budget_windows]
+    batches = list(batched(windows, cfg.traces.batch_size))
+    found = budgets.learn(lm.model, scorer, policy_of(cfg), cfg.sparsity.decided_at, fill, batches)
+    seconds = time.monotonic() - start
+    content = {
+        "settings": budgets_settings(cfg),
+        "weights": digest(lm.model),
+        "levels": [[*unit, level] for unit, level in found.levels.items()],
+        "costs": [[*unit, *cost] for unit, costs in found.costs.items() for cost in costs],
+        "windows": len(windows),
+        "passes": found.passes,
+        "seconds": round(seconds, 1),
+    }
+    write_json(file, content)
+    log.info("budgets: %d passes over %d windows, %.0f s -> %s", found.passes, len(windows), seconds, file)
 
 
 def static_scores(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:

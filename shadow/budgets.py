@@ -1,0 +1,127 @@
+"""Budgets: how much each layer loses at a constant total, learnt from what losing it costs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import NamedTuple
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from shadow.batches import Batch, Loss
+from shadow.masked import DecidedAt, Fill, sparse
+from shadow.predictors import Scorer
+from shadow.scores import row_losses
+from shadow.sites import find_sites
+from shadow.sparsity import SparsityPolicy, Unit
+
+
+class Cost(NamedTuple):
+    """Of so many units less of one kind in one layer: nats a token, beside the dense model."""
+
+    removed: int
+    loss: float
+
+
+class Budgets(NamedTuple):
+    """levels: of each layer and kind; costs: what they were chosen by; passes: made over the batches."""
+
+    levels: dict[Unit, float]
+    costs: dict[Unit, list[Cost]]
+    passes: int
+
+
+def probes(level: float) -> tuple[float, ...]:
+    """The levels at which costs are measured: the one asked for, and half the way to either end."""
+    return level / 2, level, (1 + level) / 2
+
+
+def learn(
+    model: PreTrainedModel,
+    scorer: Scorer,
+    policy: SparsityPolicy,
+    decided_at: DecidedAt,
+    fill: Fill | None,
+    batches: Sequence[Batch],
+) -> Budgets:
+    """By the loss of these batches when one kind of unit in one layer alone is pruned, as the policy has it.
+
+    Takes a pass over the batches for each layer, kind and level that is tried, and one for the dense model.
+    What layers cost together is taken for the sum of what they cost alone.
+    """
+    groups = {
+        (site.layer, site.kind): site.units
+        for site in find_sites(model)
+        if policy.prunes((site.layer, site.kind))
+    }
+    layers = {site.layer for site in find_sites(model)}
+    tried = [
+        (unit, level)
+        for unit, units in groups.items()
+        for level in {policy.gone(units, level): level for level in probes(policy.level)}.values()
+        if policy.gone(units, level)
+    ]
+    dense = mean_loss(model, scorer, replace(policy, level=0), decided_at, fill, batches)
+    costs: dict[Unit, list[Cost]] = {unit: [] for unit in groups}
+    for (layer, kind), level in tqdm(tried, desc="budgets", leave=False):
+        alone = replace(policy, level=level, kinds=(kind,), dense_layers=sorted(layers - {layer}))
+        loss = mean_loss(model, scorer, alone, decided_at, fill, batches) - dense
+        costs[layer, kind].append(Cost(policy.gone(groups[layer, kind], level), loss))
+    removed: dict[Unit, int] = {}
+    for kind in policy.kinds:
+        of_kind = {unit: found for unit, found in costs.items() if unit[1] == kind}
+        removed |= share_out(of_kind, sum(policy.gone(groups[unit], policy.level) for unit in of_kind))
+    levels = {unit: count / groups[unit] for unit, count in removed.items()}
+    return Budgets(levels, costs, len(tried) + 1)
+
+
+def mean_loss(
+    model: PreTrainedModel,
+    scorer: Scorer,
+    policy: SparsityPolicy,
+    decided_at: DecidedAt,
+    fill: Fill | None,
+    batches: Iterable[Batch],
+) -> float:
+    """The mean over rows of each one's loss: of its answer where the plan comes from the prompt."""
+    loss: Loss = "answer" if decided_at == "prompt" else "next_token"
+    losses: list[float] = []
+    with sparse(model, scorer, policy, decided_at, fill=fill) as run:
+        for batch in batches:
+            losses += row_losses(run.logits(batch).cpu(), batch.targets(loss)).tolist()
+    return sum(losses) / len(losses)
+
+
+def share_out(costs: Mapping[Unit, Sequence[Cost]], total: int) -> dict[Unit, int]:
+    """Units that each group loses, `total` together: always where one unit less costs least.
+
+    costs: as measured. Between them costs are taken for straight lines, those of their lower convex hull, on
+    which the greedy choice is the best one.
+    """
+    steps = [
+        (slope(before, after), unit, after.removed - before.removed)
+        for unit, measured in costs.items()
+        for before, after in pairwise(hull([Cost(0, 0.0), *measured]))
+    ]
+    removed = dict.fromkeys(costs, 0)
+    for _, unit, count in sorted(steps):
+        taken = min(count, total - sum(removed.values()))
+        removed[unit] += taken
+    assert sum(removed.values()) == total, "more is to go than was measured"
+    return removed
+
+
+def hull(points: Iterable[Cost]) -> list[Cost]:
+    """Those of the points that no line between two others lies below."""
+    kept: list[Cost] = []
+    for point in sorted(points):
+        if kept and kept[-1].removed == point.removed:
+            continue
+        while len(kept) > 1 and slope(kept[-2], kept[-1]) >= slope(kept[-1], point):
+            kept.pop()
+        kept.append(point)
+    return kept
+
+
+def slope(one: Cost, other: Cost) -> float:
+    return (other.loss - one.loss) / (other.removed - one.removed)

@@ -1,0 +1,273 @@
+"""Budgets of layers: nothing else costs less at the same total, and the costs are those of really pruning."""
+
+import json
+import random
+from itertools import pairwise, product
+
+import pytest
+import torch
+
+from shadow import budgets
+from shadow.batches import batched
+from shadow.budgets import Cost, hull, learn, probes, share_out, slope
+from shadow.errors import UserError
+from shadow.jobs import points, settings, stages
+from shadow.masked import sparse
+from shadow.predictors import Fixed, Oracle, Predicted, random_scores
+from shadow.scores import row_losses
+from shadow.sites import find_sites
+from shadow.sparsity import SparsityPolicy
+
+SMALL = (
+    "model=tiny-llama",
+    "data.windows=6",
+    "data.tokens=12",
+    "predictor=random",
+    "sparsity.budgets=greedy",
+    "sparsity.budget_windows=4",
+    "traces.batch_size=2",
+    "traces.shard_windows=4",
+    "callbacks.progress=null",
+    "+trainer.enable_progress_bar=false",
+)
+
+
+def draw_costs(seed: int, groups: int = 3) -> dict:
+    draw = random.Random(seed)
+    return {
+        (layer, "head"): [Cost(count, draw.uniform(-0.2, 1)) for count in (1, 3, 4)]
+        for layer in range(groups)
+    }
+
+
+# Sharing out
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_hull_lies_below_every_point_and_turns_only_upwards(seed):
+    points_of = [Cost(0, 0.0), *draw_costs(seed)[0, "head"]]
+    found = hull(points_of)
+    assert {points_of[0], points_of[-1]} <= set(found) <= set(points_of)
+    slopes = [slope(*pair) for pair in pairwise(found)]
+    assert slopes == sorted(slopes)
+    for point in points_of:
+        (under,) = {
+            round(before.loss + slope(before, after) * (point.removed - before.removed), 12)
+            for before, after in pairwise(found)
+            if before.removed <= point.removed <= after.removed
+        }
+        assert under <= point.loss + 1e-9
+
+
+def on_hull(measured, removed: int) -> float:
+    for before, after in pairwise(hull([Cost(0, 0.0), *measured])):
+        if removed <= after.removed:
+            return before.loss + slope(before, after) * (removed - before.removed)
+    raise AssertionError("beyond what was measured")
+
+
+@pytest.mark.parametrize("total", [0, 1, 5, 8, 12])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_way_to_share_out_the_total_costs_less(seed, total):
+    costs = draw_costs(seed)
+    found = share_out(costs, total)
+    assert sum(found.values()) == total
+    least = min(
+        sum(on_hull(measured, count) for measured, count in zip(costs.values(), counts))
+        for counts in product(range(5), repeat=3)
+        if sum(counts) == total
+    )
+    assert sum(on_hull(costs[unit], count) for unit, count in found.items()) == pytest.approx(least)
+
+
+def test_what_costs_nothing_goes_first_and_then_what_costs_least():
+    costs = {
+        (1, "head"): [Cost(4, 2.0)],
+        (2, "head"): [Cost(2, 0.0), Cost(4, 0.0)],
+        (3, "head"): [Cost(4, 1.0)],
+    }
+    assert share_out(costs, 3) == {(1, "head"): 0, (2, "head"): 3, (3, "head"): 0}
+    assert share_out(costs, 9) == {(1, "head"): 1, (2, "head"): 4, (3, "head"): 4}
+
+
+def test_alike_layers_that_cost_more_with_each_unit_share_alike():
+    costs = {(layer, "neuron"): [Cost(10, 0.1), Cost(20, 0.3), Cost(30, 0.9)] for layer in range(4)}
+    assert set(share_out(costs, 80).values()) == {20}
+
+
+# Plans of layers that lose different shares
+
+
+def test_a_layer_loses_its_own_level_and_others_the_common_one():
+    levels = {(1, "head"): 0.25, (2, "head"): 0.0, (2, "neuron"): 0.75}
+    policy = SparsityPolicy(0.5, levels=levels)
+    scores = {(n, kind): torch.rand(2, 8) for n in range(4) for kind in ("head", "neuron")}
+    gone = {unit: int((~keep).sum(-1)[0]) for unit, keep in policy.plan(scores).items()}
+    assert gone == {(1, "head"): 2, (1, "neuron"): 4, (2, "neuron"): 6, (3, "head"): 4, (3, "neuron"): 4}
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_a_level_that_is_so_many_units_of_9_takes_exactly_so_many(count):
+    policy = SparsityPolicy(0.5, levels={(1, "head"): count / 9})
+    assert policy.gone(9, policy.level_of((1, "head"))) == count
+
+
+def test_levels_of_layers_need_the_scope_layer_and_are_levels():
+    with pytest.raises(UserError, match=r"sparsity\.scope=layer, got global"):
+        SparsityPolicy(0.5, "global", levels={(1, "head"): 0.5})
+    with pytest.raises(UserError, match=r"in \[0, 1\), got"):
+        SparsityPolicy(0.5, levels={(1, "head"): 1.0})
+
+
+# Learning
+
+
+@pytest.fixture
+def windows(examples):
+    return list(batched(examples([12, 9, 10, 12]), 2))
+
+
+@pytest.fixture(params=["fixed", "net", "oracle"])
+def scorer(request, lm, make_net):
+    if request.param == "fixed":
+        return Fixed(random_scores(find_sites(lm.model), 0))
+    return Oracle("l2_norm") if request.param == "oracle" else Predicted(make_net(lm, [1, 2]), "scores")
+
+
+@pytest.mark.parametrize("level", [0.3, 0.5])
+def test_budgets_take_as_much_of_each_kind_as_one_level_for_all(lm, scorer, windows, level):
+    policy = SparsityPolicy(level)
+    found = learn(lm.model, scorer, policy, "token", None, windows)
+    achieved = []
+    for chosen in (policy, SparsityPolicy(level, levels=found.levels)):
+        with sparse(lm.model, scorer, chosen) as run:
+            for batch in windows:
+                run.logits(batch)
+        achieved.append({kind: run.achieved(kind) for kind in ("head", "neuron")})
+    assert achieved[0] == achieved[1]
+    assert found.levels.keys() == {(n, kind) for n in (1, 2, 3) for kind in ("head", "neuron")}
+    assert len(set(found.levels.values())) > 1  # a random model's layers differ
+
+
+def test_a_cost_is_by_how_much_the_loss_grows_when_that_alone_is_pruned(lm, scorer, windows):
+    found = learn(lm.model, scorer, SparsityPolicy(0.5), "token", None, windows)
+
+    def loss(policy):
+        with sparse(lm.model, scorer, policy) as run:
+            rows = [row_losses(run.logits(batch), batch.targets("next_token")) for batch in windows]
+        return float(torch.cat(rows).double().mean())
+
+    dense = loss(SparsityPolicy(0.0))
+    for level in probes(0.5):
+        policy = SparsityPolicy(level, dense_layers=(0, 1, 3), kinds=("neuron",))
+        (cost,) = [cost for cost in found.costs[2, "neuron"] if cost.removed == round(64 * level)]
+        assert cost.loss == pytest.approx(loss(policy) - dense, abs=1e-6)
+
+
+def test_the_number_of_passes_is_what_is_said(lm, windows):
+    passes = []
+    handle = lm.model.register_forward_hook(lambda *args: passes.append(1))
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    found = learn(lm.model, scorer, SparsityPolicy(0.5), "token", None, windows)
+    handle.remove()
+    assert found.passes == 1 + 3 * 2 * 3  # the dense model; layers, kinds and levels
+    assert len(passes) == found.passes * len(windows)
+
+
+def test_what_nothing_reads_costs_nothing(lm, windows):
+    reader = next(site for site in find_sites(lm.model) if (site.layer, site.kind) == (2, "neuron"))
+    reader.module.weight.data.zero_()
+    policy = SparsityPolicy(0.3, kinds=("neuron",))
+    found = learn(lm.model, Oracle("l2_norm"), policy, "token", None, windows)
+    assert [cost.loss for cost in found.costs[2, "neuron"]] == [0, 0, 0]
+    # of the others the first to go may be silent: OPT's neurons are behind a ReLU
+    assert all(found.costs[unit][-1].loss for unit in ((1, "neuron"), (3, "neuron")))
+
+
+# As a job has them
+
+
+def job(compose, *overrides):
+    return compose("evaluate", "make_missing=true", *SMALL, *overrides)
+
+
+def test_budgets_are_learnt_once_and_found_again(compose, monkeypatch):
+    cfg = job(compose)
+    lm = stages.load_lm(cfg)
+    scorer = stages.get_scorer(cfg, lm, [])
+    first = stages.get_policy(cfg, lm, scorer, None)
+    kept = json.loads(settings.budgets_file(cfg).read_text())
+    assert (kept["windows"], kept["passes"]) == (4, 19)
+    assert len(kept["costs"]) == 18
+    monkeypatch.setattr(budgets, "learn", None)
+    assert stages.get_policy(cfg, lm, scorer, None) == first
+    assert sum(level for (_, kind), level in first.levels.items() if kind == "neuron") == pytest.approx(1.5)
+    settings.check_scorer(compose("evaluate", *SMALL))
+
+
+def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_model(compose, artifacts):
+    for overrides in (["sparsity.budgets=uniform"], ["sparsity.level=0"]):
+        cfg = job(compose, *overrides)
+        lm = stages.load_lm(cfg)
+        policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
+        assert policy.levels is None
+    assert not artifacts.exists()
+
+
+def test_budgets_of_other_weights_are_refused(compose):
+    cfg = job(compose)
+    lm = stages.load_lm(cfg)
+    scorer = stages.get_scorer(cfg, lm, [])
+    stages.get_policy(cfg, lm, scorer, None)
+    file = settings.budgets_file(cfg)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "0" * 16}))
+    with pytest.raises(UserError, match="other weights"):
+        stages.get_policy(cfg, lm, scorer, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["data.windows=5"], True),
+        (["measure.windows=3"], True),
+        (["sparsity.budget_windows=3"], False),
+        (["sparsity.level=0.3"], False),
+        (["sparsity.fill=mean"], False),
+        (["sparsity.decided_at=prompt"], False),
+        (["predictor=oracle"], False),
+        (["data.tokens=13"], False),
+        (["seed=7"], False),
+    ],
+    ids=str,
+)
+def test_budgets_are_named_by_what_decides_them(compose, overrides, same):
+    assert (settings.budgets_file(job(compose, *overrides)) == settings.budgets_file(job(compose))) == same
+
+
+def test_points_know_the_budgets_and_the_windows_of_the_greedy_ones_alone(compose):
+    def key(*overrides):
+        return points.settings_of(job(compose, *overrides), "code")
+
+    uniform = "sparsity.budgets=uniform"
+    assert key(uniform) == key(uniform, "sparsity.budget_windows=3")
+    assert key() != key("sparsity.budget_windows=3")
+    assert key() != key(uniform)
+    assert key("sparsity.level=0") == key("sparsity.level=0", uniform)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["sparsity.budgets=equal"],
+            r"sparsity\.budgets must be one of \['uniform', 'greedy'\], got 'equal'",
+        ),
+        (["sparsity=global"], r"sparsity\.budgets=greedy .* needs sparsity\.scope=layer, got global"),
+        (["sparsity.budget_windows=0"], r"sparsity\.budget_windows must be at least 1, got 0"),
+        ([], r"no budgets .*make_missing=true.*sparsity\.budgets=uniform"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(compose, overrides, message):
+    with pytest.raises(UserError, match=message):
+        settings.check_scorer(compose("evaluate", *SMALL, *overrides))
