@@ -611,4 +611,34 @@ def test_what_a_predictor_reads_follows_its_pooling(compose):
     assert reads(compose("train", "predictor.pooling=mean", "sparsity.decided_at=sequence")) == (
         "window",
         "sequence/mean",
+        "features",
     )
+    assert reads(compose("train", "predictor=unified_paper", "sparsity.decided_at=prompt")) == (
+        "window",
+        "prompt/last",
+        "contexts",
+    )
+
+
+def test_contexts_are_refused_token_by_token(compose):
+    cfg = compose("train", "predictor=unified_paper", "predictor.pooling=scores")
+    with pytest.raises(UserError, match=r"predictor\.source=context.*pooling=last or mean, got 'scores'"):
+        check_train(cfg)
+
+
+def test_the_papers_nets_have_no_regression_to_start_from(compose):
+    cfg = compose("train", "predictor=unified_paper", "sparsity.decided_at=prompt", "predictor.ridge=0.1")
+    with pytest.raises(UserError, match=r"predictor\.ridge=null, got 0\.1"):
+        check_train(cfg)
+
+
+@pytest.mark.parametrize("width", ["head", "neuron"])
+def test_the_papers_nets_have_a_hidden_layer(compose, width):
+    changed = f"predictor.mlp.{width}=0"
+    with pytest.raises(UserError, match=r"predictor\.mlp\.head and \.neuron must be at least 1"):
+        check_train(compose("train", "predictor=unified_paper", "sparsity.decided_at=prompt", changed))
+
+
+def test_contexts_are_collected_for_those_who_read_them(compose):
+    assert "contexts" in asked_parts(compose("train", "predictor=unified_paper"))
+    assert "contexts" not in asked_parts(compose("train"))
