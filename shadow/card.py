@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from shadow.criteria import BESIDE_MEANS
-
 TAGS = ("contextual-sparsity", "pruning", "shadowllm")
 # of a row of the curve, and what the card calls them; every other column but NAMES is a metric's
 COLUMNS = {
@@ -80,7 +78,6 @@ def usage(config: Mapping[str, Any]) -> str:
     source = config["settings"]["traces"]["model"]["source"]
     state = config["settings"]["reads"][1]  # `state` of each token, or `prompt/mean` and the like
     decided_at = f', decided_at="{state.split("/")[0]}"' if "/" in state else ""
-    fill = ", fill=predictor.means" if config["settings"]["criterion"] in BESIDE_MEANS else ""
     first = config["taps"][0] + config["ahead"]
     others = [f"dense_layers=range({first})"] if first > 1 else []
     others += [f"kinds={config['kinds']}"] if len(config["kinds"]) < len(config["units"]) else []
@@ -93,7 +90,7 @@ from shadow import {names}
 name = {json.dumps(source.get("hub_id") or f"path/to/{config['model']}")}
 model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
 predictor = load_predictor("path/to/this/folder")  # or its id on the hub
-with sparse(model, predictor, {policy}{decided_at}{fill}):
+with sparse(model, predictor, {policy}{decided_at}):
     ids = model.generate(tokenizer.encode("The", return_tensors="pt"), max_new_tokens=20)
 print(tokenizer.decode(ids[0]))
 ```"""

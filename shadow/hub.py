@@ -24,7 +24,19 @@ from shadow.sparsity import Unit
 CONFIG, WEIGHTS, METRICS = "config.json", "predictor.safetensors", "metrics.csv"
 MEANS = "means."  # how the names of means begin among the weights
 # of config.json, to load it
-NEEDED = ("taps", "ahead", "layers", "width", "units", "kinds", "net", "pooling", "source", "weights")
+NEEDED = (
+    "taps",
+    "ahead",
+    "layers",
+    "width",
+    "units",
+    "kinds",
+    "net",
+    "pooling",
+    "source",
+    "deviates",
+    "weights",
+)
 
 
 def save_predictor(
@@ -80,7 +92,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     ) as error:  # torch's word for missing, unknown or misshapen weights
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not the predictor that {CONFIG} tells of ({reason}): {CURE}") from error
-    return Predicted(net.eval(), config["pooling"], config["source"], means)
+    return Predicted(net.eval(), config["pooling"], config["source"], means, config["deviates"])
 
 
 CURE = "give a folder that train.py has finished, or such a folder's id on the hub"

@@ -121,12 +121,13 @@ def sparse(
     decided_at: DecidedAt = "token",
     *,
     level: float | None = None,
-    fill: Fill | None = None,
+    fill: Fill | Literal["auto"] | None = "auto",
 ) -> Iterator[SparseRun]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
     level: for a policy of this level that is otherwise the default.
-    fill: what a dropped unit says instead of nothing, such as its calibration mean: `fill=predictor.means`.
+    fill: what a dropped unit says, [U, D] of every (layer, kind), or None for nothing; `auto`: its
+    calibration mean if the scorer is a predictor that ranks units by their distance from it, else nothing.
     An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
     m is W m, a constant vector for each layer, plus the sum over the kept units u of W_u (a_u - m_u).
     """
@@ -137,8 +138,10 @@ def sparse(
             "sparse needs exactly one of level and policy, as in level=0.5, got "
             f"level={level!r} and policy={policy!r}"
         )
-    run = SparseRun(model, scorer, policy, decided_at, fill)
     net = net_of(scorer)
+    if isinstance(fill, str):
+        fill = net.means if net is not None and net.deviates else None
+    run = SparseRun(model, scorer, policy, decided_at, fill)
     source = "state" if net is None else net.source
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:

@@ -238,6 +238,7 @@ class Predicted:
     pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states
     are first (`mean`), or only the `last` one is read.
     means: [U, D] of every unit's activation over the calibration: what `sparse` takes for its `fill`.
+    deviates: whether it ranks units by how far they are from their means, which then stand in for what goes.
     """
 
     def __init__(
@@ -246,10 +247,11 @@ class Predicted:
         pooling: Pooling,
         source: Source = "state",
         means: Mapping[Unit, Tensor] | None = None,
+        deviates: bool = False,
     ) -> None:
         self.net = net
         self.pooling, self.source = pooling, source
-        self.means = dict(means or {})
+        self.means, self.deviates = dict(means or {}), deviates
         self.taps = net.taps
 
     @property

@@ -208,6 +208,7 @@ def config_of() -> Callable[..., dict]:
             "net": net.shape._asdict(),
             "pooling": "scores",
             "source": "state",
+            "deviates": False,
             "layers": LAYERS,
             "width": HIDDEN,
             "units": count_units(find_sites(lm.model)),
@@ -341,7 +342,10 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Callable[
 
 @pytest.fixture
 def compose(artifacts: Path, tmp_path: Path) -> Iterator[Callable]:
-    """compose("train" or "evaluate", *overrides): the config that the script gets, results under tmp_path."""
+    """compose("train" or "evaluate", *overrides): the config that the script gets, results under tmp_path.
+
+    The criterion is the plainest, l2_norm, where the overrides do not choose one.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
@@ -349,7 +353,9 @@ def compose(artifacts: Path, tmp_path: Path) -> Iterator[Callable]:
     from omegaconf import DictConfig, open_dict
 
     def run(script: str, *overrides: str) -> DictConfig:
-        cfg = hydra_compose(script, list(overrides), return_hydra_config=True)
+        chosen = any(override.startswith(("criterion=", "sweep=", "experiment=")) for override in overrides)
+        plain = () if chosen else ("criterion=l2_norm",)
+        cfg = hydra_compose(script, [*plain, *overrides], return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(tmp_path / "output")
             cfg.hydra.job.num = 0

@@ -374,6 +374,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         "net": net.shape._asdict(),
         "pooling": settings.pooling,
         "source": settings.source,
+        "deviates": cfg.criterion.name in BESIDE_MEANS,
         "width": width,
         **{key: facts[key] for key in ("layers", "units", "weights")},
         "parameters": parameters,

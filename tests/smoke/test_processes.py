@@ -10,6 +10,7 @@ pytestmark = pytest.mark.slow
 
 JOB = [
     "model=tiny-llama",
+    "criterion=l2_norm",
     "stage=traces",
     "trainer=cpu",
     "traces.criteria=[l2_norm,plainact,nwot]",

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 
 JOB = [
     "model=tiny-llama",
+    "criterion=l2_norm",
     "data.windows=200",
     "data.tokens=32",
     "traces.batch_size=4",

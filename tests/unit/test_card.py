@@ -85,9 +85,7 @@ def test_the_usage_on_a_card_is_python_that_decides_when_the_predictor_can(confi
     assert 'level=0.5, decided_at="prompt"):' in card(config | {"settings": settings}, [])
 
 
-def test_the_usage_of_a_predictor_of_deviations_puts_the_means_in_dropped_units_places(config):
-    settings = config["settings"] | {"criterion": "l2_deviation"}
-    assert "level=0.5, fill=predictor.means):" in card(config | {"settings": settings}, [])
+def test_a_card_counts_the_means_that_lie_beside_the_net(config):
     assert "| means | 384 numbers" in card(config | {"means": 384}, [])
 
 

@@ -107,6 +107,21 @@ def test_the_means_come_back_with_the_predictor_and_can_stand_in_for_what_it_dro
         expected = run.logits(batch)
     with sparse(lm.model, loaded, level=0.5, fill=loaded.means) as run:
         assert torch.equal(run.logits(batch), expected)
+    with sparse(lm.model, loaded, level=0.5) as run:  # it was not trained on deviations
+        assert not torch.allclose(run.logits(batch), expected)
+
+
+def test_a_predictor_of_deviations_lets_dropped_units_say_their_means_unasked(
+    lm, net, config_of, tmp_path, batch
+):
+    hub.save_predictor(tmp_path, net, config_of(net, lm, deviates=True), drawn_means(lm))
+    loaded = shadow.load_predictor(tmp_path)
+    with sparse(lm.model, loaded, level=0.5, fill=loaded.means) as run:
+        expected = run.logits(batch)
+    with sparse(lm.model, loaded, level=0.5) as run:
+        assert torch.equal(run.logits(batch), expected)
+    with sparse(lm.model, loaded, level=0.5, fill=None) as run:
+        assert not torch.allclose(run.logits(batch), expected)
 
 
 def test_a_folder_of_before_has_no_means(folder):
