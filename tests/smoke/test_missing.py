@@ -47,7 +47,14 @@ def test_tasks_that_cannot_be_had_are_one_sentence(run, tmp_path, small):
 
 
 def test_a_setting_that_only_the_data_can_refuse_is_one_sentence_too(run, tmp_path):
-    done = run(tmp_path, "evaluate.py", "model=tiny-llama", "predictor=random", "measure.windows=999999")
+    done = run(
+        tmp_path,
+        "evaluate.py",
+        "model=tiny-llama",
+        "predictor=static",
+        "sparsity.level=0",
+        "measure.windows=999999",
+    )
     assert done.returncode != 0
     assert "Traceback" not in done.stdout
     assert "measure.windows must be" in done.stdout

@@ -46,9 +46,9 @@ def test_two_processes_share_the_shards_out(folders):
 def test_two_processes_leave_the_content_of_one(folders):
     manifests = [json.loads((store(folder) / "manifest.json").read_text()) for folder in folders]
     assert manifests[0]["sizes"] == manifests[1]["sizes"] == {"70": 70}
-    assert list(manifests[0]["parts"]) == ["features", "l2_norm", "nwot", "plainact"]
+    assert list(manifests[0]["parts"]) == ["features", "l2_norm", "means", "nwot", "plainact"]
     for part, shards in manifests[0]["parts"].items():
-        assert len(shards) == 5
+        assert len(shards) == (1 if part == "means" else 5)
         for mine, theirs in zip(shards, manifests[1]["parts"][part], strict=True):
             ours, yours = (load_file(store(f) / s["file"]) for f, s in zip(folders, (mine, theirs)))
             assert ours.keys() == yours.keys()
@@ -85,5 +85,5 @@ def test_more_processes_than_shards_collect_all_the_same(run, tmp_path):
     few = ["data.windows=16", "trainer.devices=2", "trainer.strategy=ddp", "traces.criteria=[l2_norm]"]
     done = run(tmp_path, "train.py", *JOB, *few)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert len(list(store(tmp_path).glob("*.safetensors"))) == 2
+    assert len(list(store(tmp_path).glob("*.safetensors"))) == 3  # features, scores and means
     assert (store(tmp_path) / "manifest.json").is_file()
