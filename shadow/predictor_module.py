@@ -242,9 +242,7 @@ class PredictorModule(pl.LightningModule):
         ).mean()
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        with torch.autocast(
-            self.device.type, torch.bfloat16
-        ):  # of products alone: faster
+        with torch.autocast(self.device.type, torch.bfloat16):  # of products alone: faster
             predicted = self.net(batch.states)
         loss = self.loss(predicted, self.targets(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.states))
