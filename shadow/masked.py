@@ -1,7 +1,7 @@
 """The masked executor: a stock model that runs without the units a plan drops."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,6 +17,7 @@ from shadow.sparsity import Plan, SparsityPolicy, Unit
 
 DecidedAt = Literal["token", "prompt", "sequence"]
 Fill = Mapping[Unit, Tensor]  # [U, D] of each layer and kind: what stands in a dropped unit's place
+Hear = Callable[[int, Mapping[Unit, Tensor]], None]  # is told a tap and its scores, as they come
 
 
 class SparseRun:
@@ -34,12 +35,15 @@ class SparseRun:
         policy: SparsityPolicy,
         decided_at: DecidedAt,
         fill: Fill | None = None,
+        hear: Hear | None = None,
     ) -> None:
         check(model, scorer, policy, decided_at)
+        if policy.scope == "threshold":
+            check_thresholds(model, policy)
         if fill is not None:
             check_fill(model, policy, fill)
         self.model, self.scorer, self.policy, self.decided_at = model, scorer, policy, decided_at
-        self.fill = fill
+        self.fill, self.hear = fill, hear
         self.plan: Plan = {}
         self.kept: Counter[Unit] = Counter()
         self.total: Counter[Unit] = Counter()
@@ -93,7 +97,10 @@ class SparseRun:
     def _decide(self, tap: int, state: Tensor) -> None:
         if self._looking or self.policy.level == 0 or (self._going_on and self.decided_at != "token"):
             return
-        self.plan |= self.policy.plan(self.scorer.at(tap, state, self._pool))
+        scores = self.scorer.at(tap, state, self._pool)
+        if self.hear is not None:
+            self.hear(tap, scores)
+        self.plan |= self.policy.plan(scores)
 
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
         if self._looking:
@@ -122,6 +129,7 @@ def sparse(
     *,
     level: float | None = None,
     fill: Fill | Literal["auto"] | None = "auto",
+    hear: Hear | None = None,
 ) -> Iterator[SparseRun]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
@@ -130,6 +138,7 @@ def sparse(
     calibration mean if the scorer is a predictor that ranks units by their distance from it, else nothing.
     An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
     m is W m, a constant vector for each layer, plus the sum over the kept units u of W_u (a_u - m_u).
+    hear: is told what the scorer says at each tap.
     """
     if policy is None and level is not None:
         policy = SparsityPolicy(level)
@@ -141,7 +150,7 @@ def sparse(
     net = net_of(scorer)
     if isinstance(fill, str):
         fill = net.means if net is not None and net.deviates else None
-    run = SparseRun(model, scorer, policy, decided_at, fill)
+    run = SparseRun(model, scorer, policy, decided_at, fill, hear)
     source = "state" if net is None else net.source
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:
@@ -162,6 +171,11 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
     if any(not 0 <= layer < layers for layer in policy.dense_layers):
         raise UserError(
             f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"
+        )
+    if policy.scope == "threshold" and policy.level > 0 and not scorer.taps:
+        raise UserError(
+            "sparsity.scope=threshold needs scores that differ between tokens, or prompts, and this scorer's are "
+            "the same for all: use sparsity.scope=layer or global"
         )
     if policy.level == 0 or not scorer.taps:
         return
@@ -187,6 +201,13 @@ def net_of(scorer: Scorer) -> Predicted | None:
     """The trained net behind a scorer, if there is one."""
     scorer = scorer.predicted if isinstance(scorer, DenseFed) else scorer
     return scorer if isinstance(scorer, Predicted) else None
+
+
+def check_thresholds(model: PreTrainedModel, policy: SparsityPolicy) -> None:
+    for site in find_sites(model):
+        unit = (site.layer, site.kind)
+        if policy.prunes(unit):
+            policy.threshold_of(unit)
 
 
 def check_fill(model: PreTrainedModel, policy: SparsityPolicy, fill: Fill) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from shadow.errors import UserError
 from shadow.sites import KINDS, Kind
 
+Scope = Literal["layer", "global", "threshold"]
 Unit = tuple[int, Kind]  # the units of one kind in one layer
 Plan = dict[Unit, Tensor]  # bool [..., U], True where the unit stays; what is not in the plan stays whole
 
@@ -20,25 +21,29 @@ class SparsityPolicy:
     """How many units go, and where.
 
     level: share of units removed, in [0, 1), of each kind in `kinds`, in the layers not in `dense_layers`.
-    scope: `layer` removes that share in every layer; `global` ranks the units of a kind over all layers.
+    scope: `layer` removes that share in every layer; `global` ranks the units of a kind over all layers;
+    `threshold` removes what scores no more than `thresholds` say: more at one token than at another.
     min_units: units of a kind that stay in every layer, whatever their scores.
     levels: of single layers and kinds, each in place of `level`.
+    thresholds: of each layer and kind that is pruned, for scope `threshold` alone: `shadow.thresholds` learns
+    those that remove `level` on average.
     """
 
     level: float
-    scope: Literal["layer", "global"] = "layer"
+    scope: Scope = "layer"
     min_units: int = 1
     dense_layers: Sequence[int] = (0,)
     kinds: Sequence[Kind] = KINDS
     levels: Mapping[Unit, float] | None = None
+    thresholds: Mapping[Unit, float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.level, bool) or not isinstance(self.level, int | float) or not 0 <= self.level < 1:
             raise UserError(
                 f"sparsity.level is the share of units removed and must be in [0, 1), got {self.level!r}"
             )
-        if self.scope not in ("layer", "global"):
-            raise UserError(f"sparsity.scope must be layer or global, got {self.scope!r}")
+        if self.scope not in get_args(Scope):
+            raise UserError(f"sparsity.scope must be one of {list(get_args(Scope))}, got {self.scope!r}")
         if isinstance(self.min_units, bool) or not isinstance(self.min_units, int) or self.min_units < 0:
             raise UserError(
                 f"sparsity.min_units must be a whole number of at least 0, got {self.min_units!r}"
@@ -50,8 +55,19 @@ class SparsityPolicy:
         if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
             raise UserError(f"levels of single layers must be in [0, 1), got {dict(self.levels or {})}")
 
+        if self.thresholds is not None and self.scope != "threshold":
+            raise UserError(f"thresholds need sparsity.scope=threshold, got {self.scope}")
+
     def level_of(self, unit: Unit) -> float:
         return (self.levels or {}).get(unit, self.level)
+
+    def threshold_of(self, unit: Unit) -> float:
+        if self.thresholds is None or unit not in self.thresholds:
+            raise UserError(
+                "sparsity.scope=threshold needs a threshold for each layer and kind that is pruned, and has "
+                f"none for the {unit[1]}s of layer {unit[0]}: learn them with shadow.thresholds.learn"
+            )
+        return self.thresholds[unit]
 
     def prunes(self, unit: Unit) -> bool:
         layer, kind = unit
@@ -69,19 +85,26 @@ class SparsityPolicy:
                 unit: keep_top(values, values.shape[-1] - self.gone(values.shape[-1], self.level_of(unit)))
                 for unit, values in pruned.items()
             }
+        if self.scope == "threshold":
+            return {
+                unit: (values > self.threshold_of(unit)) | self.protected(values)
+                for unit, values in pruned.items()
+            }
         plan: Plan = {}
         for kind in self.kinds:
             plan |= self._rank_globally({unit: values for unit, values in pruned.items() if unit[1] == kind})
         return plan
 
+    def protected(self, scores: Tensor) -> Tensor:
+        """scores: [..., U] of a layer and kind -> bool [..., U], True at the min_units that stay in any case."""
+        return keep_top(scores, min(self.min_units, scores.shape[-1]))
+
     def _rank_globally(self, scores: Mapping[Unit, Tensor]) -> Plan:
         if not scores:
             return {}
-        protected = []
-        for values in scores.values():
-            safe = keep_top(values, min(self.min_units, values.shape[-1]))
-            protected.append(values.masked_fill(safe, torch.inf))
-        ranked = torch.cat(protected, -1)
+        ranked = torch.cat(
+            [values.masked_fill(self.protected(values), torch.inf) for values in scores.values()], -1
+        )
         n_safe = sum(min(self.min_units, values.shape[-1]) for values in scores.values())
         keep = keep_top(ranked, max(kept(ranked.shape[-1], self.level), n_safe))
         return dict(zip(scores, keep.split([values.shape[-1] for values in scores.values()], -1)))

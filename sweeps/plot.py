@@ -17,6 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6
 MARKERS = ("o", "s", "D", "v", "X", "p", "h")
 DASHES = ("-", "--", ":", "-.")
 INK, PALE = "#333333", "#DDDDDD"
+SCOPES = {"layer": "ranked per layer", "global": "ranked globally", "threshold": "cut at thresholds"}
 
 
 def draw(chart: Chart) -> Figure | None:
@@ -48,14 +49,10 @@ def draw(chart: Chart) -> Figure | None:
 
 def title(chart: Chart) -> str:
     words = [chart.name]
-    for name, phrase in (
-        ("criterion", "{}"),
-        ("decided_at", "decided at each {}"),
-        ("scope", "ranked per {}"),
-    ):
+    for name, phrase in (("criterion", "{}"), ("decided_at", "decided at each {}"), ("scope", "{}")):
         values = sorted({getattr(record.point, name) for record in chart.records if record.point.level > 0})
         if len(values) == 1:  # where they vary, the curves' labels tell
-            words.append("ranked globally" if values == ["global"] else phrase.format(values[0]))
+            words.append(SCOPES.get(values[0], phrase.format(values[0])))
     return ", ".join(words)
 
 

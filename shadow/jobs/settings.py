@@ -377,7 +377,9 @@ def scorer_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def learns_budgets(cfg: DictConfig) -> bool:
-    return cfg.sparsity.budgets == "greedy" and cfg.sparsity.level > 0
+    """Whether calibration is asked for levels of layers, or for thresholds."""
+    asked = cfg.sparsity.budgets == "greedy" or cfg.sparsity.scope == "threshold"
+    return asked and cfg.sparsity.level > 0
 
 
 def budgets_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -494,6 +496,11 @@ def check_sparsity(cfg: DictConfig) -> None:
             f"sparsity.budgets=greedy says what each layer loses and needs sparsity.scope=layer, got "
             f"{settings.scope}"
         )
+    if settings.scope == "threshold" and settings.level > 0 and cfg.predictor.name in ("static", "random"):
+        raise UserError(
+            "sparsity.scope=threshold needs scores that differ between tokens, or prompts, and those of "
+            f"predictor={cfg.predictor.name} are the same for all: use sparsity.scope=layer or global"
+        )
     if settings.budget_windows < 1:
         raise UserError(f"sparsity.budget_windows must be at least 1, got {settings.budget_windows}")
 
@@ -509,9 +516,10 @@ def check_scorer(cfg: DictConfig) -> None:
     if name in NETS or needs_traces(cfg) or needs_means(cfg):
         check_made(cfg)
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
+        without = "sparsity.budgets=uniform" if cfg.sparsity.budgets == "greedy" else "sparsity.scope=layer"
         raise UserError(
             f"there are no budgets {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
-            "give sparsity.budgets=uniform"
+            f"give {without}"
         )
 
 
@@ -539,10 +547,11 @@ def check_scored(cfg: DictConfig) -> None:
             f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
             f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
         )
-    if cfg.sparsity.scope == "global" and cfg.predictor.loss in ("listwise", "pairwise", "cutoff"):
+    if cfg.sparsity.scope != "layer" and cfg.predictor.loss in ("listwise", "pairwise", "cutoff"):
+        others = "layers" if cfg.sparsity.scope == "global" else "tokens"
         raise UserError(
-            f"predictor.loss={cfg.predictor.loss} learns the order within a layer, and not how layers "
-            "compare: give sparsity.scope=layer, got global"
+            f"predictor.loss={cfg.predictor.loss} learns the order within a layer, and not how {others} "
+            f"compare: give sparsity.scope=layer, got {cfg.sparsity.scope}"
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,7 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow import budgets, hub, models, traces
+from shadow import budgets, hub, models, thresholds, traces
 from shadow.artifacts import write_json
 from shadow.batches import batched
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
@@ -422,7 +423,7 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
 
 
 def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor] | None) -> SparsityPolicy:
-    """With the budgets of these settings, which are learnt if they are missing."""
+    """With the budgets of these settings, levels or thresholds, which are learnt if they are missing."""
     policy = policy_of(cfg)
     if not learns_budgets(cfg):
         return policy
@@ -431,6 +432,10 @@ def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor]
         learn_budgets(cfg, lm, scorer, fill, file)
     known = json.loads(file.read_text(encoding="utf-8"))
     require_weights(file, known["weights"], lm)
+    if policy.scope == "threshold":
+        return replace(
+            policy, thresholds={(layer, kind): value for layer, kind, value in known["thresholds"]}
+        )
     return replace(policy, levels={(layer, kind): level for layer, kind, level in known["levels"]})
 
 
@@ -441,19 +446,31 @@ def learn_budgets(
     start = time.monotonic()
     windows = calibration_data(cfg).examples(lm)[: cfg.sparsity.budget_windows]
     batches = list(batched(windows, cfg.traces.batch_size))
-    found = budgets.learn(lm.model, scorer, policy_of(cfg), cfg.sparsity.decided_at, fill, batches)
+    policy, decided_at = policy_of(cfg), cfg.sparsity.decided_at
+    learnt: dict[str, Any]
+    if policy.scope == "threshold":
+        values = thresholds.learn(lm.model, scorer, policy, decided_at, fill, batches)
+        learnt = {
+            "thresholds": [[*unit, value] for unit, value in values.items()],
+            "passes": len(scorer.taps),
+        }
+    else:
+        found = budgets.learn(lm.model, scorer, policy, decided_at, fill, batches)
+        learnt = {
+            "levels": [[*unit, level] for unit, level in found.levels.items()],
+            "costs": [[*unit, *cost] for unit, costs in found.costs.items() for cost in costs],
+            "passes": found.passes,
+        }
     seconds = time.monotonic() - start
-    content = {
+    content = learnt | {
         "settings": budgets_settings(cfg),
         "weights": digest(lm.model),
-        "levels": [[*unit, level] for unit, level in found.levels.items()],
-        "costs": [[*unit, *cost] for unit, costs in found.costs.items() for cost in costs],
         "windows": len(windows),
-        "passes": found.passes,
         "seconds": round(seconds, 1),
     }
     write_json(file, content)
-    log.info("budgets: %d passes over %d windows, %.0f s -> %s", found.passes, len(windows), seconds, file)
+    passes = learnt["passes"]
+    log.info("budgets: %d passes over %d windows, %.0f s -> %s", passes, len(windows), seconds, file)
 
 
 def static_scores(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:

@@ -1,0 +1,260 @@
+"""Thresholds: tokens keep more or fewer units, and the level is that of the average."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from shadow import thresholds
+from shadow.batches import batched
+from shadow.errors import UserError
+from shadow.jobs import points, settings, stages
+from shadow.masked import sparse
+from shadow.predictors import Fixed, Oracle, Predicted, random_scores
+from shadow.sites import KINDS, find_sites
+from shadow.sparsity import SparsityPolicy
+from shadow.thresholds import learn, threshold
+
+SMALL = (
+    "model=tiny-llama",
+    "data.windows=6",
+    "data.tokens=12",
+    "predictor=oracle",
+    "sparsity=threshold",
+    "sparsity.budget_windows=4",
+    "traces.batch_size=2",
+    "traces.shard_windows=4",
+    "callbacks.progress=null",
+    "+trainer.enable_progress_bar=false",
+)
+HEADS = (1, "head")
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def above(value: float, min_units: int = 0) -> SparsityPolicy:
+    return SparsityPolicy(0.5, "threshold", min_units, thresholds={HEADS: value})
+
+
+# Plans
+
+
+@pytest.mark.parametrize("min_units", [0, 1, 3, 20])
+def test_a_plan_keeps_what_is_above_and_the_best_of_each_row(min_units):
+    scores = draw(2, 5, 12)
+    (keep,) = above(0.8, min_units).plan({HEADS: scores}).values()
+    for row, stays in zip(scores.flatten(0, 1).tolist(), keep.flatten(0, 1).tolist()):
+        best = sorted(row, reverse=True)[:min_units]
+        assert stays == [score > 0.8 or score in best for score in row]
+    assert len(set(keep.sum(-1).flatten().tolist())) > 1 or min_units == 20  # tokens differ
+
+
+def test_dense_layers_and_other_kinds_need_no_threshold():
+    scores = {(layer, kind): draw(4, 8) for layer in (0, 1) for kind in KINDS}
+    policy = SparsityPolicy(0.5, "threshold", kinds=("head",), thresholds={HEADS: 0.5})
+    assert set(policy.plan(scores)) == {HEADS}
+    assert SparsityPolicy(0.0, "threshold").plan(scores) == {}
+
+
+def test_a_plan_without_its_threshold_is_refused():
+    for policy in (SparsityPolicy(0.5, "threshold"), above(0.5)):
+        with pytest.raises(UserError, match=r"needs a threshold .*none for the neurons of layer 1"):
+            policy.plan({(1, "neuron"): draw(8)})
+
+
+def test_thresholds_need_their_scope():
+    with pytest.raises(UserError, match=r"thresholds need sparsity\.scope=threshold, got layer"):
+        SparsityPolicy(0.5, thresholds={HEADS: 0.5})
+
+
+# Quantiles
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("level", [0.01, 0.3, 0.5, 0.99])
+def test_a_threshold_is_the_largest_of_those_that_go(level, dtype):
+    scores = torch.randperm(200, generator=torch.Generator().manual_seed(0)).view(20, 10).to(dtype)
+    policy = SparsityPolicy(level, "threshold", 0)
+    found = threshold(scores, policy)
+    assert found == sorted(scores.flatten().tolist())[round(level * 200) - 1]
+    assert int((scores > found).sum()) == 200 - round(level * 200)
+
+
+@pytest.mark.parametrize("min_units", [1, 3])
+def test_the_level_goes_although_the_best_of_each_row_stay(min_units):
+    scores = draw(20, 10) + 10 * torch.arange(20)[:, None]  # half the rows are below all the others
+    policy = above(threshold(scores, SparsityPolicy(0.5, "threshold", min_units)), min_units)
+    (keep,) = policy.plan({HEADS: scores}).values()
+    assert int(keep.sum()) == 100
+    assert int(keep.sum(-1).min()) == min_units
+
+
+@pytest.mark.parametrize(("min_units", "kept"), [(8, 8), (10, 10), (50, 10)])
+def test_no_more_goes_than_min_units_leave(min_units, kept):
+    scores = draw(20, 10)
+    policy = above(threshold(scores, SparsityPolicy(0.5, "threshold", min_units)), min_units)
+    (keep,) = policy.plan({HEADS: scores}).values()
+    assert (keep.sum(-1) == kept).all()
+
+
+def test_nothing_goes_where_the_level_is_less_than_one_unit():
+    assert threshold(draw(2, 10), SparsityPolicy(0.04, "threshold")) == -math.inf
+    assert threshold(draw(3, 10), SparsityPolicy(0.04, "threshold")) > -math.inf
+
+
+def test_equal_scores_go_together():
+    scores = torch.tensor([[0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 0.0, 2.0]])
+    found = threshold(scores, SparsityPolicy(0.5, "threshold", 1))
+    assert found == 0
+    (keep,) = above(found, 1).plan({HEADS: scores}).values()
+    assert keep.int().tolist() == [[0, 0, 0, 1], [1, 0, 0, 0], [1, 1, 0, 1]]
+
+
+# Learning
+
+
+@pytest.fixture
+def windows(examples):
+    return list(batched(examples([12, 9, 10, 12]), 2))
+
+
+@pytest.fixture(params=["unified", "layerwise", "ahead", "oracle"])
+def scorer(request, lm, make_net):
+    if request.param == "oracle":
+        return Oracle("l2_norm_pre" if lm.model.config.model_type == "opt" else "l2_norm")
+    taps = {"unified": [1], "layerwise": [1, 2, 3], "ahead": [0, 1, 2]}[request.param]
+    return Predicted(make_net(lm, taps, ahead=int(request.param == "ahead")), "scores")
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
+def test_on_the_calibration_the_average_plan_removes_the_level(lm, scorer, windows, decided_at):
+    """Late taps too: their thresholds are those of states that the earlier thresholds have pruned."""
+    policy = SparsityPolicy(0.5, "threshold")
+    found = learn(lm.model, scorer, policy, decided_at, None, windows)
+    assert found.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in KINDS}
+    policy = SparsityPolicy(0.5, "threshold", thresholds=found)
+    counts = {unit: [] for unit in found}
+    with sparse(lm.model, scorer, policy, decided_at) as run:
+        for batch in windows:
+            run.logits(batch)
+            for unit, keep in run.plan.items():
+                counts[unit] += (keep[batch.real()] if decided_at == "token" else keep).sum(-1).tolist()
+    for (_, kind), of_rows in counts.items():
+        assert len(of_rows) == (43 if decided_at == "token" else 4)
+        units = 4 if kind == "head" else 64
+        assert sum(of_rows) == math.ceil(len(of_rows) * units / 2)
+    neurons = [count for (_, kind), of_rows in counts.items() if kind == "neuron" for count in of_rows]
+    assert len(set(neurons)) > 1  # rows differ
+    if decided_at == "token":
+        assert run.achieved("neuron") == pytest.approx(0.375, abs=1 / 64)
+
+
+def test_it_takes_a_pass_for_each_tap_and_leaves_no_hook(lm, make_net, windows, hooks_on):
+    passes = []
+    handle = lm.model.register_forward_hook(lambda *args: passes.append(1))
+    scorer = Predicted(make_net(lm, [1, 2, 3]), "scores")
+    learn(lm.model, scorer, SparsityPolicy(0.5, "threshold"), "token", None, windows)
+    handle.remove()
+    assert len(passes) == 3 * len(windows)
+    assert hooks_on(lm.model) == 0
+
+
+def test_what_is_not_pruned_gets_no_threshold(lm, windows):
+    policy = SparsityPolicy(0.5, "threshold", dense_layers=(0, 2), kinds=("neuron",))
+    found = learn(lm.model, Oracle("l2_norm"), policy, "token", None, windows)
+    assert found.keys() == {(1, "neuron"), (3, "neuron")}
+
+
+def test_what_could_not_run_is_refused_before_it_is_learnt(lm, make_net, windows):
+    policy = SparsityPolicy(0.5, "threshold", dense_layers=())
+    with pytest.raises(UserError, match=r"sparsity\.dense_layers must hold every layer before"):
+        learn(lm.model, Predicted(make_net(lm, [1]), "scores"), policy, "token", None, windows)
+
+
+def test_scores_that_are_the_same_for_all_tokens_are_refused(lm, windows):
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    every = dict.fromkeys([(layer, kind) for layer in range(4) for kind in KINDS], 0.5)
+    with pytest.raises(UserError, match="differ between tokens"):
+        learn(lm.model, scorer, SparsityPolicy(0.5, "threshold"), "token", None, windows)
+    with (
+        pytest.raises(UserError, match="differ between tokens"),
+        sparse(lm.model, scorer, SparsityPolicy(0.5, "threshold", thresholds=every)),
+    ):
+        pass
+
+
+def test_a_run_without_thresholds_is_refused_before_it_begins(lm, hooks_on):
+    with (
+        pytest.raises(UserError, match=r"none for the heads of layer 1: learn them"),
+        sparse(lm.model, Oracle("l2_norm"), SparsityPolicy(0.5, "threshold")),
+    ):
+        pass
+    assert hooks_on(lm.model) == 0
+
+
+# As a job has them
+
+
+def job(compose, *overrides):
+    return compose("evaluate", "make_missing=true", *SMALL, *overrides)
+
+
+def test_thresholds_are_learnt_once_and_found_again(compose, monkeypatch):
+    cfg = job(compose)
+    lm = stages.load_lm(cfg)
+    scorer = stages.get_scorer(cfg, lm, [])
+    first = stages.get_policy(cfg, lm, scorer, None)
+    kept = json.loads(settings.budgets_file(cfg).read_text())
+    assert (kept["windows"], kept["passes"]) == (4, 1)
+    assert first.thresholds.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in KINDS}
+    assert first.levels is None
+    monkeypatch.setattr(thresholds, "learn", None)
+    assert stages.get_policy(cfg, lm, scorer, None) == first
+    settings.check_scorer(compose("evaluate", *SMALL))
+
+
+def test_a_threshold_of_minus_infinity_is_found_again(compose):
+    cfg = job(compose, "sparsity.min_units=100000")
+    lm = stages.load_lm(cfg)
+    policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
+    assert set(policy.thresholds.values()) == {-math.inf}
+
+
+def test_the_dense_model_needs_no_thresholds(compose, artifacts):
+    cfg = compose("evaluate", *SMALL, "sparsity.level=0", "predictor=static")
+    settings.check_scorer(cfg)
+    lm = stages.load_lm(cfg)
+    policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
+    assert policy.thresholds is None
+    assert not artifacts.exists()
+
+
+def test_points_know_the_thresholds(compose):
+    def key(*overrides):
+        return points.settings_of(job(compose, *overrides), "code")
+
+    assert key() != key("sparsity.budget_windows=3")
+    assert key() != key("sparsity=layer")
+    assert key("sparsity.level=0") == key("sparsity.level=0", "sparsity=layer")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["predictor=static"], r"sparsity\.scope=threshold .*predictor=static are the same for all"),
+        (["predictor=random"], r"sparsity\.scope=threshold .*predictor=random are the same for all"),
+        (["sparsity.budgets=greedy"], r"sparsity\.budgets=greedy .* sparsity\.scope=layer, got threshold"),
+        (
+            ["predictor=unified", "predictor.loss=listwise", "make_missing=true"],
+            r"predictor\.loss=listwise .*not how tokens compare: .*sparsity\.scope=layer, got threshold",
+        ),
+        ([], r"no budgets .*make_missing=true.*sparsity\.scope=layer"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(compose, overrides, message):
+    with pytest.raises(UserError, match=message):
+        settings.check_scorer(compose("evaluate", *SMALL, *overrides))
