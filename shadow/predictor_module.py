@@ -22,7 +22,6 @@ from shadow.traces import FEATURES, Rows, Traces
 
 LEVELS = (0.3, 0.5, 0.7)  # of the plans whose recall and mass are reported
 ENOUGH = 16_384  # rows for means
-BETAS = (0.9, 0.98)  # few steps: the second moment must not lag behind
 
 
 class Sample(NamedTuple):
@@ -174,11 +173,12 @@ def agreement(said: Tensor, target: Tensor, moved: Tensor) -> dict[str, Tensor]:
 
 class Descent(NamedTuple):
     """AdamW's rate and weight decay (which spares the last layer), and the share of the steps in which
-    the rate rises; then it falls to 0 as a cosine."""
+    the rate rises; then it falls to 0 as a cosine. beta2: of the mean of squared gradients."""
 
     lr: float
     weight_decay: float
     warmup: float
+    beta2: float
 
 
 class PredictorModule(pl.LightningModule):
@@ -291,8 +291,8 @@ class PredictorModule(pl.LightningModule):
         decayed = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." not in name]
         free = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." in name]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-        lr, weight_decay, warmup = self.descent
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, weight_decay=weight_decay)
+        lr, weight_decay, warmup, beta2 = self.descent
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = get_cosine_schedule_with_warmup(optimizer, round(warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -343,7 +343,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     units = {kind: facts["units"][kind] for kind in kinds}
     width = width_of(lm.model, settings.source)
     net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
-    descent = Descent(settings.lr, settings.weight_decay, settings.warmup)
+    descent = Descent(settings.lr, settings.weight_decay, settings.warmup, settings.beta2)
     norms = column_norms(find_sites(lm.model))
     module = PredictorModule(net, objective_of(cfg), descent, norms)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)

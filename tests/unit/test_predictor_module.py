@@ -54,7 +54,7 @@ def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None, ahead=0):
     torch.manual_seed(seed)
     net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2), ahead)
     return PredictorModule(
-        net, objective or LogSquares(floor), Descent(lr=0.02, weight_decay=0.0, warmup=0.1)
+        net, objective or LogSquares(floor), Descent(lr=0.02, weight_decay=0.0, warmup=0.1, beta2=0.98)
     )
 
 
@@ -165,7 +165,7 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             return super().training_step(batch, batch_idx)
 
     module = Spy(
-        TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), Descent(0.0, 0.0, 0.1)
+        TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), Descent(0.0, 0.0, 0.1, 0.98)
     )
     fit(module, make_data(store), 2)
     half = len(orders) // 2
@@ -307,7 +307,7 @@ def test_a_net_of_one_kind_learns_what_it_says_and_reads_no_other(store, ridge):
     net = TapNet([1], LAYERS, WIDTH, {"head": 4}, NetShape(8, 16, 2))
     data, module = (
         make_data(store, kinds=["head"]),
-        PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1)),
+        PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1, 0.98)),
     )
     assert everything(data).scores.keys() == {"head"}
     module.start(data, ridge)
@@ -351,7 +351,7 @@ def test_the_metrics_of_layers_are_those_of_their_validation_rows_alone(store):
     norms = {kind: torch.rand(LAYERS, units, generator=draw) + 0.1 for kind, units in UNITS.items()}
     data, net = make_data(store), make_module().net
     data.batch_size = 25
-    module = PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1), norms)
+    module = PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1, 0.98), norms)
     module.start(data, 0.1)
     logged = fit(module, data, 2).callback_metrics
     rows = module.metrics_of_layers()
@@ -383,7 +383,7 @@ def test_without_norms_the_mass_is_of_scores(store):
     ones = {kind: torch.ones(LAYERS, units) for kind, units in UNITS.items()}
     found = []
     for norms in (None, ones):
-        data, descent = make_data(store), Descent(0.0, 0.0, 0.1)
+        data, descent = make_data(store), Descent(0.0, 0.0, 0.1, 0.98)
         module = PredictorModule(make_module().net, LogSquares(0.0), descent, norms)
         module.start(data, 0.1)
         fit(module, data, 1)
