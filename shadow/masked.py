@@ -174,8 +174,8 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         )
     if policy.scope == "threshold" and policy.level > 0 and not scorer.taps:
         raise UserError(
-            "sparsity.scope=threshold needs scores that differ between tokens, or prompts, and this scorer's are "
-            "the same for all: use sparsity.scope=layer or global"
+            "sparsity.scope=threshold needs scores that differ between tokens, or prompts, and this scorer's "
+            "are the same for all: use sparsity.scope=layer or global"
         )
     if policy.level == 0 or not scorer.taps:
         return

@@ -96,7 +96,7 @@ class SparsityPolicy:
         return plan
 
     def protected(self, scores: Tensor) -> Tensor:
-        """scores: [..., U] of a layer and kind -> bool [..., U], True at the min_units that stay in any case."""
+        """scores: [..., U] of one layer and kind -> bool [..., U], True at the min_units that always stay."""
         return keep_top(scores, min(self.min_units, scores.shape[-1]))
 
     def _rank_globally(self, scores: Mapping[Unit, Tensor]) -> Plan:

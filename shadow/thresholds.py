@@ -26,10 +26,10 @@ def learn(
 ) -> dict[Unit, float]:
     """Of each layer and kind that the policy prunes: the `level` quantile of its scores at these batches.
 
-    Takes a pass over the batches for each of the scorer's taps, in order: with the thresholds of all taps before
-    at work, and what comes after whole. So each tap reads what it will read under the thresholds themselves, and
-    on these batches the average plan removes `level`. The average is over tokens, or over rows where a plan is
-    made for a row. The scores of one tap's layers at all tokens are held in memory together.
+    Takes a pass over the batches for each of the scorer's taps, in order: with the thresholds of all taps
+    before at work, and what comes after whole. So each tap reads what it will read under the thresholds
+    themselves, and on these batches the average plan removes `level`. The average is over tokens, or over
+    rows where a plan is made for a row. The scores of one tap's layers at all tokens are held in memory.
     """
     check(model, scorer, policy, decided_at)
     found: dict[Unit, float] = {}

@@ -16,7 +16,7 @@ from run_records import csv_rows, write_job
 
 from sweeps.callback import CurveCallback
 from sweeps.curves import CEILING, Chart, find_charts, leaving
-from sweeps.plot import draw
+from sweeps.plot import draw, title
 from sweeps.points import COLUMNS, tidy
 from sweeps.rebuild import rebuild
 from sweeps.records import RecordError, read
@@ -131,6 +131,15 @@ def test_labels_tell_only_what_varies(tmp_path: Path) -> None:
     for n, decided_at in enumerate(("token", "prompt")):
         write_job(tmp_path / str(n), decided_at=decided_at)
     assert [curve.label for curve in only_chart(tmp_path).curves] == ["unified, token", "unified, prompt"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "words"),
+    [("layer", "ranked per layer"), ("global", "ranked globally"), ("threshold", "cut at thresholds")],
+)
+def test_a_title_tells_how_plans_are_made(tmp_path: Path, scope: str, words: str) -> None:
+    write_job(tmp_path / "0", scope=scope)
+    assert title(only_chart(tmp_path)).endswith(f", l2_norm, decided at each token, {words}")
 
 
 def test_a_point_measured_again_counts_once_and_joins_its_metrics(tmp_path: Path) -> None:
