@@ -244,10 +244,11 @@ def test_every_trace_setting_is_accepted(compose, option):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "experiment"])
 def test_every_experiment_passes_the_checks_before_a_model_is_loaded(compose, text_files, script, option):
+    files = text_files if option == "wikitext" else []
     if script == "train":
-        settings.check_train(compose(script, f"experiment={option}", *text_files))
+        settings.check_train(compose(script, f"experiment={option}", *files))
     else:
-        cfg = compose(script, f"experiment={option}", "make_missing=true", *text_files)
+        cfg = compose(script, f"experiment={option}", "make_missing=true", *files)
         settings.check_scorer(cfg)
         points.check_measure(cfg)
 
@@ -325,3 +326,24 @@ def test_the_configs_are_a_package_with_every_file():
         assert (packaged / f"{script}.yaml").read_text() == (CONF / f"{script}.yaml").read_text()
     for group, option in OPTIONS:
         assert (packaged / group / f"{option}.yaml").is_file()
+
+
+def test_paper_mode_names_the_conditions_of_the_reference_and_what_replaces_them(compose):
+    def condition(name):
+        cfg = compose("evaluate", "experiment=paper_mode", f"condition={name}", "hydra.mode=RUN")
+        settings.check_predictor(cfg)
+        net = settings.predictor_shape(cfg)
+        return (
+            cfg.predictor.name,
+            cfg.sparsity.decided_at,
+            list(cfg.sparsity.kinds),
+            net.scaled,
+            cfg.measure.dense_fed,
+        )
+
+    heads, both = ["head"], ["head", "neuron"]
+    assert condition("unified_published") == ("unified_paper", "sequence", heads, True, False)
+    assert condition("unified_honest") == ("unified_paper", "prompt", both, True, False)
+    assert condition("layerwise_published") == ("layerwise_paper", "sequence", heads, False, True)
+    assert condition("layerwise_in_one_pass") == ("layerwise_paper", "sequence", heads, True, False)
+    assert condition("layerwise_honest") == ("layerwise_paper", "prompt", both, True, False)

@@ -266,10 +266,10 @@ def test_what_stands_in_for_dropped_units_names_only_what_has_seen_it(compose):
     assert "fill" not in pruned_settings(zero, 0.5)  # stores of before keep their names
 
 
-def test_what_stands_in_for_dropped_units_is_one_of_two(compose):
+def test_what_stands_in_for_dropped_units_is_one_of_three(compose):
     for check, script in ((check_scorer, "evaluate"), (check_train, "train")):
         with pytest.raises(
-            UserError, match=r"sparsity\.fill must be one of \['zero', 'mean'\], got 'median'"
+            UserError, match=r"sparsity\.fill must be one of \['auto', 'zero', 'mean'\], got 'median'"
         ):
             check(compose(script, "sparsity.fill=median"))
 
@@ -307,6 +307,8 @@ def overrides_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize("job", JOBS, ids=[" ".join(job) or "defaults" for job in JOBS])
 def test_the_command_makes_what_the_job_misses(compose, job):
+    if not any(override.startswith("criterion") for override in job):
+        job = ["criterion=l2_norm", *job]
     cfg = compose("evaluate", *job)
     wanted = traces_folder(cfg), predictor_folder(cfg)
     command = train_command()
@@ -326,7 +328,7 @@ def test_the_command_of_an_experiment_makes_what_the_job_misses(compose, text_fi
 )
 def test_the_command_leaves_out_what_does_not_concern_it(compose, override):
     compose("evaluate", "model=tiny-opt", override)
-    assert train_command() == "python train.py model=tiny-opt"
+    assert train_command() == "python train.py criterion=l2_norm model=tiny-opt"
 
 
 @pytest.mark.parametrize(

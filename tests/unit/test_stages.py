@@ -711,7 +711,9 @@ def test_a_loaded_predictor_says_what_the_trained_one_said(fit, compose, monkeyp
 
 
 @pytest.mark.parametrize(
-    "taps", [["predictor=layerwise"], ["predictor.taps=[1,2,3]"], ["predictor.taps=each"]], ids=str
+    "taps",
+    [["predictor=layerwise", "predictor.ridge=null"], ["predictor.taps=[1,2,3]"], ["predictor.taps=each"]],
+    ids=str,
 )
 def test_layerwise_is_the_net_with_a_tap_in_every_layer_from_1_on(fitted, taps):
     reference = load_file(fitted("predictor=unified", "predictor.taps=[1,2,3]") / "predictor.safetensors")

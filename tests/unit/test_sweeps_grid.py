@@ -147,5 +147,5 @@ def test_the_command_and_the_callback_give_the_same_files(tmp_path: Path) -> Non
 
 def test_the_sweep_collects_every_criterion_in_one_pass(compose: Callable[..., DictConfig]) -> None:
     cfg = compose("evaluate", "sweep=grid")
-    assert list(cfg.traces.criteria) == ["l2_norm", "plainact", "fisher", "grad_norm", "snip"]
+    assert list(cfg.traces.criteria) == ["l2_deviation", "l2_norm", "plainact", "fisher", "snip"]
     assert cfg.make_missing is True
