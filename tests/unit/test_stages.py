@@ -673,9 +673,9 @@ def test_the_size_of_a_predictor_is_reported_in_parameters_and_as_share_of_the_m
     assert config["share_of_model"] == (down + up) / lm.model.num_parameters()
 
 
-def test_a_predictor_carries_the_means_of_its_store(fitted, compose):
+def test_a_predictor_carries_the_means_of_its_store(fit, compose):
     """They are no parameters of it."""
-    folder = fitted()
+    folder = fit()
     cfg = compose("train", *SMALL)
     means = read_means(settings.traces_folder(cfg))
     loaded = stages.load_predictor(folder, stages.load_lm(cfg))
