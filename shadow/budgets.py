@@ -49,12 +49,9 @@ def learn(
     Takes a pass over the batches for each layer, kind and level that is tried, and one for the dense model.
     What layers cost together is taken for the sum of what they cost alone.
     """
-    groups = {
-        (site.layer, site.kind): site.units
-        for site in find_sites(model)
-        if policy.prunes((site.layer, site.kind))
-    }
-    layers = {site.layer for site in find_sites(model)}
+    units_of = {(site.layer, site.kind): site.units for site in find_sites(model)}
+    groups = {unit: units for unit, units in units_of.items() if policy.prunes(unit)}
+    layers = {layer for layer, _ in units_of}
     tried = [
         (unit, level)
         for unit, units in groups.items()

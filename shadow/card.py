@@ -31,7 +31,7 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
         "taps": listed(config["taps"]) + (f", {config['ahead']} ahead" if config["ahead"] else ""),
         "net": pairs(config["net"]),
         "parameters": f"{config['parameters']:,} ({100 * config['share_of_model']:.2f} % of the model)",
-        "means": f"{config.get('means', 0):,} numbers of the calibration's activations, beside the net",
+        "means": f"{config['means']:,} numbers of the calibration's activations, beside the net",
         "rows": f"{config['rows']['train']} to train, {config['rows']['val']} to validate",
         "predictor": pairs(settings["predictor"]),
         "training": pairs(settings["trainer"]),

@@ -18,7 +18,7 @@ from shadow.packing import Stored, encode, pack
 from shadow.scores import score
 from shadow.sites import KINDS, Site, find_layers, find_sites, listen, visit
 from shadow.sparsity import Unit
-from shadow.traces import CONTEXTS, FEATURES, MEANS, write_shard
+from shadow.traces import CONTEXTS, FEATURES, MEANS, NO_CRITERION, write_shard
 
 Arrays = dict[str, Tensor]
 
@@ -94,18 +94,12 @@ class CriterionCollector(pl.LightningModule):
                     encode(values.cpu(), keeping.dtype, keeping.top),
                 )
 
-        weights = batch.real().flatten().float()
-
         def add_up(site: Site, x: Tensor) -> None:
-            total = weights.to(x.device) @ x.detach().flatten(0, 1).flatten(1).float()
-            self.put(
-                parts[MEANS],
-                f"sum/{site.kind}",
-                site.layer,
-                {"": total.view(1, *x.shape[2:]).double().cpu()},
-            )
+            real = batch.real().flatten().to(x.device, torch.float32)
+            total = (real @ x.detach().flatten(0, 1).flatten(1).float()).view(1, *x.shape[2:])
+            self.put(parts[MEANS], f"sum/{site.kind}", site.layer, {"": total.double().cpu()})
 
-        criteria = [name for name in numbered.parts if name not in (FEATURES, CONTEXTS, MEANS)]
+        criteria = [name for name in numbered.parts if name not in NO_CRITERION]
         taps = keeping.taps if FEATURES in numbered.parts else ()
         contexts: dict[int, Tensor] = {}
         with ExitStack() as stack:

@@ -35,6 +35,7 @@ NEEDED = (
     "pooling",
     "source",
     "deviates",
+    "means",
     "weights",
 )
 

@@ -21,7 +21,6 @@ from shadow.sites import KINDS, Kind
 from shadow.traces import FEATURES, Rows, Traces
 
 LEVELS = (0.3, 0.5, 0.7)  # of the plans whose recall and mass are reported
-ENOUGH = 16_384  # rows for means
 
 
 class Sample(NamedTuple):
@@ -146,11 +145,10 @@ class TraceData(pl.LightningDataModule):
         sampler = EpochShuffle(len(self.train), self.seed)
         return DataLoader(self.train, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_is)
 
-    def passed(self, name: str, at_most: int | None = None) -> Iterator[Sample]:
-        """The training rows once, in order, with a progress bar of this name; or as many, evenly spread."""
-        count = len(self.train) if at_most is None else min(at_most, len(self.train))
-        with tqdm(total=count, desc=name, leave=False) as bar:
-            for rows in (torch.arange(count) * len(self.train) // count).split(self.batch_size):
+    def passed(self, name: str) -> Iterator[Sample]:
+        """The training rows once, in order, with a progress bar of this name."""
+        with tqdm(total=len(self.train), desc=name, leave=False) as bar:
+            for rows in torch.arange(len(self.train)).split(self.batch_size):
                 yield self.train.__getitems__(rows.tolist())
                 bar.update(len(rows))
 
@@ -207,15 +205,11 @@ class PredictorModule(pl.LightningModule):
         """Set the net to the best constant and, if `ridge`, the regression of what deviates from it."""
         for values in self.mean_scores.values():
             values.zero_()
-        count = 0
-        for sample in data.passed("means", ENOUGH):
-            count += len(sample.states)
+        for sample in data.passed("means"):
             for kind in self.net.kinds:
-                self.mean_scores[kind] += sample.scores[kind].mean(-1, keepdim=True).sum(0)
-        for values in self.mean_scores.values():
-            values.div_(count)
+                self.mean_scores[kind] += sample.scores[kind].mean(-1, keepdim=True).sum(0) / len(data.train)
         moments = {tap: Moments(ridge is not None) for tap in self.net.taps}
-        for sample in data.passed("start", ENOUGH if ridge is None else None):
+        for sample in data.passed("start"):
             targets = self.targets(sample)
             for index, (tap, seen) in enumerate(moments.items()):
                 span = self.net.reader(tap).span

@@ -54,7 +54,6 @@ class SparsityPolicy:
             raise UserError(f"levels of single layers need sparsity.scope=layer, got {self.scope}")
         if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
             raise UserError(f"levels of single layers must be in [0, 1), got {dict(self.levels or {})}")
-
         if self.thresholds is not None and self.scope != "threshold":
             raise UserError(f"thresholds need sparsity.scope=threshold, got {self.scope}")
 

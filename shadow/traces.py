@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Rows = Literal["window", "token", "shard"]
 FEATURES, MEANS = "features", "means"
 CONTEXTS = "contexts"  # what heads give out, for the paper's predictors
+NO_CRITERION = (FEATURES, MEANS, CONTEXTS)  # the parts that are no criterion's scores
 SUFFIXES = ("", "/scale", "/knots", "/knots/scale")
 NAME = re.compile(r"(?P<part>[a-z0-9_]+)-(?P<index>\d{5})-rank\d+of\d+\.safetensors")
 
@@ -207,7 +208,7 @@ class Traces:
         return [
             part
             for part in self.manifest["parts"]
-            if part not in (FEATURES, CONTEXTS, MEANS) and covered(self.manifest, part) >= self.windows
+            if part not in NO_CRITERION and covered(self.manifest, part) >= self.windows
         ]
 
     def count(self, rows: Rows) -> int:
@@ -230,9 +231,8 @@ class Traces:
                 if self._has(part, shard, f"{rows}/{name}{suffix}"):
                     pieces[suffix].append(self._array(part, shard, f"{rows}/{name}{suffix}")[local])
         assert places, "no rows asked for"
-        arrays = {
-            suffix: torch.cat(found) for suffix, found in pieces.items()
-        }  # still packed: half the bytes
+        # still packed, at half the bytes
+        arrays = {suffix: torch.cat(found) for suffix, found in pieces.items()}
         values = decode(arrays) if len(arrays) > 1 else arrays[""]
         place = torch.cat(places)
         return values if place.equal(torch.arange(len(place))) else values[place.argsort()]

@@ -9,7 +9,7 @@ from sweeps.markdown import aligned, markdown
 from sweeps.nats import NATS
 from sweeps.points import MEAN_ACCURACY
 from sweeps.records import Records
-from sweeps.report import beside, distinct, what_was_run, write_sections
+from sweeps.report import distinct, opening, titled, what_was_run, write_sections
 from sweeps.table import unfinished
 
 AGREEMENT = {
@@ -29,24 +29,18 @@ def write_report(records: Records, contests: list[Contest], figures: dict[str, P
 def section(contest: Contest, figure: Path | None, folder: Path) -> list[str]:
     chart = contest.chart
     kinds = distinct("+".join(kinds_of(record)) for record in chart.records if record.point.level > 0)
-    lines = [f"## {chart.name}", ""]
-    if figure:
-        lines += [f"![criteria]({beside(figure, folder)})", ""]
-    lines += [legend(contest), ""]
-    lines += [*(f"- {note}" for note in chart.notes), *([""] if chart.notes else [])]
-    lines += dense(contest)
+    lines = [*opening(chart, "criteria", legend(contest), figure, folder), *dense(contest)]
     for block in contest.blocks:
         # every task beside the mean would make the table too wide to read
         by_task = contest.metrics.index(MEAN_ACCURACY) + 1 if MEAN_ACCURACY in contest.metrics else None
-        header, *rows = rows_of(block, contest.metrics[:by_task], "**")
-        lines += [f"### {block_name(block)}", "", *markdown(header, rows), ""]
+        lines += titled([(block_name(block), rows_of(block, contest.metrics[:by_task], "**"))])
         if by_task:
             header, *rows = rows_of(block, contest.metrics[by_task:], "**")
             lines += [*markdown(header, rows), ""]
     for which, title in AGREEMENT.items():
         table = quality_rows(contest.judges, which, "**")
         if table:
-            lines += [f"### {title}", "", *markdown(table[0], table[1:]), ""]
+            lines += titled([(title, table)])
     lines += ["### What was run", ""]
     lines += [*markdown(["", ""], [*what_was_run(chart), ["kinds pruned", kinds or "-"]]), ""]
     return lines

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from sweeps.files import write_csv
 from sweeps.grid import COLUMNS, Grid, Panel, find_grids, rows_of
-from sweeps.markdown import aligned, markdown
-from sweeps.paired_table import section as paired_section
+from sweeps.markdown import aligned
 from sweeps.paired_table import told
 from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
 from sweeps.records import Records
-from sweeps.report import beside, what_was_run
+from sweeps.report import closing, opening, titled
 from sweeps.table import unfinished
 
 LEGEND = (
@@ -56,17 +55,12 @@ def summary(folders: Iterable[Path]) -> str:
 
 
 def section(grid: Grid, figure: Path | None, folder: Path, against: str) -> list[str]:
-    lines = [f"## {grid.chart.name}", ""]
-    if figure:
-        lines += [f"![grid]({beside(figure, folder)})", ""]
-    lines += [LEGEND, ""]
-    lines += [*(f"- {note}" for note in grid.chart.notes), *([""] if grid.chart.notes else [])]
-    for panel in grid.panels:
-        header, *rows = table(grid, panel, "**")
-        title = f"### Decided at {panel.decided_at}, level {panel.level:g}"
-        lines += [title, "", *markdown(header, rows), ""]
-    lines += paired_section(grid.chart, against)
-    return [*lines, "### What was run", "", *markdown(["", ""], what_was_run(grid.chart)), ""]
+    tables = (
+        (f"Decided at {panel.decided_at}, level {panel.level:g}", table(grid, panel, "**"))
+        for panel in grid.panels
+    )
+    lines = [*opening(grid.chart, "grid", LEGEND, figure, folder), *titled(tables)]
+    return [*lines, *closing(grid.chart, against)]
 
 
 def table(grid: Grid, panel: Panel, bold: str = "") -> list[list[str]]:

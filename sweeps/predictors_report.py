@@ -5,13 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from sweeps.files import write_csv
-from sweeps.markdown import aligned, markdown
-from sweeps.paired_table import section as paired_section
+from sweeps.markdown import aligned
 from sweeps.paired_table import told
 from sweeps.predictors import COLUMNS, Entry, Survey, find_surveys, front, rows_of
 from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
 from sweeps.records import Records
-from sweeps.report import beside, what_was_run
+from sweeps.report import closing, opening, titled
 from sweeps.table import unfinished
 
 
@@ -46,16 +45,9 @@ def summary(folders: Iterable[Path]) -> str:
 
 
 def section(survey: Survey, figure: Path | None, folder: Path, against: str) -> list[str]:
-    lines = [f"## {survey.chart.name}", ""]
-    if figure:
-        lines += [f"![predictors]({beside(figure, folder)})", ""]
-    lines += [LEGEND, ""]
-    lines += [*(f"- {note}" for note in survey.chart.notes), *([""] if survey.chart.notes else [])]
-    for level in survey.levels:
-        header, *rows = table(survey, level)
-        lines += [f"### Level {level:g}", "", *markdown(header, rows), ""]
-    lines += paired_section(survey.chart, against)
-    return [*lines, "### What was run", "", *markdown(["", ""], what_was_run(survey.chart)), ""]
+    tables = ((f"Level {level:g}", table(survey, level)) for level in survey.levels)
+    lines = [*opening(survey.chart, "predictors", LEGEND, figure, folder), *titled(tables)]
+    return [*lines, *closing(survey.chart, against)]
 
 
 LEGEND = (

@@ -67,6 +67,28 @@ def section(chart: Chart, figure: Path | None, folder: Path, against: str) -> li
     ]
 
 
+def opening(chart: Chart, name: str, legend: str, figure: Path | None, folder: Path) -> list[str]:
+    """Of a section that is no curve's: its title, its figure of that name, what its words mean, its notes."""
+    lines = [f"## {chart.name}", ""]
+    if figure:
+        lines += [f"![{name}]({beside(figure, folder)})", ""]
+    lines += [legend, ""]
+    return [*lines, *(f"- {note}" for note in chart.notes), *([""] if chart.notes else [])]
+
+
+def titled(tables: Iterable[tuple[str, list[list[str]]]]) -> list[str]:
+    """tables: each with its title, the header first."""
+    lines: list[str] = []
+    for title, (header, *rows) in tables:
+        lines += [f"### {title}", "", *markdown(header, rows), ""]
+    return lines
+
+
+def closing(chart: Chart, against: str) -> list[str]:
+    lines = [*paired_section(chart, against), "### What was run", ""]
+    return [*lines, *markdown(["", ""], what_was_run(chart)), ""]
+
+
 def what_was_run(chart: Chart) -> list[list[str]]:
     points = [record.point for record in chart.records]
     fresh = [record for record in chart.records if record.reused_from is None]

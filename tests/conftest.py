@@ -214,6 +214,7 @@ def config_of() -> Callable[..., dict]:
             "units": count_units(find_sites(lm.model)),
             "weights": "0123456789abcdef",
             "parameters": 12345,
+            "means": 0,
             "share_of_model": 0.0625,
             "rows": {"train": 108, "val": 12},
             "metrics": {"val/recall@50": 0.75, "val/loss": 0.5},

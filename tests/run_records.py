@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -11,12 +12,13 @@ def write_job(
     folder: Path,
     level: float = 0.3,
     scorer: str = "unified",
-    metrics: dict[str, tuple[float, float | None]] | None = None,
+    metrics: Mapping[str, tuple[float | None, float | None]] | None = None,
     error: str | None = None,
     overrides: tuple[str, ...] = (),
     samples: dict[str, list[float]] | None = None,
     settings: dict | None = None,
     predictor: dict | None = None,
+    achieved: dict[str, float] | None = None,
     **point: str | int,
 ) -> Path:
     """One run.json as evaluate.py writes it. With samples, metrics are their means."""
@@ -49,7 +51,7 @@ def write_job(
         "point": place | {"scorer": scorer, "level": level, "seed": seed} | point,
         "reused_from": None,
         "predictor": predictor,
-        "achieved": {} if error else {"head": level * 0.9, "neuron": level * 0.8},
+        "achieved": {} if error else achieved or {"head": level * 0.9, "neuron": level * 0.8},
         "metrics": {}
         if error
         else {name: {"value": value, "stderr": stderr} for name, (value, stderr) in metrics.items()},

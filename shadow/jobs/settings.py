@@ -358,7 +358,7 @@ def predictor_folder(cfg: DictConfig) -> Path:
 def scorer_settings(cfg: DictConfig) -> dict[str, Any]:
     """What decides the plans of a job that prunes: its policy, its scorer and what that was made of."""
     settings: dict[str, Any] = {
-        "sparsity": plain(cfg.sparsity),
+        "sparsity": plain(cfg.sparsity) | {"fill": fill_of(cfg)},
         "scorer": cfg.predictor.name,
         "criterion": cfg.criterion.name,
     }

@@ -108,7 +108,9 @@ def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     """The store of these settings; what is missing or damaged in it is collected."""
     means = get_means(cfg, lm) if set(asked_criteria(cfg)) & set(BESIDE_MEANS) else None
     collector = CriterionCollector(lm.model, keeping_of(cfg, lm), means)
-    return open_store(cfg, lm, traces_folder(cfg), trace_settings(cfg), asked_parts(cfg), collector)
+    folder = traces_folder(cfg)
+    manifest = complete(cfg, lm, folder, trace_settings(cfg), asked_parts(cfg), collector)
+    return open_store(cfg, folder, manifest)
 
 
 def get_means(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
@@ -138,20 +140,13 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
         policy = SparsityPolicy(level, dense_layers=range(predictor.first), kinds=predictor.kinds)
         collector = PrunedStates(lm.model, keeping, predictor, policy, fill)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
-        stores.append(open_store(cfg, lm, folder, settings, [traces.FEATURES], collector))
+        manifest = complete(cfg, lm, folder, settings, [traces.FEATURES], collector)
+        stores.append(open_store(cfg, folder, manifest))
     return stores
 
 
-def open_store(
-    cfg: DictConfig,
-    lm: LM,
-    folder: Path,
-    settings: dict,
-    parts: Sequence[str],
-    collector: Collector,
-) -> Traces:
-    """The store in this folder; what it misses of these parts is collected."""
-    manifest = complete(cfg, lm, folder, settings, parts, collector)
+def open_store(cfg: DictConfig, folder: Path, manifest: dict) -> Traces:
+    """As many windows of a complete store as the data are asked for."""
     windows = manifest["sizes"][asked_size(cfg)]
     require_windows(cfg, windows)
     return Traces(folder, windows)
@@ -165,7 +160,7 @@ def complete(
     parts: Sequence[str],
     collector: Collector,
 ) -> dict:
-    """The manifest of the store in this folder, once it has these parts."""
+    """The manifest of the store in this folder; what it misses of these parts is collected."""
     manifest = traces.read_manifest(folder)
     if manifest is not None:
         require_weights(folder, manifest["weights"], lm)

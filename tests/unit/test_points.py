@@ -105,6 +105,13 @@ def test_a_point_is_found_whatever_does_not_concern_it(compose, override):
     assert is_found(compose("evaluate", "predictor=random", override))
 
 
+def test_a_point_is_found_whether_its_fill_is_said_or_follows_from_the_criterion(compose):
+    job = ["predictor=random", "criterion=l2_deviation"]
+    keep(compose("evaluate", *job))
+    assert is_found(compose("evaluate", *job, "sparsity.fill=mean"))
+    assert not is_found(compose("evaluate", *job, "sparsity.fill=zero"))
+
+
 @pytest.mark.parametrize("override", OTHER)
 def test_a_point_of_other_settings_is_not_found(compose, override):
     keep(compose("evaluate", "predictor=random"))

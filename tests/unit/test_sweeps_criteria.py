@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from run_records import write_job as write_record
 
 from sweeps.callback import CriteriaCallback
 from sweeps.criteria import Contest, find_contests
@@ -48,39 +49,18 @@ def write_job(
     """One run.json as a job of sweep=criteria writes it."""
     if metrics is None:
         metrics = {"perplexity": (DENSE * math.exp(nats), 3.0)}
-    seed = point.get("seed", 1234)
-    place = {"model": "tiny", "data": "builtin", "decided_at": "token", "scope": "layer"}
-    content = {
-        "status": "failed" if error else "done",
-        "error": error,
-        "task": "evaluate",
-        "settings": {
-            "seed": seed,
-            "measure": {"windows": 32},
-            "sparsity": {"level": level, "kinds": list(kinds)},
-        },
-        "overrides": [
-            f"sparsity.level={level}",
-            f"sparsity.kinds=[{','.join(kinds)}]",
-            f"contender=[{scorer},{criterion}]",
-            *overrides,
-        ],
-        "seed": seed,
-        "commit": {"sha": "0123456789abcdef", "dirty": False},
-        "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "seconds": 12.5,
-        "point": place | {"criterion": criterion, "scorer": scorer, "level": level, "seed": seed} | point,
-        "reused_from": None,
-        "achieved": {}
-        if error
-        else {kind: level * 0.9 if kind in kinds else 0.0 for kind in ("head", "neuron")},
-        "metrics": {}
-        if error
-        else {name: {"value": value, "stderr": stderr} for name, (value, stderr) in metrics.items()},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(content))
-    return folder / "run.json"
+    return write_record(
+        folder,
+        level,
+        scorer,
+        metrics,
+        error,
+        (f"sparsity.kinds=[{','.join(kinds)}]", f"contender=[{scorer},{criterion}]", *overrides),
+        settings={"sparsity": {"level": level, "kinds": list(kinds)}},
+        achieved={kind: level * 0.9 if kind in kinds else 0.0 for kind in ("head", "neuron")},
+        criterion=criterion,
+        **point,
+    )
 
 
 def write_grid(
