@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from shadow.batches import IGNORED, Batch, Example, batched
 from shadow.criteria import needs_gradient
-from shadow.masked import SparseRun
+from shadow.masked import Run
 from shadow.models import LM
 from shadow.predictors import Oracle
 from shadow.scores import token_losses
@@ -36,7 +36,7 @@ class Metric(NamedTuple):
 Metrics = dict[str, Metric]
 
 
-def perplexity(run: SparseRun, lm: LM, windows: Sequence[Example], batch_size: int) -> Metrics:
+def perplexity(run: Run, lm: LM, windows: Sequence[Example], batch_size: int) -> Metrics:
     """Token and word perplexity of the windows' loss tokens; words are what white space parts in the text.
 
     The standard error is that of the mean loss over windows, carried through the exponential.
@@ -62,7 +62,7 @@ def _exponential(losses: Sequence[float], count: int) -> Metric:
     return Metric(value, None if spread is None else value * spread, samples)
 
 
-def choice_accuracy(run: SparseRun, questions: Sequence[Question], batch_size: int) -> Metrics:
+def choice_accuracy(run: Run, questions: Sequence[Question], batch_size: int) -> Metrics:
     """Share of questions whose true continuation is the likeliest; all continuations are equally long."""
     examples = [Example(q.context + option, len(q.context)) for q in questions for option in q.options]
     losses: list[float] = []
@@ -83,7 +83,7 @@ def choice_accuracy(run: SparseRun, questions: Sequence[Question], batch_size: i
 class SparseHFLM(HFLM):
     """lm-eval's own `hf` model; its forward passes go through a `SparseRun` that knows where prompts end."""
 
-    def __init__(self, run: SparseRun, lm: LM, batch_size: int) -> None:
+    def __init__(self, run: Run, lm: LM, batch_size: int) -> None:
         # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
         shared = not (isinstance(run.scorer, Oracle) and needs_gradient(run.scorer.criterion))
         super().__init__(
@@ -135,7 +135,7 @@ class SparseHFLM(HFLM):
 
 
 def task_metrics(
-    run: SparseRun,
+    run: Run,
     lm: LM,
     tasks: Sequence[str],
     root: str | None,

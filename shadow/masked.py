@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,31 @@ from shadow.sparsity import Plan, SparsityPolicy, Unit
 
 DecidedAt = Literal["token", "prompt", "sequence"]
 Fill = Mapping[Unit, Tensor]  # [U, D] of each layer and kind: what stands in a dropped unit's place
+Executor = Literal["masked", "gathered"]
+Storage = Literal["float32", "bfloat16", "int8"]
+KVPolicy = Literal["write_all", "recompute"]
 Hear = Callable[[int, Mapping[Unit, Tensor]], None]  # is told a tap and its scores, as they come
+
+
+class Run(Protocol):
+    """What `sparse` yields, whatever the executor.
+
+    plan: which units stay, as last decided.
+    """
+
+    @property
+    def scorer(self) -> Scorer: ...
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def logits(self, batch: Batch) -> Tensor:
+        """-> [B, T, V]; the batch says where its rows and their prompts end."""
+        ...
+
+    def achieved(self, kind: Kind) -> float:
+        """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
+        ...
 
 
 class SparseRun:
@@ -76,25 +100,24 @@ class SparseRun:
         kept = sum(count for (_, k), count in self.kept.items() if k == kind)
         return 1 - kept / total if total else 0.0
 
+    def begin(self, real: Tensor, prompt: Tensor, going_on: bool) -> None:
+        """A call of these positions, bool [B, T] each, which goes on from a key-value cache or does not."""
+        self._real, self._going_on = real, going_on
+        self._pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
+
     def _begin(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         if self._looking:
             return
-        batch = self._batch
-        if batch is not None:
-            self._real, prompt = batch.real(), batch.in_prompt()
-            self._going_on = False
-        else:
-            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            mask = kwargs.get("attention_mask")
-            self._real = (
-                torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
-            )
-            prompt = self._real
-            cache = kwargs.get("past_key_values")
-            self._going_on = cache is not None and cache.get_seq_length() > 0
-        self._pool = {"token": None, "prompt": prompt, "sequence": self._real}[self.decided_at]
+        if self._batch is not None:
+            self.begin(self._batch.real(), self._batch.in_prompt(), False)
+            return
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        cache = kwargs.get("past_key_values")
+        real = real_positions(ids, kwargs.get("attention_mask"))
+        self.begin(real, real, cache is not None and cache.get_seq_length() > 0)
 
-    def _decide(self, tap: int, state: Tensor) -> None:
+    def decide(self, tap: int, state: Tensor) -> None:
+        """Plan the layers of this tap by its state [B, T, E]."""
         if self._looking or self.policy.level == 0 or (self._going_on and self.decided_at != "token"):
             return
         scores = self.scorer.at(tap, state, self._pool)
@@ -102,22 +125,36 @@ class SparseRun:
             self.hear(tap, scores)
         self.plan |= self.policy.plan(scores)
 
+    def keep(self, unit: Unit, units: int) -> Tensor | None:
+        """What stays of so many units of a kind: bool [U], [B, U] or [B, T, U], or None: all. Counted."""
+        n_real = int(self._real.sum())
+        self.total[unit] += n_real * units
+        if unit not in self.plan:
+            self.kept[unit] += n_real * units
+            return None
+        keep = self.plan[unit]
+        lines = keep[:, None] if keep.dim() == 2 else keep
+        self.kept[unit] += int((lines.sum(-1) * self._real.to(keep.device)).sum())
+        return keep
+
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
         if self._looking:
             return None
         unit = (site.layer, site.kind)
-        n_real = int(self._real.sum())
-        self.total[unit] += n_real * site.units
-        if unit not in self.plan:
-            self.kept[unit] += n_real * site.units
+        keep = self.keep(unit, site.units)
+        if keep is None:
             return None
-        keep = self.plan[unit].to(x.device)  # [U], [B, U] or [B, T, U]
+        keep = keep.to(x.device)
         if keep.dim() == 2:
             keep = keep[:, None]
-        self.kept[unit] += int((keep.sum(-1) * self._real.to(x.device)).sum())
         if self.fill is None:
             return x.masked_fill(~keep[..., None], 0)
         return torch.where(keep[..., None], x, self.fill[unit].to(x))
+
+
+def real_positions(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """-> bool [B, T] of a call's ids [B, T]; mask: transformers' attention mask, [B, all positions]."""
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()
 
 
 @contextmanager
@@ -130,10 +167,17 @@ def sparse(
     level: float | None = None,
     fill: Fill | Literal["auto"] | None = "auto",
     hear: Hear | None = None,
-) -> Iterator[SparseRun]:
+    executor: Executor = "masked",
+    storage: Storage | None = None,
+    kv_policy: KVPolicy = "write_all",
+) -> Iterator[Run]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
     level: for a policy of this level that is otherwise the default.
+    executor: `masked` computes everything and drops what goes; `gathered` reads the weights of kept units
+    alone, on the CPU, and generates faster. For `gathered` only, storage: float32, bfloat16 or int8 weights
+    instead of the model's own; kv_policy: whether each token computes the keys and values of all heads that
+    may be needed (`write_all`), or of a head when it is first needed (`recompute`).
     fill: what a dropped unit says, [U, D] of every (layer, kind), or None for nothing; `auto`: its
     calibration mean if the scorer is a predictor that ranks units by their distance from it, else nothing.
     An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
@@ -151,10 +195,21 @@ def sparse(
     if isinstance(fill, str):
         fill = net.means if net is not None and net.deviates else None
     run = SparseRun(model, scorer, policy, decided_at, fill, hear)
+    if executor == "gathered":
+        from shadow.fast.gathered import gathered  # numba takes a second to import
+
+        with gathered(model, run, storage, kv_policy) as fast:
+            yield fast
+        return
+    if executor != "masked" or storage is not None or kv_policy != "write_all":
+        raise UserError(
+            "sparse needs executor=masked, or executor=gathered with storage and kv_policy, got "
+            f"{executor!r}, {storage!r}, {kv_policy!r}"
+        )
     source = "state" if net is None else net.source
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:
-        with listen(model, scorer.taps, source, run._decide), visit(find_sites(model), run._drop):
+        with listen(model, scorer.taps, source, run.decide), visit(find_sites(model), run._drop):
             yield run
     finally:
         handle.remove()

@@ -14,7 +14,7 @@ from shadow.artifacts import key_of, write_json, writing
 from shadow.card import STDERR
 from shadow.errors import UserError
 from shadow.jobs import settings as names
-from shadow.masked import SparseRun
+from shadow.masked import Run
 from shadow.models import LM
 from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
@@ -188,7 +188,7 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
     curve.add(folder, hub.read_config(folder), row)
 
 
-def measure(cfg: DictConfig, lm: LM, run: SparseRun) -> dict:
+def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
     from shadow import evaluation  # lm-eval takes seconds to import
 
     settings = cfg.measure

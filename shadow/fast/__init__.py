@@ -1,0 +1,1 @@
+"""The gathered executor: generation that reads the weights of kept units alone."""

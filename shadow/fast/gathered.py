@@ -1,0 +1,290 @@
+"""The gathered executor: a model's calls, answered from the weights of kept units."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from shadow.batches import Batch
+from shadow.errors import UserError
+from shadow.fast.cache import GatheredCache
+from shadow.fast.decode import Bench, step
+from shadow.fast.families import describe
+from shadow.fast.prefill import Fills, Prompt, prefill
+from shadow.fast.scoring import Choice, Nets, no_nets, no_rule, pack_nets, rule_of
+from shadow.fast.scoring import list_layer as list_choice
+from shadow.fast.storage import read
+from shadow.fast.team import Team
+from shadow.fast.weights import Weights, pack
+from shadow.masked import KVPolicy, SparseRun, Storage, real_positions
+from shadow.predictors import Looks, Predicted, Scorer, Tap
+from shadow.sites import KINDS, Kind
+from shadow.sparsity import Unit
+
+
+class GatheredRun:
+    """What `sparse(..., executor="gathered")` yields: as a SparseRun, for generation.
+
+    Prompts go through torch's products, and each later token through one compiled call, while torch itself
+    has one thread. The logits are float32, whatever the storage.
+    """
+
+    def __init__(self, model: PreTrainedModel, planner: SparseRun, weights: Weights, late_keys: bool) -> None:
+        """planner: makes the plans, and counts; late_keys: a token's keys and values are computed when they
+        are first needed."""
+        require_nets(planner)
+        self.model, self.planner, self.weights, self.late_keys = model, planner, weights, late_keys
+        self.turns = describe(model)[1].turns
+        policy = planner.policy
+        means = {} if planner.fill is None else {u: m for u, m in planner.fill.items() if policy.prunes(u)}
+        self.fills = Fills(weights, means)
+        self.each_token = planner.decided_at == "token" and bool(planner.scorer.taps) and policy.level > 0
+        self.nets: Nets = no_nets()
+        self.rule = no_rule(weights.sizes.layers)
+        if self.each_token:
+            assert isinstance(planner.scorer, Predicted)
+            units: dict[Kind, int] = {"head": weights.sizes.heads, "neuron": weights.sizes.neurons}
+            exact = weights.up.values.dtype == np.float32
+            self.nets = pack_nets(planner.scorer, units, "float32" if exact else "bfloat16")
+            self.rule = rule_of(model, policy)
+        self.team = Team()
+        self.choice: Choice | None = None
+        self.bench: Bench | None = None
+
+    @property
+    def scorer(self) -> Scorer:
+        return self.planner.scorer
+
+    @property
+    def plan(self) -> dict[Unit, Tensor]:
+        return self.planner.plan
+
+    def achieved(self, kind: Kind) -> float:
+        """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
+        return self.planner.achieved(kind)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """-> [B, T, V]; the batch says where its rows and their prompts end."""
+        scorer = self.planner.scorer
+        if isinstance(scorer, Looks) and self.planner.policy.level > 0:
+            scorer.look(self.model, batch)
+        self.planner.begin(batch.real(), batch.in_prompt(), False)
+        prompt = Prompt(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool))
+        h, _ = self.read(prompt)
+        return self.vocabulary(h)
+
+    def read(self, prompt: Prompt) -> tuple[Tensor, list]:
+        torch.set_num_threads(self.team.members)
+        taps = set(self.planner.scorer.taps)
+        sizes = self.weights.sizes
+        units = {"head": sizes.heads, "neuron": sizes.neurons}
+
+        def enter(layer: int, state: Tensor) -> None:
+            if layer in taps:
+                self.planner.decide(layer, state)
+
+        return prefill(
+            self.weights,
+            self.turns,
+            prompt,
+            self.fills,
+            lambda unit: self.planner.keep(unit, units[unit[1]]),
+            enter,
+            compact=not self.each_token,
+        )
+
+    def vocabulary(self, h: Tensor) -> Tensor:
+        """h: [..., E] -> logits [..., V]."""
+        bias = torch.from_numpy(self.weights.vocabulary_bias[0])
+        return torch.nn.functional.linear(h, read(self.weights.vocabulary, 0), bias)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        logits_to_keep: int = 0,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
+        refused = [name for name in REFUSED if others.get(name) is not None and others[name] is not False]
+        if refused:
+            raise UserError(f"executor=gathered has no {refused[0]}: leave it out, or use executor=masked")
+        if input_ids is None:
+            raise UserError("executor=gathered reads input_ids: give them, or use executor=masked")
+        real = real_positions(input_ids, attention_mask)
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            if not isinstance(past_key_values, GatheredCache):
+                raise UserError(
+                    "executor=gathered goes on from its own caches alone, got a "
+                    f"{type(past_key_values).__name__}: begin without past_key_values"
+                )
+            steps = [self.step(past_key_values, ids, here) for ids, here in zip(input_ids.T, real.T)]
+            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=past_key_values)
+        require_left_padding(real)
+        if isinstance(self.planner.scorer, Looks) and self.planner.policy.level > 0:
+            raise UserError("this scorer must see the whole sample first: run batches through `logits`")
+        self.planner.begin(real, real, False)
+        prompt = Prompt(input_ids, real)
+        h, left = self.read(prompt)
+        logits = self.vocabulary(h[:, -logits_to_keep:])
+        if others.get("use_cache") is False:
+            return CausalLMOutputWithPast(logits=logits)
+        cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys)
+        self.choice = None
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def step(self, cache: GatheredCache, ids: Tensor, real: Tensor) -> Tensor:
+        """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
+        torch.set_num_threads(
+            1
+        )  # torch's own threads keep a core busy for a while after each small operation
+        if self.choice is None or len(self.choice.heads) != len(ids):
+            self.choice = self.first_choice(len(ids))
+        cache.make_room()
+        bench = self.room_to_work(len(ids), cache.room)
+        before = self.choice.kept.copy()
+        self.team.run(
+            step,
+            self.weights,
+            self.nets,
+            self.rule,
+            self.choice,
+            cache.memory,
+            bench,
+            ids.numpy(),
+            real.numpy(),
+            cache.length,
+        )
+        cache.length += 1
+        self.count(self.choice.kept - before, int(real.sum()), real)
+        return torch.from_numpy(bench.logits.copy())
+
+    def count(self, kept: np.ndarray, rows: int, real: Tensor) -> None:
+        """kept: [L, 2], of the layers that this token chose; of the others the plan says it."""
+        assert self.choice is not None
+        sizes = self.weights.sizes
+        chosen = self.nets.taps[0, 1] if len(self.nets.taps) else sizes.layers
+        for layer in range(sizes.layers):
+            for index, kind in enumerate(KINDS):
+                units, unit = (sizes.heads, sizes.neurons)[index], (layer, kind)
+                self.planner.total[unit] += rows * units
+                if layer >= chosen:
+                    self.planner.kept[unit] += int(kept[layer, index])
+                elif unit in self.planner.plan:
+                    lines = (self.choice.heads, self.choice.neurons)[index][:, layer]
+                    self.planner.kept[unit] += int(lines[real.numpy()].sum())
+                else:
+                    self.planner.kept[unit] += rows * units
+
+    def first_choice(self, rows: int) -> Choice:
+        """The plan that all tokens follow, or everything, of which tokens then choose."""
+        sizes = self.weights.sizes
+        choice = Choice(
+            heads=np.ones((rows, sizes.layers, sizes.heads), np.bool_),
+            neurons=np.ones((rows, sizes.layers, sizes.neurons), np.bool_),
+            head_list=np.zeros((sizes.layers, sizes.heads), np.int32),
+            neuron_list=np.zeros((sizes.layers, sizes.neurons), np.int32),
+            counts=np.zeros((sizes.layers, 2), np.int64),
+            kept=np.zeros((sizes.layers, 2), np.int64),
+        )
+        for layer in range(sizes.layers):
+            for index, kind in enumerate(KINDS):
+                keep = None if self.each_token else self.planner.plan.get((layer, kind))
+                if keep is not None:
+                    (choice.heads, choice.neurons)[index][:, layer] = keep.numpy()
+                list_choice(choice, layer, index)
+        return choice
+
+    def room_to_work(self, rows: int, room: int) -> Bench:
+        sizes, members = self.weights.sizes, self.team.members
+        if self.bench is not None and self.bench.h.shape[0] == rows and self.bench.weights.shape[1] >= room:
+            return self.bench
+        # a line more than is used where a member's own begins, or two threads would write to one cache line
+        inner = sizes.heads * sizes.head_width
+        stored = sizes.kv_heads * sizes.head_width
+
+        def empty(*shape: int) -> np.ndarray:
+            return np.empty(shape, np.float32)
+
+        self.bench = Bench(
+            h=empty(rows, sizes.width),
+            x=empty(members, rows + 1, sizes.width),
+            query=empty(rows, inner),
+            key=empty(rows, stored),
+            value=empty(rows, stored),
+            context=empty(rows, inner),
+            sums=empty(members, rows + 1, sizes.width),
+            weights=empty(members, room + 32),
+            turned=empty(members, 3, sizes.head_width),
+            scaled=empty(members, rows, sizes.width),
+            hidden=empty(max(1, int(self.nets.depth[0])), rows, self.nets.bend.values.shape[2]),
+            told=empty(rows, self.nets.bend.values.shape[1]),
+            scores=empty(rows, sizes.layers, sizes.heads + sizes.neurons),
+            ranked=np.empty((members, max(sizes.heads, sizes.neurons)), np.int32),
+            logits=empty(rows, sizes.vocabulary),
+            fill_heads=self.fills.of["head"].flatten(1).numpy(),
+            fill_neurons=self.fills.of["neuron"].flatten(1).numpy(),
+            fill_bases=self.fills.bases.numpy(),
+        )
+        return self.bench
+
+
+REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
+
+
+def require_nets(planner: SparseRun) -> None:
+    scorer = planner.scorer
+    if planner.policy.level == 0 or not scorer.taps:
+        return
+    own = isinstance(scorer, Predicted) and all(
+        isinstance(scorer.net.reader(tap), Tap) for tap in scorer.taps
+    )
+    if planner.decided_at == "token" and not own:
+        raise UserError(
+            "executor=gathered decides at each token by nets of this framework's own alone: use "
+            "decided_at=prompt, or executor=masked"
+        )
+    if isinstance(scorer, Predicted) and scorer.source != "state":
+        raise UserError(
+            f"executor=gathered needs a predictor that reads states, got source={scorer.source}: use "
+            "executor=masked"
+        )
+
+
+def require_left_padding(real: Tensor) -> None:
+    if bool((real.long().diff(dim=1) < 0).any()) or not bool(real.any(1).all()):
+        raise UserError(
+            "executor=gathered needs rows that are padded on the left alone: "
+            "set tokenizer.padding_side='left'"
+        )
+
+
+@contextmanager
+def gathered(
+    model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy
+) -> Iterator[GatheredRun]:
+    """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
+    if kv_policy not in get_args(KVPolicy):
+        raise UserError(f"kv_policy must be one of {list(get_args(KVPolicy))}, got {kv_policy!r}")
+    run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute")
+
+    def forward(*args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+        return run.forward(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
+    model.forward = forward
+    try:
+        yield run
+    finally:
+        del model.forward
+        torch.set_num_threads(run.team.members)
+        run.team.close()

@@ -1,0 +1,322 @@
+"""The gathered executor does what the masked one does."""
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from shadow.batches import Example, collate
+from shadow.errors import UserError
+from shadow.fast.cache import GatheredCache
+from shadow.fast.gathered import GatheredRun
+from shadow.fast.storage import allocate, put, read
+from shadow.fast.weights import pack
+from shadow.masked import Run, sparse
+from shadow.models import LM
+from shadow.predictors import Fixed, NetShape, Predicted, TapNet, random_scores
+from shadow.sites import KINDS, count_units, find_layers, find_sites
+from shadow.sparsity import SparsityPolicy, Unit
+
+TOKENS = 64
+PLANS = {
+    "static": ("static", "token", SparsityPolicy(0.5)),
+    "one tap": ([1], "token", SparsityPolicy(0.5)),
+    "three taps": ([1, 2, 3], "token", SparsityPolicy(0.3)),
+    "no hidden layers": ("linear", "token", SparsityPolicy(0.5)),
+    "heads": ([1], "token", SparsityPolicy(0.5, kinds=("head",))),
+    "at the prompt": ([1, 2], "prompt", SparsityPolicy(0.5)),
+    "over all layers": ([1], "prompt", SparsityPolicy(0.5, scope="global")),
+    "all heads of a layer": ([1], "prompt", SparsityPolicy(0.75, min_units=0)),
+}
+
+
+def units_of(lm: LM) -> dict:
+    return count_units(find_sites(lm.model))
+
+
+@pytest.fixture
+def make_scorer() -> Callable[..., Predicted | Fixed]:
+    """make_scorer(lm, taps or `static` or `linear`): random nets whose scores differ from token to token."""
+
+    def make(lm: LM, what: str | list[int]) -> Predicted | Fixed:
+        if what == "static":
+            return Fixed(random_scores(find_sites(lm.model), 0))
+        taps, shape = ([1], NetShape(8, 16, 0)) if what == "linear" else (what, NetShape(8, 16, 2))
+        net = TapNet(taps, len(find_layers(lm.model)), lm.model.config.hidden_size, units_of(lm), shape)
+        draw = torch.Generator().manual_seed(1)
+        for values in net.parameters():
+            values.data.normal_(0, 0.3, generator=draw)
+        return Predicted(net.eval(), "scores")
+
+    return make
+
+
+def thresholds(lm: LM) -> dict[Unit, float]:
+    return {(site.layer, site.kind): 0.1 for site in find_sites(lm.model)}
+
+
+def means(lm: LM) -> dict[Unit, Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    return {
+        (site.layer, site.kind): torch.randn(
+            site.units, site.module.in_features // site.units, generator=draw
+        )
+        for site in find_sites(lm.model)
+    }
+
+
+def generate(lm: LM, ids: Tensor, mask: Tensor | None = None, tokens: int = TOKENS, **more: object) -> Tensor:
+    """-> logits [tokens, B, V] of a greedy generation, after checking its length."""
+    found = lm.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids) if mask is None else mask,
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **more,
+    )
+    assert found.sequences.shape[1] == ids.shape[1] + tokens
+    return torch.stack(found.logits).float()
+
+
+def prompts(rows: int, length: int = 10) -> Tensor:
+    return torch.randint(1, 257, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+def skipped(run: Run) -> list[float]:
+    return [run.achieved(kind) for kind in KINDS]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("plan", PLANS)
+def test_both_executors_generate_from_the_same_logits(lm, make_scorer, plan, rows):
+    what, decided_at, policy = PLANS[plan]
+    scorer, ids = make_scorer(lm, what), prompts(rows)
+    with sparse(lm.model, scorer, policy, decided_at) as run:
+        expected, gone = generate(lm, ids), skipped(run)
+    with sparse(lm.model, scorer, policy, decided_at, executor="gathered") as run:
+        found, also_gone = generate(lm, ids), skipped(run)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert also_gone == gone
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_both_executors_let_means_stand_in_and_follow_thresholds(lm, make_scorer, decided_at):
+    policy = SparsityPolicy(0.5, scope="threshold", thresholds=thresholds(lm))
+    scorer, ids, fill = make_scorer(lm, [1, 2]), prompts(2), means(lm)
+    with sparse(lm.model, scorer, policy, decided_at, fill=fill) as run:
+        expected, gone = generate(lm, ids), skipped(run)
+    with sparse(lm.model, scorer, policy, decided_at, fill=fill, executor="gathered") as run:
+        found, also_gone = generate(lm, ids), skipped(run)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert also_gone == gone
+    assert all(0 < share < 1 for share in gone)
+
+
+@pytest.mark.parametrize("executor", ["masked", "gathered"])
+def test_level_zero_is_the_dense_model(lm, make_scorer, executor):
+    ids = prompts(2)
+    dense = generate(lm, ids)
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.0, executor=executor) as run:
+        found = generate(lm, ids)
+        assert skipped(run) == [0, 0]
+    torch.testing.assert_close(found, dense, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_that_are_computed_late_are_the_keys_that_are_written_at_once(lm, make_scorer):
+    scorer, ids = make_scorer(lm, [1, 2]), prompts(3)
+    found = []
+    for kv_policy in ("write_all", "recompute"):
+        with sparse(lm.model, scorer, level=0.5, executor="gathered", kv_policy=kv_policy):
+            found.append(generate(lm, ids))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_generation_agrees_with_reading_everything_from_scratch(lm, make_scorer):
+    """At each token, what a cache leaves out would change the logits."""
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered") as run:
+        ids = prompts(1)
+        found = lm.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0,
+                                  output_logits=True, return_dict_in_generate=True)  # fmt: skip
+        whole = run.logits(collate([Example(found.sequences[0].tolist(), ids.shape[1])]))
+    torch.testing.assert_close(torch.stack(found.logits, 1), whole[:, 9:-1], rtol=1e-4, atol=1e-5)
+
+
+def test_both_executors_read_a_batch_alike(lm, make_scorer, examples):
+    batch = collate(examples([7, 12, 9]))
+    for decided_at, level in product(("token", "prompt", "sequence"), (0.0, 0.5)):
+        found = []
+        for executor in ("masked", "gathered"):
+            with sparse(
+                lm.model, make_scorer(lm, [1, 2]), SparsityPolicy(level), decided_at, executor=executor
+            ) as run:
+                logits = run.logits(batch)
+                found.append((logits[batch.real()], skipped(run)))
+        torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+        assert found[1][1] == found[0][1]
+
+
+def test_rows_of_different_length_are_padded_on_the_left(lm, make_scorer):
+    ids, mask = prompts(2), torch.ones(2, 10, dtype=torch.long)
+    ids[0, :4], mask[0, :4] = 0, 0
+    scorer = make_scorer(lm, [1])
+    with sparse(lm.model, scorer, level=0.5, executor="gathered"):
+        both = generate(lm, ids, mask)
+        alone = generate(lm, ids[:1, 4:])
+    torch.testing.assert_close(both[:, :1], alone, rtol=1e-4, atol=1e-5)
+    with sparse(lm.model, scorer, level=0.5):
+        torch.testing.assert_close(generate(lm, ids, mask)[:, 1], both[:, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_padding_on_the_right_is_refused(lm, make_scorer):
+    mask = torch.ones(1, 10, dtype=torch.long)
+    mask[0, 8:] = 0
+    with (
+        sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"),
+        pytest.raises(UserError, match=r"padded on the left alone.*padding_side"),
+    ):
+        generate(lm, prompts(1), mask)
+
+
+def test_dropped_heads_leave_no_keys_when_the_prompt_decides(lm, make_scorer):
+    policy = SparsityPolicy(0.5)
+    with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor="gathered") as run:
+        cache = lm.model(prompts(1)).past_key_values
+        assert isinstance(cache, GatheredCache)
+        each = lm.model.config.num_attention_heads // cache.sizes.kv_heads
+        for layer, groups in enumerate(cache.groups):
+            keep = run.plan.get((layer, "head"))
+            needed = torch.ones(cache.sizes.heads, dtype=torch.bool) if keep is None else keep.view(-1)
+            assert groups.tolist() == needed.view(-1, each).any(1).nonzero()[:, 0].tolist()
+        full = cache.sizes.layers * cache.sizes.kv_heads * cache.sizes.head_width * 2 * 4
+        stored = sum(len(groups) for groups in cache.groups) / (cache.sizes.layers * cache.sizes.kv_heads)
+        assert cache.bytes_a_position() == stored * full
+        assert each > 1 or stored < 1
+
+
+def test_sampling_draws_the_same_tokens(lm, make_scorer):
+    found = []
+    for executor in ("masked", "gathered"):
+        torch.manual_seed(0)
+        with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=executor):
+            found.append(lm.model.generate(prompts(2), max_new_tokens=20, do_sample=True, pad_token_id=0))
+    assert torch.equal(*found)
+
+
+def test_what_is_generated_does_not_depend_on_the_number_of_threads_but_for_rounding(lm, make_scorer):
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+                found += [generate(lm, prompts(2)), generate(lm, prompts(2))]
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
+    torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_not_held_twice_and_the_model_works_on(lm, make_scorer):
+    ids = prompts(1)
+    before = generate(lm, ids)
+    weights = pack(lm.model)
+    for linear in [site.module for site in find_sites(lm.model)]:
+        rows = weights.output if linear.in_features == linear.out_features else weights.down
+        start = rows.values.ctypes.data
+        assert start <= linear.weight.data_ptr() < start + rows.values.nbytes
+    assert pack(lm.model).down.values.ctypes.data == weights.down.values.ctypes.data
+    torch.testing.assert_close(generate(lm, ids), before, rtol=1e-5, atol=1e-5)
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+        pass
+    assert "forward" not in vars(lm.model)
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_other_storages_give_what_a_model_of_rounded_weights_gives(
+    lm, make_lm, make_scorer, storage, decided_at
+):
+    """Here all weights of a float32 model are replaced by what the storage makes of them."""
+    scorer = make_scorer(lm, "static" if decided_at == "token" else [1])
+    rounded = make_lm(lm.model.config.model_type)
+    for name, weight in rounded.model.named_parameters():
+        if weight.dim() == 2 and "embed_positions" not in name:
+            turned = any(part in name for part in ("out_proj", "o_proj", "fc2", "down_proj"))
+            rows = allocate(storage, 1, *(weight.T if turned else weight).shape)
+            put(rows, 0, weight.T if turned else weight)
+            weight.data = read(rows, 0).T.contiguous() if turned else read(rows, 0)
+    ids = prompts(2)
+    with sparse(rounded.model, scorer, SparsityPolicy(0.5), decided_at):
+        expected = generate(rounded, ids)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor="gathered", storage=storage):
+        found = generate(lm, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_int8_rows_are_within_half_a_step(lm):
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    weight[2] = 0
+    rows = allocate("int8", 1, 5, 7)
+    put(rows, 0, weight)
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert ((read(rows, 0) - weight).abs() <= step / 2 + 1e-6).all()
+    assert torch.equal(read(rows, 0, torch.tensor([3, 1])), read(rows, 0)[[3, 1]])
+
+
+def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, make_scorer):
+    lm = make_lm("llama", dtype=torch.bfloat16)
+    assert pack(lm.model).up.values.dtype == "uint16"
+    assert lm.model.get_parameter("model.layers.0.mlp.down_proj.weight").dtype == torch.bfloat16
+    exact = make_lm("llama", dtype=torch.bfloat16)
+    exact.model.float()
+    with sparse(exact.model, make_scorer(exact, "static"), level=0.5):
+        expected = generate(exact, prompts(1))
+    with sparse(lm.model, make_scorer(lm, "static"), level=0.5, executor="gathered"):
+        found = generate(lm, prompts(1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"executor": "gathered", "storage": "int4"}, "one of .*float32.*got storage='int4'"),
+        ({"executor": "gathered", "kv_policy": "some"}, "kv_policy must be one of .*got 'some'"),
+        ({"executor": "fast"}, "executor=masked, or executor=gathered.*got 'fast'"),
+        ({"storage": "int8"}, "executor=gathered with storage"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(lm, make_scorer, settings, message):
+    with (
+        pytest.raises(UserError, match=message),
+        sparse(lm.model, make_scorer(lm, [1]), level=0.5, **settings),
+    ):
+        pass
+
+
+def test_one_ranking_over_layers_cannot_be_made_token_by_token(lm, make_scorer):
+    policy = SparsityPolicy(0.5, scope="global")
+    with (
+        pytest.raises(UserError, match=r"scope=layer or threshold.*got global"),
+        sparse(lm.model, make_scorer(lm, [1]), policy, executor="gathered"),
+    ):
+        pass
+
+
+def test_stock_caches_and_beams_are_refused(lm, make_scorer):
+    dense = lm.model(prompts(1)).past_key_values
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered") as run:
+        assert isinstance(run, GatheredRun)
+        with pytest.raises(UserError, match="its own caches alone"):
+            lm.model(prompts(1), past_key_values=dense)
+        with pytest.raises(UserError, match="does not search beams"):
+            lm.model.generate(prompts(1), num_beams=2, max_new_tokens=4, pad_token_id=0)
+        with pytest.raises(UserError, match="no output_hidden_states"):
+            lm.model(prompts(1), output_hidden_states=True)
