@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from shadow.errors import UserError
 from shadow.fast.decode import Memory
 from shadow.fast.families import Sizes
+from shadow.fast.scoring import Choice
 
 ROOM = 64  # positions that memory is at first larger than the prompt
 
@@ -35,12 +36,14 @@ class GatheredCache(DynamicCache):
         start: Tensor,
         turns: tuple[Tensor, float] | None,
         late: bool,
+        choice: Choice,
     ) -> None:
-        """start: [B], each row's first real position; late: also hold the states that late keys come from."""
+        """start: [B], each row's first real position; late: also hold the states that late keys come from;
+        choice: what the prompt decided, or where tokens note what they choose."""
         super().__init__()
         rows, _, length, _ = layers[0].keys.shape
         self.sizes, self.rows, self.length, self.start, self.late = sizes, rows, length, start, late
-        self.turning = turns
+        self.turning, self.choice = turns, choice
         self.groups = [layer.groups for layer in layers]
         self.room = length + ROOM
         self.memory = self.empty()

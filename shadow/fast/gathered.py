@@ -54,7 +54,6 @@ class GatheredRun:
             self.nets = pack_nets(planner.scorer, units, "float32" if exact else "bfloat16")
             self.rule = rule_of(model, policy)
         self.team = Team()
-        self.choice: Choice | None = None
         self.bench: Bench | None = None
 
     @property
@@ -138,8 +137,8 @@ class GatheredRun:
         logits = self.vocabulary(h[:, -logits_to_keep:])
         if others.get("use_cache") is False:
             return CausalLMOutputWithPast(logits=logits)
-        cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys)
-        self.choice = None
+        choice = self.first_choice(len(input_ids))
+        cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys, choice)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     def step(self, cache: GatheredCache, ids: Tensor, real: Tensor) -> Tensor:
@@ -147,17 +146,15 @@ class GatheredRun:
         torch.set_num_threads(
             1
         )  # torch's own threads keep a core busy for a while after each small operation
-        if self.choice is None or len(self.choice.heads) != len(ids):
-            self.choice = self.first_choice(len(ids))
         cache.make_room()
-        bench = self.room_to_work(len(ids), cache.room)
-        before = self.choice.kept.copy()
+        bench, choice = self.room_to_work(len(ids), cache.room), cache.choice
+        before = choice.kept.copy()
         self.team.run(
             step,
             self.weights,
             self.nets,
             self.rule,
-            self.choice,
+            choice,
             cache.memory,
             bench,
             ids.numpy(),
@@ -165,25 +162,20 @@ class GatheredRun:
             cache.length,
         )
         cache.length += 1
-        self.count(self.choice.kept - before, int(real.sum()), real)
+        self.count(choice, choice.kept - before, real.numpy())
         return torch.from_numpy(bench.logits.copy())
 
-    def count(self, kept: np.ndarray, rows: int, real: Tensor) -> None:
-        """kept: [L, 2], of the layers that this token chose; of the others the plan says it."""
-        assert self.choice is not None
-        sizes = self.weights.sizes
+    def count(self, choice: Choice, kept: np.ndarray, real: np.ndarray) -> None:
+        """kept: [L, 2], of the layers that this token chose; of the others the choice has not changed."""
+        sizes, planner = self.weights.sizes, self.planner
         chosen = self.nets.taps[0, 1] if len(self.nets.taps) else sizes.layers
+        whole = ((choice.heads, sizes.heads), (choice.neurons, sizes.neurons))
         for layer in range(sizes.layers):
             for index, kind in enumerate(KINDS):
-                units, unit = (sizes.heads, sizes.neurons)[index], (layer, kind)
-                self.planner.total[unit] += rows * units
-                if layer >= chosen:
-                    self.planner.kept[unit] += int(kept[layer, index])
-                elif unit in self.planner.plan:
-                    lines = (self.choice.heads, self.choice.neurons)[index][:, layer]
-                    self.planner.kept[unit] += int(lines[real.numpy()].sum())
-                else:
-                    self.planner.kept[unit] += rows * units
+                keep, units = whole[index]
+                stay = kept[layer, index] if layer >= chosen else keep[real, layer].sum()
+                planner.total[layer, kind] += int(real.sum()) * units
+                planner.kept[layer, kind] += int(stay)
 
     def first_choice(self, rows: int) -> Choice:
         """The plan that all tokens follow, or everything, of which tokens then choose."""

@@ -320,3 +320,14 @@ def test_stock_caches_and_beams_are_refused(lm, make_scorer):
             lm.model.generate(prompts(1), num_beams=2, max_new_tokens=4, pad_token_id=0)
         with pytest.raises(UserError, match="no output_hidden_states"):
             lm.model(prompts(1), output_hidden_states=True)
+
+
+def test_two_generations_by_turns_keep_their_own_plans(lm, make_scorer):
+    first, second = prompts(1), prompts(1, length=7)
+    with sparse(lm.model, make_scorer(lm, [1]), SparsityPolicy(0.5), "prompt", executor="gathered"):
+        new = torch.tensor([[5]])
+        alone = lm.model(new, past_key_values=lm.model(first).past_key_values).logits
+        cache = lm.model(first).past_key_values
+        lm.model(second)
+        found = lm.model(new, past_key_values=cache).logits
+    assert torch.equal(found, alone)

@@ -1,0 +1,131 @@
+"""Decoding by the gathered executor beside dense transformers: milliseconds a token, and ratios by turns.
+
+python benchmarks/latency.py SHAPE [STORAGE ...] [--level 0.3 0.5 0.7] [--scorer prompt "one tap" "four taps"]
+
+SHAPE: a folder of a model with its weights, or one of `SHAPES`, whose weights are random. Predictors are
+always random: they choose as many units as a trained one would, at its cost; what they choose means nothing.
+"""
+
+import argparse
+import copy
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
+
+from shadow import latency
+from shadow.fast.gathered import GatheredRun
+from shadow.masked import DecidedAt, sparse
+from shadow.predictors import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
+from shadow.sites import count_units, find_layers, find_sites
+from shadow.sparsity import SparsityPolicy
+
+SHAPES = {
+    "opt-1.3b": OPTConfig(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, ffn_dim=8192,
+                          word_embed_proj_dim=2048, vocab_size=50272, max_position_embeddings=2048),
+    "llama-1b": LlamaConfig(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32,
+                            num_key_value_heads=8, intermediate_size=8192, vocab_size=32000,
+                            tie_word_embeddings=True),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape")
+    parser.add_argument("storage", nargs="*", default=["float32"])
+    parser.add_argument("--level", nargs="+", type=float, default=[0.3, 0.5, 0.7])
+    parser.add_argument("--scorer", nargs="+", default=["prompt", "one tap", "four taps"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=64)
+    args = parser.parse_args()
+    dense = load(args.shape)
+    ids = torch.randint(10, 20000, (1, args.prompt), generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    print(f"{Path(args.shape).name}, float32 dense, {threads} threads, torch {torch.__version__}, "
+          f"prompt {args.prompt}, {args.tokens} tokens, {args.rounds} rounds by turns\n")  # fmt: skip
+    print("| storage | plan | level | heads % | neurons % | dense, ms a token | sparse, ms a token | "
+          "times as fast | roofline | share of it | prompt, dense / sparse, ms |")  # fmt: skip
+    print("|" + " --- |" * 11)
+    # the gathered executor turns some weights over, which stock code might read at another speed
+    packed = copy.deepcopy(dense)
+    for storage in args.storage:
+        cases = [("none", 0.0), *((name, level) for name in args.scorer for level in args.level)]
+        for name, level in cases:
+            report(dense, packed, ids, storage, name, level, args)
+
+
+def report(
+    dense: PreTrainedModel, packed: PreTrainedModel, ids: torch.Tensor, storage: str, name: str, level: float,
+    args: argparse.Namespace,
+) -> None:  # fmt: skip
+    scorer, decided_at = scorer_of(dense, name)
+    runs: list[GatheredRun] = []
+
+    def sparsely() -> latency.Timing:
+        with ExitStack() as stack:
+            run = stack.enter_context(
+                sparse(
+                    packed, scorer, SparsityPolicy(level), decided_at, executor="gathered", storage=storage
+                )
+            )
+            assert isinstance(run, GatheredRun)
+            runs[:] = [run]
+            return latency.time_generation(packed, ids, args.tokens)
+
+    found = latency.by_turns(
+        {"dense": lambda: latency.time_generation(dense, ids, args.tokens), "sparse": sparsely}, args.rounds
+    )
+    of = {who: latency.spread([s * 1e3 for t in timings for s in t.tokens]) for who, timings in found.items()}
+    prompt = {who: latency.spread([t.prompt * 1e3 for t in timings]).median for who, timings in found.items()}
+    (run,) = runs
+    bytes_dense = sum(m.weight.nbytes for m in dense.modules() if isinstance(m, torch.nn.Linear))
+    roofline = bytes_dense / latency.sparse_bytes(run)
+    ratio = of["dense"].median / of["sparse"].median
+    ratios = sorted(
+        latency.spread(d.tokens).median / latency.spread(s.tokens).median
+        for d, s in zip(found["dense"], found["sparse"])
+    )
+
+    def told(values: latency.Spread) -> str:
+        return f"{values.median:.1f} ({values.low:.1f} to {values.high:.1f})"
+
+    gone = f"{100 * run.achieved('head'):.1f} | {100 * run.achieved('neuron'):.1f}"
+    print(f"| {storage} | {name} | {level} | {gone} | "
+          f"{told(of['dense'])} | {told(of['sparse'])} | {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | "
+          f"{roofline:.2f} | {ratio / roofline:.2f} | {prompt['dense']:.0f} / {prompt['sparse']:.0f} |",
+          flush=True)  # fmt: skip
+
+
+def load(shape: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if shape in SHAPES:
+        return AutoModelForCausalLM.from_config(SHAPES[shape]).eval().requires_grad_(False)
+    if not Path(shape).is_dir():
+        raise SystemExit(f"SHAPE must be a folder or one of {list(SHAPES)}, got {shape!r}")
+    return AutoModelForCausalLM.from_pretrained(shape, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def scorer_of(model: PreTrainedModel, name: str) -> tuple[Scorer, DecidedAt]:
+    """`prompt`: one tap that decides once; `dejavu`: reads the layer before, linear, of rank 1000."""
+    sites, layers = find_sites(model), len(find_layers(model))
+    if name in ("none", "static"):
+        return Fixed(random_scores(sites, 0)), "token"
+    spread_out = [1 + index * (layers - 1) // 4 for index in range(4)]
+    taps, shape, ahead = {
+        "prompt": ([1], NetShape(72, 576, 2), 0),
+        "one tap": ([1], NetShape(72, 576, 2), 0),
+        "four taps": (spread_out, NetShape(128, 384, 2), 0),
+        "layerwise": (list(range(1, layers)), NetShape(72, 576, 2), 0),
+        "dejavu": (list(range(layers - 1)), NetShape(1000, 0, 0), 1),
+    }[name]
+    net = TapNet(taps, layers, model.config.hidden_size, count_units(sites), shape, ahead)
+    draw = torch.Generator().manual_seed(0)
+    for values in net.parameters():
+        values.data.normal_(0, 0.02, generator=draw)
+    return Predicted(net.eval().requires_grad_(False), "scores"), "prompt" if name == "prompt" else "token"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What is timed, and the bytes that a token must read."""
+
+import pytest
+import torch
+from torch import nn
+
+from shadow.fast.gathered import GatheredRun
+from shadow.fast.weights import pack
+from shadow.latency import (
+    Timing,
+    by_turns,
+    dense_bytes,
+    predictor_bytes,
+    sparse_bytes,
+    spread,
+    time_generation,
+)
+from shadow.masked import sparse
+from shadow.predictors import Fixed, NetShape, Predicted, TapNet, random_scores
+from shadow.sites import count_units, find_layers, find_sites
+from shadow.sparsity import SparsityPolicy
+
+
+def prompt() -> torch.Tensor:
+    return torch.arange(1, 11)[None]
+
+
+def test_a_generation_is_timed_token_by_token(lm):
+    timing = time_generation(lm.model, prompt(), 5)
+    assert timing.prompt > 0
+    assert len(timing.tokens) == 5
+    assert min(timing.tokens) > 0
+
+
+def test_runs_take_turns_and_the_first_round_is_not_kept():
+    called: list[str] = []
+
+    def run_of(name: str):
+        def run() -> Timing:
+            called.append(name)
+            return Timing(float(len(called)), [])
+
+        return run
+
+    found = by_turns({"a": run_of("a"), "b": run_of("b")}, 2)
+    assert called == ["a", "b"] * 3
+    assert [timing.prompt for timing in found["a"]] == [3, 5]
+    assert [timing.prompt for timing in found["b"]] == [4, 6]
+
+
+def test_the_spread_is_median_and_quartiles():
+    assert spread([5.0, 1.0, 2.0, 3.0, 4.0]) == (3, 2, 4)
+
+
+@pytest.mark.parametrize(("storage", "share"), [("float32", 1), ("bfloat16", 1 / 2)])
+def test_a_dense_token_reads_every_linear_layer_once(lm, storage, share):
+    expected = sum(m.weight.nbytes for m in lm.model.modules() if isinstance(m, nn.Linear))
+    assert dense_bytes(pack(lm.model, storage)) == share * expected
+
+
+def test_a_sparse_token_reads_what_stays(lm):
+    """4 heads of 8 and 64 neurons in 4 layers of width 32, of which one is dense; half of the others goes."""
+    with sparse(
+        lm.model, Fixed(random_scores(find_sites(lm.model), 0)), level=0.5, executor="gathered"
+    ) as run:
+        time_generation(lm.model, prompt(), 3)
+        assert isinstance(run, GatheredRun)
+        found = sparse_bytes(run)
+    kv_heads = 4 if lm.model.config.model_type == "opt" else 2
+    head, keys, neuron = 2 * 8 * 32 * 4, 2 * 8 * 32 * 4, (2 if kv_heads == 4 else 3) * 32 * 4
+    vocabulary = 257 * 32 * 4
+    layers = (4 + 3 * 2) * head + (64 + 3 * 32) * neuron
+    least = layers + vocabulary + 4 * keys  # a key-value head in each layer at the least
+    assert least <= found <= layers + vocabulary + 4 * kv_heads * keys
+    assert (found - layers - vocabulary) % keys == pytest.approx(0)
+
+
+def test_the_predictor_of_each_token_is_counted_and_that_of_a_prompt_is_not(lm):
+    units = count_units(find_sites(lm.model))
+    net = TapNet([1], len(find_layers(lm.model)), 32, units, NetShape(8, 16, 2))
+    expected = 4 * (8 * 32 + 16 * 32 + 16 * 16 + 8 * 16 + 4 * (4 + 64) * 8)
+    for decided_at, counted in (("token", expected), ("prompt", 0)):
+        scorer = Predicted(net.eval(), "scores")
+        with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor="gathered") as run:
+            assert isinstance(run, GatheredRun)
+            assert predictor_bytes(run) == counted
