@@ -8,7 +8,9 @@ always random: they choose as many units as a trained one would, at its cost; wh
 
 import argparse
 import copy
-from contextlib import ExitStack
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 
 from shadow import latency
 from shadow.fast.gathered import GatheredRun
-from shadow.masked import DecidedAt, sparse
+from shadow.fast.weights import pack
+from shadow.masked import DecidedAt, SparseRun
 from shadow.predictors import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
 from shadow.sites import count_units, find_layers, find_sites
 from shadow.sparsity import SparsityPolicy
@@ -41,61 +44,61 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     args = parser.parse_args()
     dense = load(args.shape)
+    # the gathered executor turns some weights over, which stock code might read at another speed
+    turned = copy.deepcopy(dense)
     ids = torch.randint(10, 20000, (1, args.prompt), generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
+    runs: dict[tuple[str, str, float], GatheredRun] = {}
+    scorers = {name: scorer_of(dense, name) for name in ["none", *args.scorer]}
+    for storage in args.storage:
+        weights = pack(turned, storage)
+        for name, level in [("none", 0.0), *((name, level) for name in args.scorer for level in args.level)]:
+            scorer, decided_at = scorers[name]
+            planner = SparseRun(dense, scorer, SparsityPolicy(level), decided_at)
+            runs[storage, name, level] = GatheredRun(turned, planner, weights, late_keys=False)
+
+    def densely() -> latency.Timing:
+        torch.set_num_threads(threads)  # which a gathered run has reduced
+        return latency.time_generation(dense, ids, args.tokens)
+
+    works: dict[str, Callable[[], latency.Timing]] = {"dense": densely}
+    for case, run in runs.items():
+        works[str(case)] = partial(latency.time_generation, run.forward, ids, args.tokens)
+    found = latency.by_turns(works, args.rounds)
     print(f"{Path(args.shape).name}, float32 dense, {threads} threads, torch {torch.__version__}, "
           f"prompt {args.prompt}, {args.tokens} tokens, {args.rounds} rounds by turns\n")  # fmt: skip
-    print("| storage | plan | level | heads % | neurons % | dense, ms a token | sparse, ms a token | "
-          "times as fast | roofline | share of it | prompt, dense / sparse, ms |")  # fmt: skip
+    print("| storage | plan | level | heads % | neurons % | predictor, % of the bytes | ms a token | "
+          "times dense | roofline | share of it | prompt, ms |")  # fmt: skip
     print("|" + " --- |" * 11)
-    # the gathered executor turns some weights over, which stock code might read at another speed
-    packed = copy.deepcopy(dense)
-    for storage in args.storage:
-        cases = [("none", 0.0), *((name, level) for name in args.scorer for level in args.level)]
-        for name, level in cases:
-            report(dense, packed, ids, storage, name, level, args)
-
-
-def report(
-    dense: PreTrainedModel, packed: PreTrainedModel, ids: torch.Tensor, storage: str, name: str, level: float,
-    args: argparse.Namespace,
-) -> None:  # fmt: skip
-    scorer, decided_at = scorer_of(dense, name)
-    runs: list[GatheredRun] = []
-
-    def sparsely() -> latency.Timing:
-        with ExitStack() as stack:
-            run = stack.enter_context(
-                sparse(
-                    packed, scorer, SparsityPolicy(level), decided_at, executor="gathered", storage=storage
-                )
-            )
-            assert isinstance(run, GatheredRun)
-            runs[:] = [run]
-            return latency.time_generation(packed, ids, args.tokens)
-
-    found = latency.by_turns(
-        {"dense": lambda: latency.time_generation(dense, ids, args.tokens), "sparse": sparsely}, args.rounds
+    took = tell(found["dense"])
+    print(
+        f"| float32 | dense transformers | 0 | 0 | 0 | | {took} | 1 | 1 | | {prompt_of(found['dense']):.0f} |"
     )
-    of = {who: latency.spread([s * 1e3 for t in timings for s in t.tokens]) for who, timings in found.items()}
-    prompt = {who: latency.spread([t.prompt * 1e3 for t in timings]).median for who, timings in found.items()}
-    (run,) = runs
     bytes_dense = sum(m.weight.nbytes for m in dense.modules() if isinstance(m, torch.nn.Linear))
-    roofline = bytes_dense / latency.sparse_bytes(run)
-    ratio = of["dense"].median / of["sparse"].median
-    ratios = sorted(
-        latency.spread(d.tokens).median / latency.spread(s.tokens).median
-        for d, s in zip(found["dense"], found["sparse"])
-    )
+    for (storage, name, level), run in runs.items():
+        timings, read = found[str((storage, name, level))], latency.sparse_bytes(run)
+        ratios = [token_of(d) / token_of(s) for d, s in zip(found["dense"], timings)]
+        ratio, roofline = statistics.median(ratios), bytes_dense / read
+        gone = f"{100 * run.achieved('head'):.1f} | {100 * run.achieved('neuron'):.1f}"
+        share = 100 * latency.predictor_bytes(run) / read
+        print(f"| {storage} | {name} | {level} | {gone} | {share:.1f} | {tell(timings)} | {ratio:.2f} "
+              f"({min(ratios):.2f} to {max(ratios):.2f}) | {roofline:.2f} | {ratio / roofline:.2f} | "
+              f"{prompt_of(timings):.0f} |")  # fmt: skip
 
-    def told(values: latency.Spread) -> str:
-        return f"{values.median:.1f} ({values.low:.1f} to {values.high:.1f})"
 
-    gone = f"{100 * run.achieved('head'):.1f} | {100 * run.achieved('neuron'):.1f}"
-    print(f"| {storage} | {name} | {level} | {gone} | "
-          f"{told(of['dense'])} | {told(of['sparse'])} | {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | "
-          f"{roofline:.2f} | {ratio / roofline:.2f} | {prompt['dense']:.0f} / {prompt['sparse']:.0f} |",
-          flush=True)  # fmt: skip
+def token_of(timing: latency.Timing) -> float:
+    return statistics.median(timing.tokens)
+
+
+def prompt_of(timings: Sequence[latency.Timing]) -> float:
+    """-> ms"""
+    return 1e3 * statistics.median(timing.prompt for timing in timings)
+
+
+def tell(timings: Sequence[latency.Timing]) -> str:
+    """Median and quartiles of all tokens, in ms."""
+    took = latency.spread([1e3 * seconds for timing in timings for seconds in timing.tokens])
+    return f"{took.median:.1f} ({took.low:.1f} to {took.high:.1f})"
 
 
 def load(shape: str) -> PreTrainedModel:

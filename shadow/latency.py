@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from shadow.fast.gathered import GatheredRun
 from shadow.fast.storage import Rows
@@ -31,8 +30,8 @@ class Spread(NamedTuple):
 
 
 @torch.no_grad()
-def time_generation(model: PreTrainedModel, ids: Tensor, tokens: int) -> Timing:
-    """Greedily, `tokens` new ones, with the model's key-value cache; ids: [B, T]."""
+def time_generation(model: Callable[..., Any], ids: Tensor, tokens: int) -> Timing:
+    """Greedily, `tokens` new ones; ids: [B, T]; model: a language model, or the forward of a run of one."""
     start = time.perf_counter()
     found = model(ids, use_cache=True, logits_to_keep=1)
     prompt, seconds = time.perf_counter() - start, []
