@@ -38,7 +38,7 @@ class GatheredRun:
     def __init__(self, model: PreTrainedModel, planner: SparseRun, weights: Weights, late_keys: bool) -> None:
         """planner: makes the plans, and counts; late_keys: a token's keys and values are computed when they
         are first needed."""
-        require_nets(planner)
+        check_scorer(planner)
         self.model, self.planner, self.weights, self.late_keys = model, planner, weights, late_keys
         self.turns = describe(model)[1].turns
         policy = planner.policy
@@ -71,9 +71,6 @@ class GatheredRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        scorer = self.planner.scorer
-        if isinstance(scorer, Looks) and self.planner.policy.level > 0:
-            scorer.look(self.model, batch)
         self.planner.begin(batch.real(), batch.in_prompt(), False)
         prompt = Prompt(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool))
         h, _ = self.read(prompt)
@@ -129,8 +126,6 @@ class GatheredRun:
             steps = [self.step(past_key_values, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=past_key_values)
         require_left_padding(real)
-        if isinstance(self.planner.scorer, Looks) and self.planner.policy.level > 0:
-            raise UserError("this scorer must see the whole sample first: run batches through `logits`")
         self.planner.begin(real, real, False)
         prompt = Prompt(input_ids, real)
         h, left = self.read(prompt)
@@ -233,10 +228,15 @@ class GatheredRun:
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
 
 
-def require_nets(planner: SparseRun) -> None:
+def check_scorer(planner: SparseRun) -> None:
     scorer = planner.scorer
     if planner.policy.level == 0 or not scorer.taps:
         return
+    if isinstance(scorer, Looks):
+        raise UserError(
+            f"executor=gathered runs no {type(scorer).__name__}, which must see a sample before it is run: "
+            "use executor=masked"
+        )
     own = isinstance(scorer, Predicted) and all(
         isinstance(scorer.net.reader(tap), Tap) for tap in scorer.taps
     )

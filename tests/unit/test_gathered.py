@@ -15,7 +15,7 @@ from shadow.fast.storage import allocate, put, read
 from shadow.fast.weights import pack
 from shadow.masked import Run, sparse
 from shadow.models import LM
-from shadow.predictors import Fixed, NetShape, Predicted, TapNet, random_scores
+from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet, random_scores
 from shadow.sites import KINDS, count_units, find_layers, find_sites
 from shadow.sparsity import SparsityPolicy, Unit
 
@@ -331,3 +331,12 @@ def test_two_generations_by_turns_keep_their_own_plans(lm, make_scorer):
         lm.model(second)
         found = lm.model(new, past_key_values=cache).logits
     assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_scorers_that_must_see_the_sample_first_are_refused(lm, decided_at):
+    with (
+        pytest.raises(UserError, match="runs no Oracle"),
+        sparse(lm.model, Oracle("l2_norm"), SparsityPolicy(0.5), decided_at, executor="gathered"),
+    ):
+        pass
