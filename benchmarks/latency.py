@@ -74,7 +74,7 @@ def main() -> None:
     print(
         f"| float32 | dense transformers | 0 | 0 | 0 | | {took} | 1 | 1 | | {prompt_of(found['dense']):.0f} |"
     )
-    bytes_dense = sum(m.weight.nbytes for m in dense.modules() if isinstance(m, torch.nn.Linear))
+    bytes_dense = latency.dense_bytes(pack(turned))
     for (storage, name, level), run in runs.items():
         timings, read = found[str((storage, name, level))], latency.sparse_bytes(run)
         ratios = [token_of(d) / token_of(s) for d, s in zip(found["dense"], timings)]

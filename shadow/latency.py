@@ -76,24 +76,20 @@ def sparse_bytes(run: GatheredRun) -> float:
     predictor: keys and values of all heads where each token decides, of stored heads where the prompt did."""
     w, kept = run.weights, run.planner.kept
     each = w.sizes.heads // w.sizes.kv_heads
+    neurons = size(w.up, w.down, *((w.gate,) if w.sizes.gated else ()))
+    heads, keys = size(w.query, w.output), size(w.key, w.value)
     total = float(size(w.vocabulary))
     for layer in range(w.sizes.layers):
-        share = {}
-        for kind in KINDS:
-            unit = (layer, kind)
-            share[kind] = kept[unit] / run.planner.total[unit]
+        share = {kind: kept[layer, kind] / run.planner.total[layer, kind] for kind in KINDS}
         stored = 1.0
         plan = None if run.each_token else run.plan.get((layer, "head"))
         if plan is not None:
             stored = float(plan.view(-1, w.sizes.kv_heads, each).any(0).any(1).float().mean())
-        neurons = size(w.up, w.down, *((w.gate,) if w.sizes.gated else ()))
-        heads, keys = size(w.query, w.output), size(w.key, w.value)
         total += (heads * share["head"] + keys * stored + neurons * share["neuron"]) / w.sizes.layers
     return total + predictor_bytes(run)
 
 
 def predictor_bytes(run: GatheredRun) -> int:
-    nets: Any = run.nets
-    return (
-        size(nets.first, nets.others, nets.bend, nets.down, nets.up_heads, nets.up_neurons) * run.each_token
-    )
+    nets = run.nets
+    read = size(nets.first, nets.others, nets.bend, nets.down, nets.up_heads, nets.up_neurons)
+    return read if run.each_token else 0

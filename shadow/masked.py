@@ -126,15 +126,16 @@ class SparseRun:
         self.plan |= self.policy.plan(scores)
 
     def keep(self, unit: Unit, units: int) -> Tensor | None:
-        """What stays of so many units of a kind: bool [U], [B, U] or [B, T, U], or None: all. Counted."""
+        """What stays of so many units of a kind: bool [U] or [B, 1 or T, U], or None: all. Counted."""
         n_real = int(self._real.sum())
         self.total[unit] += n_real * units
         if unit not in self.plan:
             self.kept[unit] += n_real * units
             return None
-        keep = self.plan[unit]
-        lines = keep[:, None] if keep.dim() == 2 else keep
-        self.kept[unit] += int((lines.sum(-1) * self._real.to(keep.device)).sum())
+        keep = self.plan[unit]  # [U], [B, U] or [B, T, U]
+        if keep.dim() == 2:
+            keep = keep[:, None]
+        self.kept[unit] += int((keep.sum(-1) * self._real.to(keep.device)).sum())
         return keep
 
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
@@ -145,8 +146,6 @@ class SparseRun:
         if keep is None:
             return None
         keep = keep.to(x.device)
-        if keep.dim() == 2:
-            keep = keep[:, None]
         if self.fill is None:
             return x.masked_fill(~keep[..., None], 0)
         return torch.where(keep[..., None], x, self.fill[unit].to(x))

@@ -89,8 +89,8 @@ def find_sites(model: PreTrainedModel) -> list[Site]:
     layout = require_layout(model.config.model_type)
     sites = []
     for index, layer in enumerate(find_layers(model)):
-        reads_heads, reads_neurons = _linear(layer, layout.head), _linear(layer, layout.neuron)
-        writers = tuple(_linear(layer, path) for path in layout.writes)
+        reads_heads, reads_neurons = linear_at(layer, layout.head), linear_at(layer, layout.neuron)
+        writers = tuple(linear_at(layer, path) for path in layout.writes)
         sites.append(Site(index, "head", reads_heads, model.config.num_attention_heads))
         sites.append(Site(index, "neuron", reads_neurons, reads_neurons.in_features, writers))
     return sites
@@ -106,15 +106,15 @@ def find_neuron_paths(model: PreTrainedModel) -> list[NeuronPath]:
     return [
         NeuronPath(
             layer.get_submodule(layout.norm),
-            tuple(_linear(layer, path) for path in layout.writes),
+            tuple(linear_at(layer, path) for path in layout.writes),
             layer.get_submodule(layout.nonlinearity),
         )
         for layer in find_layers(model)
     ]
 
 
-def _linear(layer: nn.Module, path: str) -> nn.Linear:
-    found = layer.get_submodule(path)
+def linear_at(owner: nn.Module, path: str) -> nn.Linear:
+    found = owner.get_submodule(path)
     assert isinstance(found, nn.Linear)
     return found
 

@@ -132,7 +132,8 @@ def wanted(choice, layer, b, group, share_of):
 def catch_up(weights, layer, choice, memory, x, position, bench, member, members):
     """With late keys: of the key-value heads that are needed now, compute what they have not computed yet."""
     sizes = weights.sizes
-    rows, width, half = bench.h.shape[0], sizes.head_width, sizes.head_width // 2
+    rows, width = bench.h.shape[0], sizes.head_width
+    flat, turned = memory.keys.reshape(1, -1), bench.turned[member, 0]
     start, stop = share(rows * sizes.kv_heads, member, members)
     room = memory.states.shape[2]
     for task in range(start, stop):
@@ -160,13 +161,7 @@ def catch_up(weights, layer, choice, memory, x, position, bench, member, members
             memory.written[layer, b, group, at] = True
             if sizes.rotary:
                 line = base + at * width
-                turned = bench.turned[member, 0]
-                for d in range(half):
-                    cosine = memory.turns[0, at - memory.start[b], d]
-                    sine = memory.turns[1, at - memory.start[b], d]
-                    first, second = memory.keys[line + d], memory.keys[line + half + d]
-                    turned[d] = first * cosine - second * sine
-                    turned[half + d] = second * cosine + first * sine
+                turn(flat, 0, line, memory.turns, at - memory.start[b], width // 2, turned)
                 for d in range(width):
                     memory.keys[line + d] = turned[d]
 

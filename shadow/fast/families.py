@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.sites import find_layers
+from shadow.sites import find_layers, find_neuron_paths, find_sites, linear_at
 
 
 class Sizes(NamedTuple):
@@ -79,20 +79,7 @@ def llama_parts(model: PreTrainedModel) -> tuple[Sizes, Parts]:
         scaling=head_width**-0.5,
         first=0,
     )
-    layers = [
-        LayerParts(
-            attention_norm=layer.get_submodule("input_layernorm"),
-            query=_linear(layer, "self_attn.q_proj"),
-            key=_linear(layer, "self_attn.k_proj"),
-            value=_linear(layer, "self_attn.v_proj"),
-            output=_linear(layer, "self_attn.o_proj"),
-            neuron_norm=layer.get_submodule("post_attention_layernorm"),
-            gate=_linear(layer, "mlp.gate_proj"),
-            up=_linear(layer, "mlp.up_proj"),
-            down=_linear(layer, "mlp.down_proj"),
-        )
-        for layer in find_layers(model)
-    ]
+    layers = layer_parts(model, "input_layernorm")
     frequencies = rotary.get_buffer("inv_freq").float()
     turns = (frequencies, float(getattr(rotary, "attention_scaling", 1.0)))
     return sizes, Parts(
@@ -123,20 +110,7 @@ def opt_parts(model: PreTrainedModel) -> tuple[Sizes, Parts]:
         scaling=(config.hidden_size // config.num_attention_heads) ** -0.5,
         first=2,
     )
-    layers = [
-        LayerParts(
-            attention_norm=layer.get_submodule("self_attn_layer_norm"),
-            query=_linear(layer, "self_attn.q_proj"),
-            key=_linear(layer, "self_attn.k_proj"),
-            value=_linear(layer, "self_attn.v_proj"),
-            output=_linear(layer, "self_attn.out_proj"),
-            neuron_norm=layer.get_submodule("final_layer_norm"),
-            gate=None,
-            up=_linear(layer, "fc1"),
-            down=_linear(layer, "fc2"),
-        )
-        for layer in find_layers(model)
-    ]
+    layers = layer_parts(model, "self_attn_layer_norm")
     return sizes, Parts(
         layers,
         body.get_submodule("final_layer_norm"),
@@ -145,6 +119,28 @@ def opt_parts(model: PreTrainedModel) -> tuple[Sizes, Parts]:
         _embedding(body, "embed_positions"),
         None,
     )
+
+
+def layer_parts(model: PreTrainedModel, attention_norm: str) -> list[LayerParts]:
+    """attention_norm: its name in a layer; what reads and writes units is where `shadow.sites` finds it."""
+    reads = {(site.layer, site.kind): site.module for site in find_sites(model)}
+    found = []
+    for index, (layer, path) in enumerate(zip(find_layers(model), find_neuron_paths(model))):
+        *gate, up = path.writers
+        found.append(
+            LayerParts(
+                attention_norm=layer.get_submodule(attention_norm),
+                query=linear_at(layer, "self_attn.q_proj"),
+                key=linear_at(layer, "self_attn.k_proj"),
+                value=linear_at(layer, "self_attn.v_proj"),
+                output=reads[index, "head"],
+                neuron_norm=path.norm,
+                gate=gate[0] if gate else None,
+                up=up,
+                down=reads[index, "neuron"],
+            )
+        )
+    return found
 
 
 FAMILIES: dict[str, Callable[[PreTrainedModel], tuple[Sizes, Parts]]] = {
@@ -166,12 +162,6 @@ def describe(model: PreTrainedModel) -> tuple[Sizes, Parts]:
 def require(met: bool, wanted: str) -> None:
     if not met:
         raise UserError(f"executor=gathered needs {wanted}: use executor=masked")
-
-
-def _linear(owner: nn.Module, path: str) -> nn.Linear:
-    found = owner.get_submodule(path)
-    assert isinstance(found, nn.Linear)
-    return found
 
 
 def _head(model: PreTrainedModel) -> nn.Linear:

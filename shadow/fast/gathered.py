@@ -39,7 +39,7 @@ class GatheredRun:
         """planner: makes the plans, and counts; late_keys: a token's keys and values are computed when they
         are first needed."""
         check_scorer(planner)
-        self.model, self.planner, self.weights, self.late_keys = model, planner, weights, late_keys
+        self.planner, self.weights, self.late_keys = planner, weights, late_keys
         self.turns = describe(model)[1].turns
         policy = planner.policy
         means = {} if planner.fill is None else {u: m for u, m in planner.fill.items() if policy.prunes(u)}
@@ -123,11 +123,16 @@ class GatheredRun:
                     "executor=gathered goes on from its own caches alone, got a "
                     f"{type(past_key_values).__name__}: begin without past_key_values"
                 )
+            counted = (
+                past_key_values.length + torch.arange(input_ids.shape[1]) - past_key_values.start[:, None]
+            )
+            check_positions(others.get("position_ids"), counted, real)
             steps = [self.step(past_key_values, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=past_key_values)
         require_left_padding(real)
         self.planner.begin(real, real, False)
         prompt = Prompt(input_ids, real)
+        check_positions(others.get("position_ids"), prompt.positions, real)
         h, left = self.read(prompt)
         logits = self.vocabulary(h[:, -logits_to_keep:])
         if others.get("use_cache") is False:
@@ -257,6 +262,15 @@ def require_left_padding(real: Tensor) -> None:
         raise UserError(
             "executor=gathered needs rows that are padded on the left alone: "
             "set tokenizer.padding_side='left'"
+        )
+
+
+def check_positions(given: Tensor | None, counted: Tensor, real: Tensor) -> None:
+    """[B, T] each; what stands at padding does not matter."""
+    if given is not None and bool((given != counted)[real].any()):
+        raise UserError(
+            "executor=gathered counts positions from each row's first token, and position_ids are others: "
+            "leave them out, or use executor=masked"
         )
 
 

@@ -12,7 +12,7 @@ from shadow.fast.weights import Norms, Weights
 from shadow.sites import Kind
 from shadow.sparsity import Unit
 
-Keep = Callable[[Unit], Tensor | None]  # bool [U], [B, U] or [B, T, U] of a layer's kind; None: all stay
+Keep = Callable[[Unit], Tensor | None]  # bool [U] or [B, 1 or T, U] of a layer's kind; None: all stay
 Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, T, E], just before it
 
 
@@ -106,9 +106,9 @@ def normed(weights: Weights, norms: Norms, layer: int, h: Tensor) -> Tensor:
 
 def staying(keep: Tensor | None) -> Tensor | None:
     """The numbers of the units that stay, where all rows and positions agree on them; else None."""
-    if keep is None or keep.dim() == 3:
+    if keep is None:
         return None
-    lines = keep[None] if keep.dim() == 1 else keep
+    lines = keep.view(-1, keep.shape[-1])
     return lines[0].nonzero()[:, 0] if len(lines) == 1 else None
 
 
@@ -129,8 +129,8 @@ def attention(
     if heads is None:
         heads = torch.arange(sizes.heads)
     groups = torch.arange(sizes.kv_heads)
-    if compact and keep is not None and keep.dim() < 3:
-        needed = keep if keep.dim() == 1 else keep.any(0)
+    if compact and keep is not None:
+        needed = keep.view(-1, sizes.heads).any(0)
         groups = needed.view(sizes.kv_heads, each).any(1).nonzero()[:, 0]
 
     def rows_of(units: Tensor, count: int) -> Tensor | None:
@@ -162,13 +162,8 @@ def attention(
     ).transpose(1, 2)  # [B, T, heads, D]
     said = context - fills.of["head"][layer][heads]
     if not agreed and keep is not None:
-        said = said * spread(keep)[..., None]
+        said = said * keep[..., None]
     return said.flatten(2) @ read(weights.output, layer, rows_of(heads, sizes.heads)) + base, remembered
-
-
-def spread(keep: Tensor) -> Tensor:
-    """-> [1 or B, 1 or T, U]"""
-    return keep[:, None] if keep.dim() == 2 else keep
 
 
 def turned(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -188,6 +183,6 @@ def neurons(weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor 
     mean = fills.of["neuron"][layer, :, 0]
     said = said - (mean if lines is None else mean[lines])
     if lines is None and keep is not None:
-        said = said * spread(keep)
+        said = said * keep
     base = fills.bases[1, layer] + torch.from_numpy(weights.down_bias[layer])
     return said @ read(weights.down, layer, lines) + base

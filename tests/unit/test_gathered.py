@@ -15,8 +15,8 @@ from shadow.fast.storage import allocate, put, read
 from shadow.fast.weights import pack
 from shadow.masked import Run, sparse
 from shadow.models import LM
-from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet, random_scores
-from shadow.sites import KINDS, count_units, find_layers, find_sites
+from shadow.predictors import Fixed, Oracle, Predicted, TapNet, random_scores
+from shadow.sites import KINDS, find_sites
 from shadow.sparsity import SparsityPolicy, Unit
 
 TOKENS = 64
@@ -32,23 +32,15 @@ PLANS = {
 }
 
 
-def units_of(lm: LM) -> dict:
-    return count_units(find_sites(lm.model))
-
-
 @pytest.fixture
-def make_scorer() -> Callable[..., Predicted | Fixed]:
+def make_scorer(make_net: Callable[..., TapNet]) -> Callable[..., Predicted | Fixed]:
     """make_scorer(lm, taps or `static` or `linear`): random nets whose scores differ from token to token."""
 
     def make(lm: LM, what: str | list[int]) -> Predicted | Fixed:
         if what == "static":
             return Fixed(random_scores(find_sites(lm.model), 0))
-        taps, shape = ([1], NetShape(8, 16, 0)) if what == "linear" else (what, NetShape(8, 16, 2))
-        net = TapNet(taps, len(find_layers(lm.model)), lm.model.config.hidden_size, units_of(lm), shape)
-        draw = torch.Generator().manual_seed(1)
-        for values in net.parameters():
-            values.data.normal_(0, 0.3, generator=draw)
-        return Predicted(net.eval(), "scores")
+        net = make_net(lm, [1], depth=0) if what == "linear" else make_net(lm, what)
+        return Predicted(net, "scores")
 
     return make
 
@@ -340,3 +332,14 @@ def test_scorers_that_must_see_the_sample_first_are_refused(lm, decided_at):
         sparse(lm.model, Oracle("l2_norm"), SparsityPolicy(0.5), decided_at, executor="gathered"),
     ):
         pass
+
+
+def test_positions_of_the_callers_own_are_refused(lm, make_scorer):
+    own = torch.arange(10)[None]
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+        cache = lm.model(prompts(1), position_ids=own).past_key_values
+        with pytest.raises(UserError, match="position_ids are others"):
+            lm.model(prompts(1), position_ids=own + 3)
+        with pytest.raises(UserError, match="position_ids are others"):
+            lm.model(prompts(1)[:, :1], past_key_values=cache, position_ids=torch.tensor([[11]]))
+        lm.model(prompts(1)[:, :1], past_key_values=cache, position_ids=torch.tensor([[10]]))
