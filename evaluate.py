@@ -21,6 +21,7 @@ def main(cfg: DictConfig) -> None:
         this.record["point"] = points.describe(cfg)
         settings.policy_of(cfg)  # refuses what is no policy before anything long begins
         points.check_measure(cfg)
+        settings.check_executor(cfg)
         settings.check_scorer(cfg)
         known = points.find(cfg, this.record)
         if known is None:
@@ -28,7 +29,16 @@ def main(cfg: DictConfig) -> None:
             scorer = stages.get_scorer(cfg, lm, this.loggers)
             fill = stages.get_fill(cfg, lm)
             policy = stages.get_policy(cfg, lm, scorer, fill)
-            with sparse(lm.model, scorer, policy, cfg.sparsity.decided_at, fill=fill) as run:
+            with sparse(
+                lm.model,
+                scorer,
+                policy,
+                cfg.sparsity.decided_at,
+                fill=fill,
+                executor=cfg.executor.name,
+                storage=cfg.executor.storage,
+                kv_policy=cfg.executor.kv_policy,
+            ) as run:
                 metrics = points.measure(cfg, lm, run)
             achieved = {kind: run.achieved(kind) for kind in ("head", "neuron")}
             points.keep(cfg, this.record, achieved, metrics)

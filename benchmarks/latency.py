@@ -77,17 +77,13 @@ def main() -> None:
     bytes_dense = latency.dense_bytes(pack(turned))
     for (storage, name, level), run in runs.items():
         timings, read = found[str((storage, name, level))], latency.sparse_bytes(run)
-        ratios = [token_of(d) / token_of(s) for d, s in zip(found["dense"], timings)]
+        ratios = [latency.token_of(d) / latency.token_of(s) for d, s in zip(found["dense"], timings)]
         ratio, roofline = statistics.median(ratios), bytes_dense / read
         gone = f"{100 * run.achieved('head'):.1f} | {100 * run.achieved('neuron'):.1f}"
         share = 100 * latency.predictor_bytes(run) / read
         print(f"| {storage} | {name} | {level} | {gone} | {share:.1f} | {tell(timings)} | {ratio:.2f} "
               f"({min(ratios):.2f} to {max(ratios):.2f}) | {roofline:.2f} | {ratio / roofline:.2f} | "
               f"{prompt_of(timings):.0f} |")  # fmt: skip
-
-
-def token_of(timing: latency.Timing) -> float:
-    return statistics.median(timing.tokens)
 
 
 def prompt_of(timings: Sequence[latency.Timing]) -> float:

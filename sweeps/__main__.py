@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from sweeps import criteria_rebuild, grid_report, predictors_report
+from sweeps import criteria_rebuild, grid_report, latency_report, predictors_report
 from sweeps.rebuild import AGAINST, rebuild
 from sweeps.records import RecordError
 from sweeps.table import summary
@@ -36,6 +36,11 @@ def main() -> None:
         action="store_true",
         help="criterion x predictor x decided-at as a heat map: grid.csv, grid.png and grid.md instead",
     )
+    instead.add_argument(
+        "--latency",
+        action="store_true",
+        help="accuracy against speed: latency.csv, latency.png and latency.md instead",
+    )
     parser.add_argument(
         "--against",
         default=AGAINST,
@@ -56,6 +61,9 @@ def main() -> None:
         elif args.grid:
             rebuilt = grid_report.rebuild(args.folders, out, args.against)
             print(grid_report.summary(args.folders))
+        elif args.latency:
+            rebuilt = latency_report.rebuild(args.folders, out, args.against)
+            print(latency_report.summary(args.folders))
         else:
             rebuilt = rebuild(args.folders, out, args.against)
             print(summary(rebuilt.records, rebuilt.charts))

@@ -150,6 +150,23 @@ class GridCallback(CurveCallback):
         return summary([folder])
 
 
+class LatencyCallback(CurveCallback):
+    """Keeps latency.csv, latency.png and latency.md there instead, for sweep=accuracy_latency."""
+
+    report = "latency.md"
+    command = "python -m sweeps --latency"
+
+    def rebuild(self, folder: Path) -> "Rebuilt":
+        from sweeps.latency_report import rebuild
+
+        return rebuild([folder], folder, self.against)
+
+    def summary(self, folder: Path) -> str:
+        from sweeps.latency_report import summary
+
+        return summary([folder])
+
+
 def draws(config: DictConfig) -> bool:
     return config.hydra.mode == RunMode.MULTIRUN and config.get("task_name") == "evaluate"
 

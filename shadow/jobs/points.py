@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from shadow import criteria, curve, hub
@@ -20,6 +21,8 @@ from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
 
 UNTOLD = ("root", "dense_fed")  # where tasks lie; and of a net alone
+OF_TEXT = ("perplexity", "choices", "quality", "latency")  # measured on the evaluation text of `data`
+MEASURES = (*OF_TEXT, "tasks")
 SAMPLES = "samples.json"  # beside run.json: of each metric, a figure for each example
 
 
@@ -39,9 +42,9 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 def check_measure(cfg: DictConfig) -> None:
     """Everything about the measure that can be refused before a model is loaded."""
     settings = cfg.measure
-    if not (settings.perplexity or settings.choices or settings.tasks or settings.quality):
-        raise UserError("measure must ask for at least one of perplexity, choices, tasks and quality")
-    if settings.perplexity or settings.choices or settings.quality:
+    if not any(settings[name] for name in MEASURES):
+        raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
+    if any(settings[name] for name in OF_TEXT):
         names.calibration_data(cfg).documents("eval")
     if settings.quality:
         criteria.require("measure.quality", judged_criteria(cfg))
@@ -76,7 +79,7 @@ def task_root(cfg: DictConfig) -> str | None:
 def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     """What decides the figures of this point. The dense model's are the same whoever would have scored."""
     data = names.calibration_data(cfg)
-    wants_text = cfg.measure.perplexity or cfg.measure.choices or cfg.measure.quality
+    wants_text = any(cfg.measure[name] for name in OF_TEXT)
     settings: dict[str, Any] = {
         "code": code,
         "model": names.model_settings(cfg),
@@ -84,6 +87,7 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
         "content": fingerprint(data.documents("eval")) if wants_text else None,
         "task_content": [_task_content(task, task_root(cfg)) for task in cfg.measure.tasks],
+        "executor": names.plain(cfg.executor),
         "decided_at": cfg.sparsity.decided_at,
         "seed": cfg.seed,
     }
@@ -219,6 +223,8 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
                 settings.seed,
             )
             metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
+    if settings.latency:
+        metrics |= _latency(cfg, lm, run)
     if settings.quality:
         metrics |= _quality(cfg, lm)
     if settings.tasks:
@@ -233,6 +239,22 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
             settings.seed,
         )
     return metrics
+
+
+def _latency(cfg: DictConfig, lm: LM, run: Run) -> dict:
+    from shadow import latency
+    from shadow.evaluation import Metric
+    from shadow.fast.gathered import GatheredRun
+
+    assert isinstance(run, GatheredRun)
+    settings = cfg.measure
+    texts = names.calibration_data(cfg).documents("eval")
+    prompts = text_windows(
+        texts, lm.tokenizer, settings.rounds, settings.prompt_tokens, 1.0, settings.seed, "measure.rounds"
+    )
+    ids = [torch.tensor([prompt.ids]) for prompt in prompts]
+    figures = latency.beside_dense(run, lm.model, ids, settings.new_tokens, settings.compiled)
+    return {f"latency/{name}": Metric(value, None) for name, value in figures.items()}
 
 
 def _quality(cfg: DictConfig, lm: LM) -> dict:

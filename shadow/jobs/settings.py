@@ -16,6 +16,7 @@ from shadow.batches import Loss, Positions
 from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.hub import CONFIG
+from shadow.masked import Executor, KVPolicy, Storage
 from shadow.models import describe_folder
 from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
 from shadow.packing import Stored
@@ -48,6 +49,7 @@ NETS = (
     *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
     *("unified_paper", "unified_paper_global", "layerwise_paper"),
 )
+UNGATHERED = ("oracle", "prompt_activation", "svd")  # scorers that the gathered executor does not run
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -503,6 +505,29 @@ def check_sparsity(cfg: DictConfig) -> None:
         )
     if settings.budget_windows < 1:
         raise UserError(f"sparsity.budget_windows must be at least 1, got {settings.budget_windows}")
+
+
+def check_executor(cfg: DictConfig) -> None:
+    settings, measure = cfg.executor, cfg.measure
+    require_choice("executor.name", settings.name, get_args(Executor))
+    require_choice("executor.kv_policy", settings.kv_policy, get_args(KVPolicy))
+    if settings.storage is not None:
+        require_choice("executor.storage", settings.storage, get_args(Storage))
+    if settings.name == "gathered" and cfg.predictor.name in UNGATHERED and cfg.sparsity.level > 0:
+        raise UserError(
+            f"executor=gathered runs no predictor={cfg.predictor.name}, which must see a sample first, or is "
+            "no net: give executor=masked"
+        )
+    if not measure.latency:
+        return
+    if settings.name != "gathered":
+        raise UserError(
+            "measure.latency times an executor that leaves out what plans drop, and "
+            f"executor={settings.name} computes everything: give executor=gathered"
+        )
+    for name, least in (("prompt_tokens", 2), ("new_tokens", 2), ("rounds", 2)):
+        if measure[name] < least:
+            raise UserError(f"measure.{name} must be at least {least}, got {measure[name]}")
 
 
 def check_scorer(cfg: DictConfig) -> None:

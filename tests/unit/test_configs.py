@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from shadow.criteria import CRITERIA, REMOVAL
 from shadow.jobs import points, settings, stages
 from shadow.masked import sparse
-from shadow.predictors import Fixed
+from shadow.predictors import Fixed, random_scores
 from shadow.sites import find_sites
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -61,7 +61,7 @@ def text_files(tmp_path):
 
 @NAMED
 def test_every_option_composes_and_resolves(compose, group, option):
-    """With both scripts; `measure` with evaluate.py alone, as train.py measures nothing."""
+    """With both scripts; `measure` and `executor` with evaluate.py alone, as train.py measures nothing."""
     assert group in groups_of("train") | groups_of("evaluate")
     for script in SCRIPTS:
         if group in groups_of(script):
@@ -69,7 +69,8 @@ def test_every_option_composes_and_resolves(compose, group, option):
             assert cfg.task_name == script
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         else:
-            assert (group, script) == ("measure", "train")
+            assert group in ("measure", "executor")
+            assert script == "train"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -190,11 +191,19 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
     more = {
         "tasks": [f"measure.root={task_root}", "measure.tasks=[piqa,rte]"],
         "criterion_quality": ["sparsity.level=0"],
+        "latency": [
+            "executor=gathered",
+            "measure.rounds=2",
+            "measure.prompt_tokens=8",
+            "measure.new_tokens=2",
+        ],
     }
     cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
     points.check_measure(cfg)
+    settings.check_executor(cfg)
     lm = stages.load_lm(cfg)
-    with sparse(lm.model, Fixed({}), settings.policy_of(cfg)) as run:
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    with sparse(lm.model, scorer, settings.policy_of(cfg), executor=cfg.executor.name) as run:
         metrics = points.measure(cfg, lm, run)
     expected = {
         "default": {"perplexity", "word_perplexity", "choices/acc"},
@@ -206,6 +215,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
             "quality_size/snip/neuron/spearman",
             "quality_static/random/head/recall@50",
         },
+        "latency": {"latency/token_ms", "latency/times_dense", "latency/dense_prompt_ms", "latency/roofline"},
     }[option]
     assert expected <= set(metrics)
     assert {name.split("/")[0] for name in metrics} == {name.split("/")[0] for name in expected}

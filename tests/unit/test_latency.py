@@ -8,11 +8,13 @@ from shadow.fast.gathered import GatheredRun
 from shadow.fast.weights import pack
 from shadow.latency import (
     Timing,
+    beside_dense,
     by_turns,
     dense_bytes,
     predictor_bytes,
     sparse_bytes,
     spread,
+    stock_copy,
     time_generation,
 )
 from shadow.masked import sparse
@@ -84,3 +86,34 @@ def test_the_predictor_of_each_token_is_counted_and_that_of_a_prompt_is_not(lm):
         with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor="gathered") as run:
             assert isinstance(run, GatheredRun)
             assert predictor_bytes(run) == counted
+
+
+def test_beside_dense_tells_of_both_and_leaves_the_model_gathered(lm, make_net):
+    prompts = [torch.arange(1, 9)[None], torch.arange(11, 19)[None]]
+    with sparse(lm.model, Predicted(make_net(lm, [1]), "scores"), level=0.5, executor="gathered") as run:
+        found = beside_dense(run, lm.model, prompts, 4, with_compiled=False)
+        assert lm.model(prompts[0]).past_key_values.length == 8
+    assert found["token_ms_low"] <= found["token_ms"] <= found["token_ms_high"]
+    assert found["times_dense"] > 0
+    assert found["tokens_per_second"] == pytest.approx(1e3 / found["token_ms"])
+    assert found["roofline"] == pytest.approx(dense_bytes(run.weights) / found["weight_bytes"])
+    assert found["predictor_bytes"] == predictor_bytes(run)
+    assert not any(name.startswith("compiled") for name in found)
+
+
+def test_the_roofline_counts_dense_bytes_in_the_models_own_dtype(lm):
+    prompts = [torch.arange(1, 9)[None], torch.arange(11, 19)[None]]
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    with sparse(lm.model, scorer, level=0.0, executor="gathered", storage="int8") as run:
+        found = beside_dense(run, lm.model, prompts, 2, with_compiled=False)
+    assert 3 < found["roofline"] < 4  # of int8, scales cost a little
+
+
+def test_a_stock_copy_answers_densely_inside_the_block(lm):
+    ids = prompt()
+    dense = lm.model(ids).logits
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    with sparse(lm.model, scorer, level=0.5, executor="gathered"):
+        found = stock_copy(lm.model)
+    assert torch.equal(found(ids).logits, dense)
+    assert all(m.weight.is_contiguous() for m in found.modules() if isinstance(m, nn.Linear))

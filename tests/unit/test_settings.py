@@ -12,6 +12,7 @@ from shadow.jobs.settings import (
     asked_criteria,
     asked_parts,
     asked_size,
+    check_executor,
     check_scorer,
     check_train,
     holds,
@@ -648,3 +649,30 @@ def test_the_papers_nets_have_a_hidden_layer(compose, width):
 def test_contexts_are_collected_for_those_who_read_them(compose):
     assert "contexts" in asked_parts(compose("train", "predictor=unified_paper"))
     assert "contexts" not in asked_parts(compose("train"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["executor.name=fast"], "executor.name must be one of"),
+        (["executor=gathered", "executor.storage=int4"], "executor.storage must be one of"),
+        (["executor=gathered", "executor.kv_policy=none"], "executor.kv_policy must be one of"),
+        (["executor=gathered", "predictor=oracle"], "executor=gathered runs no predictor=oracle"),
+        (["measure=latency"], "give executor=gathered"),
+        (
+            ["measure=latency", "executor=gathered", "measure.rounds=1"],
+            "measure.rounds must be at least 2, got 1",
+        ),
+        (
+            ["measure=latency", "executor=gathered", "measure.new_tokens=0"],
+            "measure.new_tokens must be at least 2",
+        ),
+    ],
+)
+def test_what_no_executor_does_is_refused_before_work(compose, overrides, message):
+    with pytest.raises(UserError, match=message):
+        check_executor(compose("evaluate", *overrides))
+
+
+def test_the_gathered_executor_keeps_everything_of_any_scorer_at_level_0(compose):
+    check_executor(compose("evaluate", "executor=gathered", "predictor=oracle", "sparsity.level=0"))
