@@ -205,13 +205,22 @@ def sparse(
             "sparse needs executor=masked, or executor=gathered with storage and kv_policy, got "
             f"{executor!r}, {storage!r}, {kv_policy!r}"
         )
-    source = "state" if net is None else net.source
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:
-        with listen(model, scorer.taps, source, run.decide), visit(find_sites(model), run._drop):
+        with dropping(model, run):
             yield run
     finally:
         handle.remove()
+
+
+@contextmanager
+def dropping(model: PreTrainedModel, run: SparseRun) -> Iterator[None]:
+    """Inside the block each call of the model is planned at the scorer's taps, and goes without what its plan
+    drops; `run.begin` must have been told of the call."""
+    net = net_of(run.scorer)
+    source = "state" if net is None else net.source
+    with listen(model, run.scorer.taps, source, run.decide), visit(find_sites(model), run._drop):
+        yield
 
 
 def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt) -> None:

@@ -22,7 +22,7 @@ from shadow.fast.scoring import list_layer as list_choice
 from shadow.fast.storage import read
 from shadow.fast.team import Team
 from shadow.fast.weights import Weights, pack
-from shadow.masked import KVPolicy, SparseRun, Storage, real_positions
+from shadow.masked import KVPolicy, Run, SparseRun, Storage, real_positions
 from shadow.predictors import Looks, Predicted, Scorer, Tap
 from shadow.sites import KINDS, Kind
 from shadow.sparsity import Unit
@@ -277,10 +277,17 @@ def check_positions(given: Tensor | None, counted: Tensor, real: Tensor) -> None
 @contextmanager
 def gathered(
     model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy
-) -> Iterator[GatheredRun]:
-    """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
+) -> Iterator[Run]:
+    """Inside the block the model's forward is a GatheredRun's, or of a model on a GPU a DeviceRun's;
+    afterwards it is its own again."""
     if kv_policy not in get_args(KVPolicy):
         raise UserError(f"kv_policy must be one of {list(get_args(KVPolicy))}, got {kv_policy!r}")
+    if model.device.type == "cuda":
+        from shadow.fast.gpu.run import on_device  # Triton has no build for every system
+
+        with on_device(model, planner, storage, kv_policy) as on_gpu:
+            yield on_gpu
+        return
     run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute")
 
     def forward(*args: Any, **kwargs: Any) -> CausalLMOutputWithPast:

@@ -1,0 +1,85 @@
+"""Keys and values of a generation under way, on the device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from shadow.errors import UserError
+from shadow.fast.cache import NOT_YET, ROOM
+from shadow.fast.families import Sizes
+from shadow.fast.gpu.choice import Choice
+from shadow.sites import Kind
+
+
+class DeviceCache(DynamicCache):
+    """What `generate` hands back at each token; of stock caches it has the length, and no more.
+
+    keys, values: [B, G, room, D] of each layer, keys turned; start: int32 [B], each row's first position; end:
+    int32 [1], the next one, which kernels read; length: the same, for the host.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        left: Sequence[tuple[Tensor, Tensor]],
+        start: Tensor,
+        turning: tuple[Tensor, float] | None,
+        choices: dict[Kind, Choice],
+    ) -> None:
+        """left: keys and values [B, G, T, D] that the prompt leaves in each layer; turning: the frequency of
+        each pair of a head's numbers, and what cosines and sines are multiplied by."""
+        super().__init__()
+        self.sizes, self.turning, self.choices = sizes, turning, choices
+        self.start, self.length = start.to(torch.int32), left[0][0].shape[2]
+        self.end = torch.full((1,), self.length, dtype=torch.int32, device=start.device)
+        self.room = 0
+        self.grow(self.length + ROOM, left)
+
+    def grow(self, room: int, old: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.room = room
+        self.keys, self.values = [], []
+        for keys, values in old:
+            rows, groups, _, width = keys.shape
+            for whole, part in ((self.keys, keys), (self.values, values)):
+                whole.append(part.new_zeros(rows, groups, room, width))
+                whole[-1][:, :, : self.length] = part[:, :, : self.length]
+        self.turns: Tensor | None = None
+        if self.turning is not None:
+            frequencies, factor = self.turning
+            angles = torch.arange(room, device=frequencies.device)[:, None] * frequencies
+            self.turns = torch.stack([angles.cos(), angles.sin()]) * factor
+
+    def make_room(self) -> None:
+        """For one more position: twice as many, when there is none."""
+        if self.length == self.room:
+            self.grow(2 * self.room, list(zip(self.keys, self.values)))
+
+    def advance(self) -> None:
+        self.length += 1
+        self.end += 1
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+    def crop(self, max_length: int) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+
+def taken_from(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+    """The keys and values [B, G, T, D] of each layer of a stock cache."""
+    found = []
+    for layer in cache.layers:
+        assert layer.keys is not None and layer.values is not None
+        found.append((layer.keys, layer.values))
+    return found
