@@ -21,6 +21,8 @@ HERE = {"", ".", str(ROOT)}
 sys.path[:] = [p for p in sys.path if p not in HERE] + [p for p in sys.path if p in HERE]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whoever does it first
 
 from shadow.batches import Batch, Example, collate  # noqa: E402
 from shadow.models import LM, from_package, random_llama, random_opt  # noqa: E402

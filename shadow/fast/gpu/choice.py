@@ -14,12 +14,16 @@ from shadow.fast.gpu.units import Units
 def choose_kernel(
     scores, way, least, above, keep, first, layers, B, U, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """As `shadow.fast.scoring.choose`: a program for each layer scored and row of the batch.
+    """As `shadow.fast.scoring.choose`: a program for each layer scored and row of the batch. Where nothing is
+    pruned, `keep` is left as it is.
 
     Whole numbers of the same bits compare as floats do, once those of negative ones are turned round; the
     least that stays is found by halving what it can be, 32 times, so that nothing is sorted.
     """
     layer, b = tl.program_id(0), tl.program_id(1)
+    how = tl.load(way + first + layer)
+    if how == 0:
+        return
     unit = tl.arange(0, BLOCK)
     inside = unit < U
     score = tl.load(scores + (b * layers + layer) * U + unit, mask=inside, other=0.0)
@@ -37,8 +41,7 @@ def choose_kernel(
     tied = (order == low) & inside
     free = n - tl.sum(over.to(tl.int32))
     stays = over | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= free))  # among equals the first stay
-    how = tl.load(way + first + layer)
-    stays = stays | ((how == 2) & (score > tl.load(above + first + layer))) | (how == 0)
+    stays = stays | ((how == 2) & (score > tl.load(above + first + layer)))
     tl.store(keep + ((first + layer) * B + b) * U + unit, stays.to(tl.int8), mask=inside)
 
 
