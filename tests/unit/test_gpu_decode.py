@@ -1,0 +1,154 @@
+"""A model on a GPU, made sparse by kernels; without a GPU it is on the CPU and they are interpreted."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[gpu] (Linux)")
+
+from shadow.batches import collate
+from shadow.errors import UserError
+from shadow.fast.gpu.run import DeviceRun, on_device
+from shadow.masked import SparseRun, sparse
+from shadow.models import LM
+from shadow.predictors import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
+from shadow.sites import KINDS, count_units, find_sites
+from shadow.sparsity import SparsityPolicy
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LAYERS = 3
+
+
+@pytest.fixture(params=["opt", "llama"])
+def lm(request: pytest.FixtureRequest, make_lm) -> LM:
+    return on(make_lm(request.param, layers=LAYERS))
+
+
+def on(lm: LM) -> LM:
+    lm.model.to(DEVICE)
+    return lm
+
+
+def net(lm: LM, taps: list[int]) -> Predicted:
+    """Random weights whose scores differ from token to token."""
+    tapped = TapNet(taps, LAYERS, lm.model.config.hidden_size, count_units(find_sites(lm.model)), NetShape(8, 16, 1))
+    generator = torch.Generator().manual_seed(0)
+    for name, values in tapped.state_dict().items():
+        values.copy_(torch.randn(values.shape, generator=generator))
+        if "scale" in name:
+            values.abs_().mul_(0.1).add_(0.05)  # the states of tiny models are small
+    return Predicted(tapped.eval(), "scores")
+
+
+def means(lm: LM) -> dict:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        (site.layer, site.kind): torch.randn(
+            site.units, site.module.in_features // site.units, generator=generator
+        ).to(DEVICE)
+        for site in find_sites(lm.model)
+    }
+
+
+def read_on(call: Callable, rows: int, tokens: int = 3, padding: int = 0) -> Tensor:
+    """-> logits [B, tokens, V] after a prompt and after given tokens, so that one choice that falls otherwise
+    does not change all that follows. padding: of the first row, on the left."""
+    ids = torch.randint(1, 257, (rows, 6 + tokens), generator=torch.Generator().manual_seed(rows)).to(DEVICE)
+    mask = torch.ones_like(ids)
+    mask[0, :padding] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found, logits = None, []
+    for begin, end in [(0, 6), *((t, t + 1) for t in range(6, 5 + tokens))]:
+        found = call(
+            input_ids=ids[:, begin:end],
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, begin:end],
+            past_key_values=None if found is None else found.past_key_values,
+            use_cache=True,
+        )
+        logits.append(found.logits[:, -1].float())
+    return torch.stack(logits, 1)
+
+
+def both(
+    lm: LM, scorer: Scorer, policy: SparsityPolicy, decided_at: str, fill=None, **how: int
+) -> tuple[Tensor, Tensor]:
+    """-> logits of the masked executor and of the GPU's, after checking that they skip the same share."""
+    with sparse(lm.model, scorer, policy, decided_at, fill=fill) as run, torch.no_grad():
+        expected, gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
+    planner = SparseRun(lm.model, scorer, policy, decided_at, fill)
+    with on_device(lm.model, planner, None, "write_all") as run:
+        found, also_gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
+    assert also_gone == gone
+    return found, expected
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_the_gpus_logits_are_the_masked_executors(lm, decided_at, rows):
+    found, expected = both(lm, net(lm, [1, 2]), SparsityPolicy(0.5), decided_at, means(lm), rows=rows)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_are_padded_follow_thresholds(lm):
+    thresholds = {(site.layer, site.kind): 0.1 for site in find_sites(lm.model)}
+    policy = SparsityPolicy(0.5, scope="threshold", thresholds=thresholds)
+    found, expected = both(lm, net(lm, [1]), policy, "token", rows=2, tokens=2, padding=3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_all_heads_of_a_layer_may_go(lm):
+    policy = SparsityPolicy(0.75, min_units=0, scope="global")
+    found, expected = both(lm, net(lm, [1]), policy, "prompt", rows=1, tokens=2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_bfloat16_differs_by_its_rounding(make_lm, family):
+    """What stays is the same for all tokens, so that nothing falls otherwise; the stream is float32 on the
+    GPU and bfloat16 in the model, whose unit of rounding is 2**-8."""
+    lm = on(make_lm(family, layers=LAYERS, dtype=torch.bfloat16))
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    found, expected = both(lm, scorer, SparsityPolicy(0.5), "token", rows=2, tokens=2)
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_generating_goes_on_when_the_cache_is_full(lm, monkeypatch):
+    monkeypatch.setattr("shadow.fast.gpu.cache.ROOM", 1)
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    ids = torch.randint(1, 257, (1, 2), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    how = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with sparse(lm.model, scorer, level=0.5):
+        expected = lm.model.generate(ids, **how)
+    with on_device(lm.model, SparseRun(lm.model, scorer, SparsityPolicy(0.5), "token"), None, "write_all"):
+        assert torch.equal(lm.model.generate(ids, **how), expected)
+
+
+def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executor(lm, examples, hooks_on):
+    batch, scorer, policy = collate(examples([7, 12])), net(lm, [1]), SparsityPolicy(0.5)
+    batch = batch.to(DEVICE)
+    with torch.no_grad():
+        before = lm.model(input_ids=batch.ids).logits
+    with sparse(lm.model, scorer, policy, "prompt") as run:
+        expected = run.logits(batch)
+    with on_device(lm.model, SparseRun(lm.model, scorer, policy, "prompt"), None, "write_all") as run:
+        assert torch.equal(run.logits(batch), expected)
+    assert hooks_on(lm.model) == 0
+    assert "forward" not in vars(lm.model)
+    with torch.no_grad():
+        torch.testing.assert_close(lm.model(input_ids=batch.ids).logits, before, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
+    planner = SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5), "token")
+    with pytest.raises(UserError, match="storage and kv_policy"), on_device(lm.model, planner, "int8", "write_all"):
+        pass
+    with pytest.raises(UserError, match="storage and kv_policy"), on_device(lm.model, planner, None, "recompute"):
+        pass
+    with pytest.raises(UserError, match="scope=layer or threshold"):
+        DeviceRun(lm.model, SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5, scope="global"), "token"))
+    double = on(make_lm("opt", layers=LAYERS, dtype=torch.float64))
+    with pytest.raises(UserError, match="got float64"):
+        DeviceRun(double.model, SparseRun(double.model, net(double, [1]), SparsityPolicy(0.5), "token"))
