@@ -33,7 +33,9 @@ def on(lm: LM) -> LM:
 
 def net(lm: LM, taps: list[int]) -> Predicted:
     """Random weights whose scores differ from token to token."""
-    tapped = TapNet(taps, LAYERS, lm.model.config.hidden_size, count_units(find_sites(lm.model)), NetShape(8, 16, 1))
+    tapped = TapNet(
+        taps, LAYERS, lm.model.config.hidden_size, count_units(find_sites(lm.model)), NetShape(8, 16, 1)
+    )
     generator = torch.Generator().manual_seed(0)
     for name, values in tapped.state_dict().items():
         values.copy_(torch.randn(values.shape, generator=generator))
@@ -143,9 +145,15 @@ def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executo
 
 def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
     planner = SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5), "token")
-    with pytest.raises(UserError, match="storage and kv_policy"), on_device(lm.model, planner, "int8", "write_all"):
+    with (
+        pytest.raises(UserError, match="storage and kv_policy"),
+        on_device(lm.model, planner, "int8", "write_all"),
+    ):
         pass
-    with pytest.raises(UserError, match="storage and kv_policy"), on_device(lm.model, planner, None, "recompute"):
+    with (
+        pytest.raises(UserError, match="storage and kv_policy"),
+        on_device(lm.model, planner, None, "recompute"),
+    ):
         pass
     with pytest.raises(UserError, match="scope=layer or threshold"):
         DeviceRun(lm.model, SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5, scope="global"), "token"))

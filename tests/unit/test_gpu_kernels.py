@@ -141,7 +141,7 @@ def test_lists_are_made_of_more_units_than_a_block():
     keep = draw(3, 2100) > 0.7
     units = units_of(keep)
     stays = keep.any(0).nonzero()[:, 0]
-    assert torch.equal(units.listed[: int(units.count)].long(), stays)
+    assert torch.equal(units.listed[: int(units.found)].long(), stays)
 
 
 ATTENTIONS = [(heads, groups, rotary) for (heads, groups), rotary in product([(3, 3), (6, 2)], [False, True])]

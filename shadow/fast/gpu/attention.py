@@ -61,7 +61,9 @@ def attend_kernel(
     index, positions = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_T)
     wide = (index < D)[None, :]
     asked = stays[:, None] & wide
-    q = turned(query, own[:, None] * D + index[None, :], asked, turns, ROOM, last - first, D // 2, index[None, :])
+    q = turned(
+        query, own[:, None] * D + index[None, :], asked, turns, ROOM, last - first, D // 2, index[None, :]
+    )
     q = (q * (scaling * 1.4426950408889634)).to(DOT)  # powers of two are what the hardware has
     top = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     mass = tl.zeros((BLOCK_H,), tl.float32)
@@ -91,7 +93,7 @@ def combine_kernel(
     said, highest, total, keep, fill, start, end, context, H, D, SPLITS,
     BLOCK_D: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """A program joins the splits of one head, in their order; what stands in for a dropped one is left out."""
+    """A program joins the splits of one head, in their order; a dropped head says nothing."""
     line = tl.program_id(0)  # of [B, H]
     index = tl.arange(0, BLOCK_D)
     inside = index < D
@@ -139,7 +141,7 @@ def attend(
     """Contexts of the heads that stay, over positions `start` to `end`, less `fill`; zero of the others.
 
     query: [B, H * D], not turned yet; keep: int8 [B, H]; fill: float32 [H, D]; the rest as in `remember`
-    -> [B, H * D]. Heads of one key-value head that stay share what is read of it, and where none stays nothing
+    -> [B, H * D]. Heads of one key-value head that stay share what is read of it; where none stays, nothing
     is read.
     """
     (rows, groups, room, width), heads = keys.shape, keep.shape[1]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from shadow.errors import UserError
 from shadow.fast.cache import NOT_YET, ROOM
@@ -16,8 +17,8 @@ from shadow.sites import Kind
 class DeviceCache(DynamicCache):
     """What `generate` hands back at each token; of stock caches it has the length, and no more.
 
-    keys, values: [B, G, room, D] of each layer, keys turned; start: int32 [B], each row's first position; end:
-    int32 [1], the next one, which kernels read; length: the same, for the host.
+    keys, values: [B, G, room, D] of each layer, keys turned; start: int32 [B], each row's first position;
+    end: int32 [1], the next one, which kernels read; length: the same, for the host.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class DeviceCache(DynamicCache):
 
     def grow(self, room: int, old: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.room = room
-        self.keys, self.values = [], []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
         for keys, values in old:
             rows, groups, _, width = keys.shape
             for whole, part in ((self.keys, keys), (self.values, values)):
@@ -76,10 +78,13 @@ class DeviceCache(DynamicCache):
         raise UserError(f"executor=gathered does not {NOT_YET}")
 
 
-def taken_from(cache: Cache) -> list[tuple[Tensor, Tensor]]:
+def taken_from(cache: Cache | None) -> list[tuple[Tensor, Tensor]]:
     """The keys and values [B, G, T, D] of each layer of a stock cache."""
+    assert isinstance(cache, DynamicCache)
     found = []
     for layer in cache.layers:
-        assert layer.keys is not None and layer.values is not None
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
         found.append((layer.keys, layer.values))
     return found

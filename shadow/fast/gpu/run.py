@@ -1,4 +1,4 @@
-"""A model's calls on a GPU: prompts by the masked executor, each later token from the weights of kept units."""
+"""A model's calls on a GPU: prompts by the masked executor, later tokens from the weights of kept units."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -83,7 +83,9 @@ class DeviceRun:
         """-> [B, T, V]; the batch says where its rows and their prompts end. As the masked executor's."""
         batch = batch.to(self.model.device)
         self.planner.begin(batch.real(), batch.in_prompt(), False)
-        return self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+        found = self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+        assert found is not None
+        return found
 
     def masked(self, ids: Tensor, **how: Any) -> CausalLMOutputWithPast:
         """The model's own forward, without the units that the planner drops."""
@@ -130,6 +132,7 @@ class DeviceRun:
             use_cache=caching,
             logits_to_keep=logits_to_keep,
         )
+        assert found.logits is not None
         logits = found.logits.float()
         if not caching:
             return CausalLMOutputWithPast(logits=logits)

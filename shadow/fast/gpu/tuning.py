@@ -13,7 +13,9 @@ def choices(*blocks: dict[str, int], warps: tuple[int, ...] = (4, 8)) -> list[tr
     """What `triton.autotune` is to time on the GPU; the interpreter takes the first."""
     if INTERPRETED:
         return [triton.Config(blocks[0])]
-    return [triton.Config(block, num_warps=n, num_stages=s) for block in blocks for n in warps for s in (2, 4)]
+    return [
+        triton.Config(block, num_warps=n, num_stages=s) for block in blocks for n in warps for s in (2, 4)
+    ]
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:

@@ -13,16 +13,17 @@ PROGRAMS = 512  # aimed at where a sum over units is cut: some four for each mul
 
 
 class Units(NamedTuple):
-    """The units of a kind in one layer that stay. keep: int8 [B, U], not 0 where a unit stays; listed: int32 [U], those that stay in
-    any row, in rising order, and count: int32 [1], how many those are; behind them `listed` means nothing.
+    """The units of a kind in one layer that stay. keep: int8 [B, U], not 0 where a unit stays; listed: int32
+    [U], those that stay in any row, in rising order, and found: int32 [1], how many those are; behind them
+    `listed` means nothing.
 
-    most: how many they can be at most: programs are launched for so many, and those behind `count` return at
-    once, as the host does not wait for it. width: of a unit, in rows of weights.
+    most: how many they can be at most: programs are launched for so many, and those behind `found` return at
+    once, as the host does not wait to know it. width: of a unit, in rows of weights.
     """
 
     keep: Tensor
     listed: Tensor
-    count: Tensor
+    found: Tensor
     most: int
     width: int
 
@@ -197,7 +198,7 @@ def read_units(
         return (triton.cdiv(units.most * units.width, meta["BLOCK_R"]),)
 
     read_kernel[grid](
-        x, weight, gate, bias, gate_bias, fill, units.keep, units.listed, units.count, out,
+        x, weight, gate, bias, gate_bias, fill, units.keep, units.listed, units.found, out,
         rows, width, count, triton.next_power_of_2(units.most),
         WIDTH=units.width, ACTIVATION=activation, DOT=dot_type(x.dtype), LINES=lines_of(rows),
     )  # fmt: skip
@@ -219,7 +220,7 @@ def write_units(x: Tensor, weight: Tensor, units: Units, base: Tensor, stream: T
         return (triton.cdiv(width, meta["BLOCK_E"]), splits)
 
     write_kernel[grid](
-        x, weight, units.listed, units.count, parts,
+        x, weight, units.listed, units.found, parts,
         rows, width, count, triton.next_power_of_2(units.most),
         WIDTH=units.width, DOT=dot_type(x.dtype), LINES=lines_of(rows), SPLITS=splits,
     )  # fmt: skip

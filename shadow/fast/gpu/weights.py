@@ -116,7 +116,7 @@ def rows_of(index: int, layer: LayerParts, fill: Fill) -> LayerRows:
 
 
 def turn_over(linear: nn.Linear) -> Tensor:
-    """-> the weight, transposed, in rows that lie one behind the other; the parameter becomes a view of it."""
+    """-> the weight, transposed, its rows one behind the other; the parameter becomes a view of it."""
     rows = linear.weight.detach().T
     if not rows.is_contiguous():
         rows = rows.contiguous()
