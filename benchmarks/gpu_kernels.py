@@ -1,10 +1,10 @@
-"""The GPU's kernels beside dense cuBLAS and torch's attention: microseconds, ratios and rooflines. Needs CUDA.
+"""Kernels of kept units beside dense cuBLAS and torch's attention: microseconds, ratios, rooflines; on CUDA.
 
 python benchmarks/gpu_kernels.py [SHAPE ...] [--level 0 0.3 0.5 0.7] [--rows 1 4 16] [--length 1024]
 
-Units that stay are drawn at random, for each row of the batch its own, so that their union grows with it. Dense
-is what a layer does: linear layers with bias and activation, or query, attention over the cache and output.
-*Bytes* is dense over kept bytes of weights, and of keys and values: what memory alone would allow.
+Units that stay are drawn at random, for each row of the batch its own, so that their union grows with it.
+Dense is what a layer does: linear layers with bias and activation, or query, attention over the cache and
+output. *Roofline* is dense over kept bytes of weights, and of keys and values: what memory alone would allow.
 """
 
 import argparse
@@ -48,10 +48,10 @@ def main() -> None:
         )
     import triton
 
-    print(f"{torch.cuda.get_device_name()}, {args.dtype}, torch {torch.__version__}, triton {triton.__version__}, "
-          f"{args.length} positions\n")  # fmt: skip
+    print(f"{torch.cuda.get_device_name()}, {args.dtype}, torch {torch.__version__}, "
+          f"triton {triton.__version__}, {args.length} positions\n")  # fmt: skip
     print(
-        "| shape | part | rows | level | units of the union % | dense, us | kernels, us | times dense | bytes | GB/s |"
+        "| shape | part | rows | level | union % | dense, us | kernels, us | times dense | roofline | GB/s |"
     )
     print("|" + " --- |" * 10)
     for name in args.shape:
