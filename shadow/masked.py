@@ -175,8 +175,8 @@ def sparse(
     level: for a policy of this level that is otherwise the default.
     executor: `masked` computes everything and drops what goes; `gathered` reads the weights of kept units
     alone, and generates faster; on a GPU by Triton. For `gathered` on the CPU only, storage: float32,
-    bfloat16 or int8 weights instead of the model's own; kv_policy: whether each token computes the keys and values of
-    all heads that may be needed (`write_all`), or of a head when it is first needed (`recompute`).
+    bfloat16 or int8 weights instead of the model's own; kv_policy: whether each token computes the keys and
+    values of all heads that may be needed (`write_all`), or of a head when it is first needed (`recompute`).
     fill: what a dropped unit says, [U, D] of every (layer, kind), or None for nothing; `auto`: its
     calibration mean if the scorer is a predictor that ranks units by their distance from it, else nothing.
     An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
