@@ -248,7 +248,7 @@ def collect(
     facts = {
         "taps": list(collector.keeping.taps),
         "layers": len(find_layers(lm.model)),
-        "width": lm.model.config.hidden_size,
+        "width": width_of(lm.model, "state"),
         "units": count_units(find_sites(lm.model)),
         "parameters": lm.model.num_parameters(),
         "weights": digest(lm.model),
