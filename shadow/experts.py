@@ -42,10 +42,10 @@ def expert_columns(experts: nn.Module) -> Tensor:
 
 
 @contextmanager
-def visit_experts(experts: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def visit_experts(experts: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Call fn(x), x: [N, X * F], when each of N tokens has the neurons of the experts that it is sent to.
 
-    The others' are 0. What fn returns, if anything, is what the chosen experts read instead. The neurons are
+    The others' are 0. What fn returns is what the chosen experts read. The neurons are
     those before the router weighs what their expert says; x stands in the autograd graph. All that is
     replaced is `_apply_gate`, by which transformers makes a row of neurons for each token and chosen expert.
     """
@@ -69,9 +69,7 @@ def visit_experts(experts: nn.Module, fn: Callable[[Tensor], Tensor | None]) -> 
         token, expert = rows.to(chosen.device) // sent[0].shape[1], chosen[rows]
         shape = (len(sent[0]), count_experts(experts), neurons.shape[1])
         x = neurons.new_zeros(shape).index_put((token, expert), neurons)
-        flat = x.flatten(1)
-        seen = fn(flat)
-        return (flat if seen is None else seen).view(shape)[token, expert]
+        return fn(x.flatten(1)).view(shape)[token, expert]
 
     with ExitStack() as stack:
         stack.callback(experts.register_forward_pre_hook(note, with_kwargs=True).remove)

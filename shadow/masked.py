@@ -237,15 +237,15 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
         raise UserError(
             f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"
         )
-    if policy.scope == "threshold" and policy.level > 0 and not scorer.taps:
-        raise UserError(
-            "sparsity.scope=threshold needs scores that differ between tokens, or prompts, and this scorer's "
-            "are the same for all: use sparsity.scope=layer or global"
-        )
     if policy.level > 0 and "neuron" in policy.kinds and policy.scope != "layer" and experts > 1:
         raise UserError(
             "neurons of experts are ranked within their expert, of which each loses the same share, and "
             f"need sparsity.scope=layer, got {policy.scope}: use that, or sparsity.kinds=[head]"
+        )
+    if policy.scope == "threshold" and policy.level > 0 and not scorer.taps:
+        raise UserError(
+            "sparsity.scope=threshold needs scores that differ between tokens, or prompts, and this scorer's "
+            "are the same for all: use sparsity.scope=layer or global"
         )
     if policy.level == 0 or not scorer.taps:
         return

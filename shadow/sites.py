@@ -262,10 +262,11 @@ def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) ->
 
         return hook
 
-    def see_experts(site: Site) -> Callable[[Tensor], Tensor | None]:
-        def see(x: Tensor) -> Tensor | None:
-            seen = fn(site, x.view(*lead, site.units, 1))
-            return None if seen is None else seen.view(x.shape)
+    def see_experts(site: Site) -> Callable[[Tensor], Tensor]:
+        def see(x: Tensor) -> Tensor:
+            units = x.view(*lead, site.units, 1)
+            seen = fn(site, units)
+            return (units if seen is None else seen).view(x.shape)
 
         return see
 
