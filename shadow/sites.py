@@ -1,4 +1,4 @@
-"""Where the units of a model are visible: the only module that knows module paths or hooks."""
+"""Where the units of a model are visible: with `experts` the only module that knows paths or hooks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from shadow.batches import Batch, collate
 from shadow.errors import UserError
 from shadow.jobs.planning import plan_of
+from shadow.jobs.stages import get_traces
 from shadow.masked import sparse
 from shadow.models import LM, byte_tokenizer, random_weights
 from shadow.plan import forward_flops, weightless
@@ -427,6 +428,14 @@ def test_criteria_that_do_not_see_neurons_of_experts_are_refused(family, tiny, s
 
 
 @pytest.mark.parametrize("family", ["mixtral"])
+def test_the_default_criterion_is_refused_before_anything_is_collected(family, tiny, compose, artifacts):
+    cfg = compose("train", "criterion=l2_deviation")
+    with pytest.raises(UserError, match=r"criterion=l2_deviation.*experts.*l2_norm"):
+        get_traces(cfg, tiny)
+    assert not list(artifacts.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("family", ["mixtral"])
 def test_plans_that_do_not_fit_experts_are_refused(family, tiny):
     scorer = Fixed(random_scores(find_sites(tiny.model), 0))
     heads = {(layer, "head"): torch.zeros(4, 8) for layer in range(3)}
@@ -494,13 +503,14 @@ def test_a_shape_has_as_many_parameters_as_the_model_on_the_hub(option):
     assert len(find_sites(model)) == 2 * model.config.num_hidden_layers
 
 
-@pytest.mark.parametrize("option", ["falcon-7b", "phi-3-mini", "mixtral-8x7b"])
+NEURONS = {"falcon-7b": 18176, "phi-3-mini": 8192, "mixtral-8x7b": 114688}
+
+
+@pytest.mark.parametrize("option", NEURONS)
 def test_a_plan_of_a_family_is_made_without_the_hub(compose, option):
     found = plan_of(compose("train", f"model={option}"))
     assert found["layers"] == 32
-    assert (
-        found["units"]["neuron"] == {"falcon-7b": 18176, "phi-3-mini": 8192, "mixtral-8x7b": 114688}[option]
-    )
+    assert found["units"]["neuron"] == NEURONS[option]
     # of 47 billion weights a token meets 13 billion
     a_token = found["forward_flops"] / found["tokens"] / 2e9
     assert {"falcon-7b": 6, "phi-3-mini": 3, "mixtral-8x7b": 12}[option] < a_token < 14
