@@ -12,12 +12,13 @@ from shadow.batches import Batch, Loss
 from shadow.masked import DecidedAt, Fill, sparse
 from shadow.predictors import Scorer
 from shadow.scores import row_losses
-from shadow.sites import find_sites
+from shadow.sites import find_sites, structure_of
 from shadow.sparsity import SparsityPolicy, Unit
 
 
 class Cost(NamedTuple):
-    """Of so many units less of one kind in one layer: nats a token, beside the dense model."""
+    """Of so many units less of one kind in one layer, or groups of heads, or neurons of each expert: nats a
+    token, beside the dense model."""
 
     removed: int
     loss: float
@@ -49,7 +50,11 @@ def learn(
     Takes a pass over the batches for each layer, kind and level that is tried, and one for the dense model.
     What layers cost together is taken for the sum of what they cost alone.
     """
-    units_of = {(site.layer, site.kind): site.units for site in find_sites(model)}
+    structure = structure_of(model)
+    units_of = {
+        (site.layer, site.kind): policy.compared(site.kind, site.units, structure)
+        for site in find_sites(model)
+    }
     groups = {unit: units for unit, units in units_of.items() if policy.prunes(unit)}
     layers = {layer for layer, _ in units_of}
     tried = [

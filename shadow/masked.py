@@ -12,7 +12,17 @@ from transformers import PreTrainedModel
 from shadow.batches import Batch, logits_of
 from shadow.errors import UserError
 from shadow.predictors import DenseFed, Looks, Predicted, Scorer, Shape
-from shadow.sites import Kind, Site, count_units, find_layers, find_sites, listen, visit, width_of
+from shadow.sites import (
+    Kind,
+    Site,
+    count_units,
+    find_layers,
+    find_sites,
+    listen,
+    structure_of,
+    visit,
+    width_of,
+)
 from shadow.sparsity import Plan, SparsityPolicy, Unit
 
 DecidedAt = Literal["token", "prompt", "sequence"]
@@ -68,6 +78,7 @@ class SparseRun:
             check_fill(model, policy, fill)
         self.model, self.scorer, self.policy, self.decided_at = model, scorer, policy, decided_at
         self.fill, self.hear = fill, hear
+        self.structure = structure_of(model)
         self.plan: Plan = {}
         self.kept: Counter[Unit] = Counter()
         self.total: Counter[Unit] = Counter()
@@ -76,7 +87,7 @@ class SparseRun:
         self._pool: Tensor | None = None
         self._looking = self._going_on = False
         if not scorer.taps:
-            self.plan = policy.plan(scorer.at(0, torch.zeros(0), None))
+            self.plan = policy.plan(scorer.at(0, torch.zeros(0), None), self.structure)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
@@ -123,7 +134,7 @@ class SparseRun:
         scores = self.scorer.at(tap, state, self._pool)
         if self.hear is not None:
             self.hear(tap, scores)
-        self.plan |= self.policy.plan(scores)
+        self.plan |= self.policy.plan(scores, self.structure)
 
     def keep(self, unit: Unit, units: int) -> Tensor | None:
         """What stays of so many units of a kind: bool [U] or [B, 1 or T, U], or None: all. Counted."""
@@ -225,7 +236,7 @@ def dropping(model: PreTrainedModel, run: SparseRun) -> Iterator[None]:
 
 def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt) -> None:
     """Refuse what cannot work, before anything runs."""
-    layers = len(find_layers(model))
+    layers, experts = len(find_layers(model)), structure_of(model).experts
     if decided_at not in ("token", "prompt", "sequence"):
         raise UserError(f"sparsity.decided_at must be token, prompt or sequence, got {decided_at!r}")
     net = net_of(scorer)
@@ -234,6 +245,11 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
     if any(not 0 <= layer < layers for layer in policy.dense_layers):
         raise UserError(
             f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"
+        )
+    if policy.level > 0 and "neuron" in policy.kinds and policy.scope != "layer" and experts > 1:
+        raise UserError(
+            "neurons of experts are ranked within their expert, of which each loses the same share, and "
+            f"need sparsity.scope=layer, got {policy.scope}: use that, or sparsity.kinds=[head]"
         )
     if policy.scope == "threshold" and policy.level > 0 and not scorer.taps:
         raise UserError(
@@ -278,7 +294,12 @@ def check_fill(model: PreTrainedModel, policy: SparsityPolicy, fill: Fill) -> No
         unit = (site.layer, site.kind)
         if not policy.prunes(unit):
             continue
-        asked, found = (site.units, site.module.in_features // site.units), fill.get(unit)
+        if site.experts > 1:
+            raise UserError(
+                "the neurons of experts have no mean to stand in for them, as calibration counts tokens that "
+                "were sent elsewhere: use sparsity.fill=zero, or sparsity.kinds=[head]"
+            )
+        asked, found = (site.units, site.width), fill.get(unit)
         if found is None or tuple(found.shape) != asked:
             has = "nothing" if found is None else f"values of shape {tuple(found.shape)}"
             raise UserError(

@@ -165,7 +165,7 @@ def random_opt(
         bos_token_id=0,
         eos_token_id=0,
     )
-    return LM(_random_weights(config, seed, dtype), tokenizer)
+    return LM(random_weights(config, seed, dtype), tokenizer)
 
 
 def random_llama(
@@ -193,10 +193,10 @@ def random_llama(
         bos_token_id=0,
         eos_token_id=0,
     )
-    return LM(_random_weights(config, seed, dtype), tokenizer)
+    return LM(random_weights(config, seed, dtype), tokenizer)
 
 
-def _random_weights(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+def random_weights(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
     config.initializer_range = 0.2  # the usual 0.02 makes so small a model nearly linear, every unit alike
     with torch.random.fork_rng():
         torch.manual_seed(seed)

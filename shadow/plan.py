@@ -55,7 +55,7 @@ def criterion_bytes(model: PreTrainedModel, criterion: str, stored: Stored, top:
 
 def mean_bytes(model: PreTrainedModel) -> float:
     """Of the means of activations: once for a store."""
-    return 4.0 * sum(site.module.in_features for site in find_sites(model))
+    return 4.0 * sum(site.units * site.width for site in find_sites(model))
 
 
 def forward_flops(model: PreTrainedModel, tokens: int) -> float:
@@ -64,7 +64,16 @@ def forward_flops(model: PreTrainedModel, tokens: int) -> float:
     The backward to the activations alone takes as many again in the linear layers, and twice in attention.
     """
     weights = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
-    return 2.0 * weights * tokens + attention_flops(model, tokens)
+    return 2.0 * (weights + expert_weights(model)) * tokens + attention_flops(model, tokens)
+
+
+def expert_weights(model: PreTrainedModel) -> float:
+    """Of the experts that one token is sent to, over all layers."""
+    experts = [site for site in find_sites(model) if site.experts > 1]
+    if not experts:
+        return 0.0
+    chosen = model.config.get_text_config().num_experts_per_tok
+    return sum(chosen / s.experts * sum(w.numel() for w in s.reader.parameters()) for s in experts)
 
 
 def attention_flops(model: PreTrainedModel, tokens: int) -> float:

@@ -92,6 +92,8 @@ class _Pass:
         self.model, self.batch, self.receive, self.loss, self.scale = model, batch, receive, loss, scale
         self.means = means
         self.sites = find_sites(model)
+        if any(site.experts > 1 for site in self.sites):
+            require_seen(criteria)
         self.random = known.RANDOM in criteria
         self.weight_forms = [name for name in criteria if name in WEIGHT_FORMS]
         self.by_need: dict[Need, list[str]] = defaultdict(list)
@@ -179,7 +181,8 @@ class _Pass:
         if self.by_need["pre-activation"] and site.kind == "neuron":
 
             def before(projection: nn.Linear, x: Tensor, y: Tensor) -> None:
-                self.deliver("pre-activation", site, self.unflatten(y.detach())[..., None], None)
+                first = self.unflatten(y.detach())[..., : site.units]  # of a gate and more in one, the gate
+                self.deliver("pre-activation", site, first[..., None], None)
 
             stack.enter_context(overhear(site.writers[:1], before))
         if self.weight_forms:
@@ -207,8 +210,9 @@ class _Pass:
         given, wanted = self.unflatten(x).float(), self.unflatten(grad).float() / self.scale
         _require_finite(wanted)
         weight = projection.weight.detach().float()
-        if site.kind == "neuron":
-            return WeightRead(wanted[..., None], given, weight[:, None])
+        if site.kind == "neuron":  # a row each, or two where a gate and more are written in one
+            own = wanted.unflatten(-1, (-1, site.units)).transpose(-1, -2)
+            return WeightRead(own, given, weight.unflatten(0, (-1, site.units)).transpose(0, 1))
         return WeightRead(
             given.unflatten(-1, (site.units, -1)), wanted, weight.T.unflatten(0, (site.units, -1))
         )
@@ -216,6 +220,17 @@ class _Pass:
     def unflatten(self, values: Tensor) -> Tensor:
         """[..., E] -> [B, T, E]: OPT flattens [B, T] before its FFN."""
         return values.view(*self.batch.ids.shape, values.shape[-1])
+
+
+def require_seen(criteria: Sequence[str]) -> None:
+    """Refuse, of a model with experts, what is not seen of their neurons."""
+    unseen = {*WEIGHT_FORMS, *DEVIATIONS, "l2_norm_pre"} & set(criteria)
+    if unseen:
+        raise UserError(
+            f"criterion={', '.join(sorted(unseen))} is not known of the neurons of experts, which are seen "
+            "where they are read, at the tokens that were sent there: use l2_norm, griffin, plainact, "
+            "snip, grad_norm or fisher"
+        )
 
 
 def _require_finite(values: Tensor) -> None:

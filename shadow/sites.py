@@ -1,15 +1,16 @@
-"""Where the units of a model are visible: the only module that knows module paths or hooks."""
+"""Where the units of a model are visible: with `experts` the only module that knows paths or hooks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shadow.errors import UserError
+from shadow.experts import count_experts, expert_columns, expert_width, experts_at, visit_experts
 
 Kind = Literal["head", "neuron"]
 KINDS: tuple[Kind, ...] = ("head", "neuron")
@@ -17,56 +18,126 @@ Source = Literal["state", "context"]  # what a predictor reads
 
 
 class Layout(NamedTuple):
-    """Module paths of a model family: the stack of layers, and in a layer the projections that read units.
+    """Module paths of a model family: the stack of layers, and in a layer what reads units.
 
-    norm: what stands between attention and the projections that write the neurons, `writes`; of these the
-    first one's output meets the non-linearity.
+    neuron: a projection, or experts whose weights lie in one parameter.
+    writes: the projections that write the neurons; the first one's output, or its first half where it writes
+    a gate and more in one, meets the non-linearity. Experts have none of their own.
+    norm: what the projections that write neurons read; of several names the first that a layer has.
     """
 
     stack: str
     head: str
     neuron: str
     writes: tuple[str, ...]
-    norm: str
+    norm: tuple[str, ...]
     nonlinearity: str
 
 
+OPT = Layout(
+    "model.decoder.layers", "self_attn.out_proj", "fc2", ("fc1",), ("final_layer_norm",), "activation_fn"
+)
+LLAMA = Layout(
+    "model.layers",
+    "self_attn.o_proj",
+    "mlp.down_proj",
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("post_attention_layernorm",),
+    "mlp.act_fn",
+)
+GEMMA = LLAMA._replace(norm=("pre_feedforward_layernorm",))
+EXPERTS = LLAMA._replace(neuron="mlp.experts", writes=(), nonlinearity="mlp.experts.act_fn")
+
 LAYOUTS = {
-    "opt": Layout(
-        "model.decoder.layers", "self_attn.out_proj", "fc2", ("fc1",), "final_layer_norm", "activation_fn"
+    "opt": OPT,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+    "gemma3": GEMMA._replace(stack="model.language_model.layers"),  # of its language model alone
+    "phi3": LLAMA._replace(writes=("mlp.gate_up_proj",), nonlinearity="mlp.activation_fn"),
+    "gpt_neox": Layout(
+        "gpt_neox.layers",
+        "attention.dense",
+        "mlp.dense_4h_to_h",
+        ("mlp.dense_h_to_4h",),
+        ("post_attention_layernorm",),
+        "mlp.act",
     ),
-    "llama": Layout(
-        "model.layers",
-        "self_attn.o_proj",
-        "mlp.down_proj",
-        ("mlp.gate_proj", "mlp.up_proj"),
-        "post_attention_layernorm",
-        "mlp.act_fn",
+    "falcon": Layout(
+        "transformer.h",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+        ("mlp.dense_h_to_4h",),
+        ("ln_mlp", "post_attention_layernorm", "input_layernorm"),  # of 40b, of rw-1b, of 7b
+        "mlp.act",
     ),
+    "mixtral": EXPERTS,
+    "qwen3_moe": EXPERTS,
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """The units of one kind in one layer, seen at the input of the projection that reads them.
+    """The units of one kind in one layer, seen at the input of what reads them.
 
     Grouped-query attention needs nothing extra: at the output projection heads are query heads.
-    writers: the projections that write neurons, row by row; none for heads.
+    reader: the projection, or experts that read their neurons from one parameter.
+    writers: the projections that write neurons, row by row, those of a gate first; none for heads, and none
+    for experts.
     """
 
     layer: int
     kind: Kind
-    module: nn.Linear
+    reader: nn.Module
     units: int
     writers: tuple[nn.Linear, ...] = ()
 
+    @property
+    def module(self) -> nn.Linear:
+        """The projection that reads the units."""
+        assert isinstance(self.reader, nn.Linear), "experts read their units from one parameter"
+        return self.reader
+
+    @property
+    def experts(self) -> int:
+        """How many experts the units belong to, in equal parts; 1 where there are none."""
+        return 1 if isinstance(self.reader, nn.Linear) else count_experts(self.reader)
+
+    @property
+    def width(self) -> int:
+        """D: numbers in a unit."""
+        return self.reader.in_features // self.units if isinstance(self.reader, nn.Linear) else 1
+
+    def columns(self) -> Tensor:
+        """-> [E, U, D]: the weights by which each unit is read."""
+        if isinstance(self.reader, nn.Linear):
+            return self.reader.weight.detach().unflatten(1, (self.units, -1))
+        return expert_columns(self.reader)
+
+
+class Structure(NamedTuple):
+    """What units of a layer have to do with each other, beside their scores.
+
+    group: query heads that share a key-value head; experts: of which each has as many of the neurons.
+    """
+
+    group: int = 1
+    experts: int = 1
+
 
 class NeuronPath(NamedTuple):
-    """How neurons come about from x = norm(stream): nonlinearity(first(x)), times second(x) if any."""
+    """How neurons come about from x = norm(stream): nonlinearity(first(x)), times second(x) if any.
+
+    A writer of twice as many rows as there are neurons is both: first the gate's rows.
+    """
 
     norm: nn.Module
     writers: tuple[nn.Linear, ...]
     nonlinearity: nn.Module
+    neurons: int
 
 
 def require_layout(model_type: str) -> Layout:
@@ -87,13 +158,31 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
 def find_sites(model: PreTrainedModel) -> list[Site]:
     """Every site of the model in forward order: layer 0's heads, layer 0's neurons, layer 1's heads, ..."""
     layout = require_layout(model.config.model_type)
+    heads = model.config.get_text_config().num_attention_heads
     sites = []
     for index, layer in enumerate(find_layers(model)):
-        reads_heads, reads_neurons = linear_at(layer, layout.head), linear_at(layer, layout.neuron)
-        writers = tuple(linear_at(layer, path) for path in layout.writes)
-        sites.append(Site(index, "head", reads_heads, model.config.num_attention_heads))
-        sites.append(Site(index, "neuron", reads_neurons, reads_neurons.in_features, writers))
+        sites.append(Site(index, "head", linear_at(layer, layout.head), heads))
+        if layout.writes:
+            reads = linear_at(layer, layout.neuron)
+            writers = tuple(linear_at(layer, path) for path in layout.writes)
+            sites.append(Site(index, "neuron", reads, reads.in_features, writers))
+        else:
+            experts = experts_at(layer, layout.neuron, index)
+            sites.append(Site(index, "neuron", experts, count_experts(experts) * expert_width(experts)))
     return sites
+
+
+def structure_of(model: PreTrainedModel) -> Structure:
+    config = model.config.get_text_config()
+    experts = max(site.experts for site in find_sites(model))
+    return Structure(config.num_attention_heads // key_value_heads(config), experts)
+
+
+def key_value_heads(config: PretrainedConfig) -> int:
+    if config.model_type == "falcon":
+        several = config.new_decoder_architecture or not config.multi_query
+        return config.num_kv_heads if several else 1
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def find_neuron_paths(model: PreTrainedModel) -> list[NeuronPath]:
@@ -103,14 +192,20 @@ def find_neuron_paths(model: PreTrainedModel) -> list[NeuronPath]:
         raise UserError(
             "what neurons read is not the norm that shadow.sites.LAYOUTS names: this model norms after"
         )
-    return [
-        NeuronPath(
-            layer.get_submodule(layout.norm),
-            tuple(linear_at(layer, path) for path in layout.writes),
-            layer.get_submodule(layout.nonlinearity),
+    if not layout.writes:
+        raise UserError(
+            f"the neurons of {model.config.model_type} are those of experts, which no projection of their "
+            "own writes: use another scorer than svd"
         )
-        for layer in find_layers(model)
-    ]
+    paths = []
+    for layer in find_layers(model):
+        norm = next(name for name in layout.norm if hasattr(layer, name))
+        writers = tuple(linear_at(layer, path) for path in layout.writes)
+        neurons = linear_at(layer, layout.neuron).in_features
+        paths.append(
+            NeuronPath(layer.get_submodule(norm), writers, layer.get_submodule(layout.nonlinearity), neurons)
+        )
+    return paths
 
 
 def linear_at(owner: nn.Module, path: str) -> nn.Linear:
@@ -139,8 +234,7 @@ def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
     """
     found: dict[Kind, list[Tensor]] = {}
     for site in sites:
-        columns = site.module.weight.detach().float().cpu().unflatten(1, (site.units, -1))
-        found.setdefault(site.kind, []).append(columns.square().sum((0, 2)).sqrt())
+        found.setdefault(site.kind, []).append(site.columns().float().cpu().square().sum((0, 2)).sqrt())
     return {kind: torch.stack(of_layers) for kind, of_layers in found.items()}
 
 
@@ -149,6 +243,7 @@ def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) ->
     """Call fn(site, x), x: [B, T, U, D], as each site is reached; what fn returns, if anything, replaces x.
 
     The projection reads the very tensor that fn saw, or its replacement, so x stands in the autograd graph.
+    Neurons of experts are 0 where a token is not sent to the expert; what replaces them there is not read.
     Expects `sites` to hold each visited layer's head site, or an FFN that keeps [B, T] apart.
     """
     lead: list[int] = []
@@ -167,14 +262,21 @@ def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) ->
 
         return hook
 
-    handles = []
-    try:
+    def see_experts(site: Site) -> Callable[[Tensor], Tensor]:
+        def see(x: Tensor) -> Tensor:
+            units = x.view(*lead, site.units, 1)
+            seen = fn(site, units)
+            return (units if seen is None else seen).view(x.shape)
+
+        return see
+
+    with ExitStack() as stack:
         for site in sites:
-            handles.append(site.module.register_forward_pre_hook(hook_of(site)))
+            if isinstance(site.reader, nn.Linear):
+                stack.callback(site.reader.register_forward_pre_hook(hook_of(site)).remove)
+            else:
+                stack.enter_context(visit_experts(site.reader, see_experts(site)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -220,7 +322,9 @@ def watch(model: PreTrainedModel, layers: Sequence[int], fn: Callable[[int, Tens
 
 def width_of(model: PreTrainedModel, source: Source) -> int:
     """Of what `listen` gives."""
-    return model.config.hidden_size if source == "state" else find_sites(model)[0].module.in_features
+    if source == "state":
+        return model.config.get_text_config().hidden_size
+    return find_sites(model)[0].module.in_features
 
 
 @contextmanager

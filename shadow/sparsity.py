@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from shadow.errors import UserError
-from shadow.sites import KINDS, Kind
+from shadow.sites import KINDS, Kind, Structure
 
 Scope = Literal["layer", "global", "threshold"]
+HeadUnit = Literal["query", "group"]
+ALONE = Structure()  # every unit for itself
 Unit = tuple[int, Kind]  # the units of one kind in one layer
 Plan = dict[Unit, Tensor]  # bool [..., U], True where the unit stays; what is not in the plan stays whole
 
@@ -23,10 +25,15 @@ class SparsityPolicy:
     level: share of units removed, in [0, 1), of each kind in `kinds`, in the layers not in `dense_layers`.
     scope: `layer` removes that share in every layer; `global` ranks the units of a kind over all layers;
     `threshold` removes what scores no more than `thresholds` say: more at one token than at another.
-    min_units: units of a kind that stay in every layer, whatever their scores.
+    min_units: units of a kind that stay in every layer, whatever their scores; of head groups, groups, and of
+    neurons of experts, in every expert.
     levels: of single layers and kinds, each in place of `level`.
     thresholds: of each layer and kind that is pruned, for scope `threshold` alone: `shadow.thresholds` learns
     those that remove `level` on average.
+    head_unit: `query` heads stay or go one by one; with `group` those that share a key-value head do so
+    together, and a group's score is the mean of what the scorer says of its heads (a predictor: log scores).
+
+    Neurons of experts are ranked within their expert: whichever is chosen, the same share of it goes.
     """
 
     level: float
@@ -36,6 +43,7 @@ class SparsityPolicy:
     kinds: Sequence[Kind] = KINDS
     levels: Mapping[Unit, float] | None = None
     thresholds: Mapping[Unit, float] | None = None
+    head_unit: HeadUnit = "query"
 
     def __post_init__(self) -> None:
         if isinstance(self.level, bool) or not isinstance(self.level, int | float) or not 0 <= self.level < 1:
@@ -50,6 +58,10 @@ class SparsityPolicy:
             )
         if not set(self.kinds) <= set(KINDS) or not self.kinds:
             raise UserError(f"sparsity.kinds must name some of {list(KINDS)}, got {list(self.kinds)}")
+        if self.head_unit not in get_args(HeadUnit):
+            raise UserError(
+                f"sparsity.head_unit must be one of {list(get_args(HeadUnit))}, got {self.head_unit!r}"
+            )
         if self.levels is not None and self.scope != "layer":
             raise UserError(f"levels of single layers need sparsity.scope=layer, got {self.scope}")
         if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
@@ -76,9 +88,42 @@ class SparsityPolicy:
         """How many of so many units of a kind a layer loses at this level."""
         return units - max(kept(units, level), min(self.min_units, units))
 
-    def plan(self, scores: Mapping[Unit, Tensor]) -> Plan:
-        """scores: [..., U] of layers and kinds, higher stays longer -> the plan of those that are pruned."""
-        pruned = {unit: values for unit, values in scores.items() if self.prunes(unit)}
+    def grouped(self, kind: Kind, structure: Structure) -> int:
+        """How many units of this kind stay or go together."""
+        return structure.group if kind == "head" and self.head_unit == "group" else 1
+
+    def ranked(self, kind: Kind, scores: Tensor, structure: Structure) -> Tensor:
+        """scores: [..., U] -> of what is compared: heads, or groups [..., G]; of experts [..., X, F]."""
+        if kind == "neuron":
+            return scores.unflatten(-1, (structure.experts, -1)) if structure.experts > 1 else scores
+        size = self.grouped(kind, structure)
+        return scores.unflatten(-1, (-1, size)).mean(-1) if size > 1 else scores
+
+    def compared(self, kind: Kind, units: int, structure: Structure) -> int:
+        """How many are ranked together of so many units in a layer."""
+        parts = structure.experts if kind == "neuron" else self.grouped(kind, structure)
+        return units // parts
+
+    def plan(self, scores: Mapping[Unit, Tensor], structure: Structure = ALONE) -> Plan:
+        """scores: [..., U] of layers and kinds, higher stays longer -> the plan of those that are pruned.
+
+        structure: of the model, for groups of heads and for experts.
+        """
+        pruned = {
+            unit: self.ranked(unit[1], values, structure)
+            for unit, values in scores.items()
+            if self.prunes(unit)
+        }
+        plan = self._choose(pruned)
+        for (layer, kind), keep in plan.items():
+            if kind == "neuron" and structure.experts > 1:
+                plan[layer, kind] = keep.flatten(-2)
+            elif (size := self.grouped(kind, structure)) > 1:
+                plan[layer, kind] = keep.repeat_interleave(size, -1)
+        return plan
+
+    def _choose(self, pruned: Mapping[Unit, Tensor]) -> Plan:
+        """[..., U] of what is compared -> what of it stays."""
         if self.scope == "layer":
             return {
                 unit: keep_top(values, values.shape[-1] - self.gone(values.shape[-1], self.level_of(unit)))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from shadow.batches import Batch
 from shadow.masked import DecidedAt, Fill, check, sparse
 from shadow.predictors import Scorer
-from shadow.sites import find_layers
+from shadow.sites import find_layers, structure_of
 from shadow.sparsity import SparsityPolicy, Unit, kept
 
 
@@ -33,12 +33,13 @@ def learn(
     """
     check(model, scorer, policy, decided_at)
     found: dict[Unit, float] = {}
+    structure = structure_of(model)
     for tap in tqdm(scorer.taps, desc="thresholds", leave=False):
         unknown = set(range(len(find_layers(model)))) - {layer for layer, _ in found}
         so_far = replace(policy, thresholds=found, dense_layers=sorted(unknown))
         for unit, scores in scores_at(tap, model, scorer, so_far, decided_at, fill, batches).items():
             if policy.prunes(unit):
-                found[unit] = threshold(scores, policy)
+                found[unit] = threshold(policy.ranked(unit[1], scores, structure), policy)
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
@@ -74,11 +74,21 @@ class LowRank(NamedTuple):
         return linear(linear(x, self.down), self.up, self.bias)
 
 
-def truncated(projection: nn.Linear, rank: int) -> LowRank:
-    """U_r S_r V_r' of the singular value decomposition of its weight, the best approximation of this rank."""
-    u, s, v = torch.linalg.svd(projection.weight.detach().float(), full_matrices=False)
-    bias = None if projection.bias is None else projection.bias.detach().float()
+def truncated(weight: Tensor, bias: Tensor | None, rank: int) -> LowRank:
+    """U_r S_r V_r' of the singular value decomposition of a weight, the best approximation of this rank."""
+    u, s, v = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+    bias = None if bias is None else bias.detach().float()
     return LowRank(s[:rank, None] * v[:rank], u[:, :rank].contiguous(), bias)
+
+
+def copies_of(path: NeuronPath, rank: int) -> list[LowRank]:
+    """Of the gate and of what else is written, one each, also where one projection writes both."""
+    found = []
+    for writer in path.writers:
+        weights = writer.weight.split(path.neurons)
+        biases = [None] * len(weights) if writer.bias is None else writer.bias.split(path.neurons)
+        found += [truncated(weight, bias, rank) for weight, bias in zip(weights, biases)]
+    return found
 
 
 class LowRankCopy:
@@ -96,9 +106,7 @@ class LowRankCopy:
         self.taps = range(1, len(paths))
         self.heads = dict(heads)
         self.paths: dict[int, NeuronPath] = {layer: paths[layer] for layer in self.taps}
-        self.copies = {
-            layer: [truncated(writer, rank) for writer in path.writers] for layer, path in self.paths.items()
-        }
+        self.copies = {layer: copies_of(path, rank) for layer, path in self.paths.items()}
 
     @property
     def parameters(self) -> int:

@@ -10,10 +10,7 @@ def drawn_means(lm):
     """Means such as a store keeps, but drawn: [U, D] of each layer and kind."""
     draw = torch.Generator().manual_seed(5)
     return {
-        (site.layer, site.kind): torch.randn(
-            site.units, site.module.in_features // site.units, generator=draw
-        )
-        * 0.3
+        (site.layer, site.kind): torch.randn(site.units, site.width, generator=draw) * 0.3
         for site in find_sites(lm.model)
     }
 

@@ -13,7 +13,7 @@ from shadow.errors import UserError
 from shadow.fast.storage import Rows, Storage, allocate, dot, put
 from shadow.fast.team import meet, share
 from shadow.predictors import Predicted, Tap
-from shadow.sites import KINDS, Kind, find_layers, find_sites
+from shadow.sites import KINDS, Kind, find_layers, find_sites, structure_of
 from shadow.sparsity import SparsityPolicy
 
 HEADS, NEURONS = 0, 1  # the order of KINDS
@@ -163,6 +163,11 @@ def rule_of(model: PreTrainedModel, policy: SparsityPolicy) -> Rule:
         raise UserError(
             "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got global: "
             "use executor=masked, or decided_at=prompt"
+        )
+    if policy.head_unit == "group" and policy.level > 0 and structure_of(model).group > 1:
+        raise UserError(
+            "executor=gathered chooses query heads one by one where each token decides and needs "
+            "sparsity.head_unit=query, got group: use executor=masked, or decided_at=prompt"
         )
     rule = no_rule(len(find_layers(model)))
     for site in find_sites(model):

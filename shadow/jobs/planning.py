@@ -17,7 +17,7 @@ from shadow.jobs.settings import (
     trace_taps,
 )
 from shadow.models import require_folder
-from shadow.sites import count_units, find_layers, find_sites
+from shadow.sites import count_units, find_layers, find_sites, width_of
 
 
 def shape_of(cfg: DictConfig) -> PretrainedConfig:
@@ -43,7 +43,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     sampled = windows * min(settings.tokens_per_window, tokens)
     shards = -(-windows // settings.shard_windows)
     taps = trace_taps(cfg, layers)
-    stored = {"features": plan.feature_bytes(len(taps), model.config.hidden_size)} | {
+    stored = {"features": plan.feature_bytes(len(taps), width_of(model, "state"))} | {
         name: plan.criterion_bytes(model, name, settings.dtype, settings.top) for name in asked_criteria(cfg)
     }
     stored_bytes = {part: size.of(windows, sampled, shards) for part, size in stored.items()}

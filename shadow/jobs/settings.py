@@ -366,6 +366,8 @@ def scorer_settings(cfg: DictConfig) -> dict[str, Any]:
     }
     if not learns_budgets(cfg):
         del settings["sparsity"]["budget_windows"]
+    if cfg.sparsity.head_unit == "query":
+        del settings["sparsity"]["head_unit"]
     if cfg.predictor.name in NETS:
         settings["predictor"] = predictor_settings(cfg)
         settings["dense_fed"] = cfg.measure.dense_fed

@@ -60,7 +60,8 @@ from shadow.models import LM
 from shadow.predictor_module import Descent, PredictorModule, TraceData
 from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
-from shadow.sites import KINDS, column_norms, count_units, find_layers, find_sites, width_of
+from shadow.scores import require_seen
+from shadow.sites import KINDS, column_norms, count_units, find_layers, find_sites, structure_of, width_of
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.traces import Traces
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -106,6 +107,8 @@ def require_weights(folder: Path, recorded: str, lm: LM) -> None:
 
 def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     """The store of these settings; what is missing or damaged in it is collected."""
+    if structure_of(lm.model).experts > 1:
+        require_seen(asked_criteria(cfg))  # before the means are collected
     means = get_means(cfg, lm) if set(asked_criteria(cfg)) & set(BESIDE_MEANS) else None
     collector = CriterionCollector(lm.model, keeping_of(cfg, lm), means)
     folder = traces_folder(cfg)
@@ -248,7 +251,7 @@ def collect(
     facts = {
         "taps": list(collector.keeping.taps),
         "layers": len(find_layers(lm.model)),
-        "width": lm.model.config.hidden_size,
+        "width": width_of(lm.model, "state"),
         "units": count_units(find_sites(lm.model)),
         "parameters": lm.model.num_parameters(),
         "weights": digest(lm.model),

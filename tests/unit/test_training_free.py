@@ -260,7 +260,7 @@ def test_at_a_lower_rank_the_weights_are_their_truncated_svd(lm, batch, rank):
 def test_a_bias_is_the_projections_own(tiny_opt):
     fc1 = layers_of(tiny_opt.model)[1].fc1
     fc1.bias.copy_(torch.arange(64.0))
-    assert torch.equal(truncated(fc1, 3)(torch.zeros(1, 32)), torch.arange(64.0)[None])
+    assert torch.equal(truncated(fc1.weight, fc1.bias, 3)(torch.zeros(1, 32)), torch.arange(64.0)[None])
 
 
 @pytest.mark.parametrize(("family", "projections"), [("opt", 1), ("llama", 2)])
