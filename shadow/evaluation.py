@@ -3,21 +3,16 @@
 import logging
 import math
 import statistics
-from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from lm_eval import evaluate
-from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 from tqdm import tqdm
 
-from shadow.batches import IGNORED, Batch, Example, batched
-from shadow.criteria import needs_gradient
+from shadow.batches import IGNORED, Example, batched
+from shadow.harness import SparseHFLM
 from shadow.masked import Run
 from shadow.models import LM
-from shadow.predictors import Oracle
 from shadow.scores import token_losses
 from shadow.tasks import load_tasks, require_tasks, task_specs
 from shadow.texts import Question
@@ -78,60 +73,6 @@ def choice_accuracy(run: Run, questions: Sequence[Question], batch_size: int) ->
     share = sum(right) / len(right)
     stderr = math.sqrt(share * (1 - share) / max(len(right) - 1, 1))
     return {"choices/acc": Metric(share, stderr, [float(one) for one in right])}
-
-
-class SparseHFLM(HFLM):
-    """lm-eval's own `hf` model; its forward passes go through a `SparseRun` that knows where prompts end."""
-
-    def __init__(self, run: Run, lm: LM, batch_size: int) -> None:
-        # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
-        shared = not (isinstance(run.scorer, Oracle) and needs_gradient(run.scorer.criterion))
-        super().__init__(
-            pretrained=lm.model,
-            tokenizer=lm.tokenizer,
-            batch_size=batch_size,
-            logits_cache=shared,
-        )
-        self.run = run
-        self._requests: dict[tuple[int, ...], deque[tuple[int, list[int]]]] = {}
-
-    def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[tuple[str, str], list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
-    ) -> list[tuple[float, bool]]:
-        found = defaultdict(list)
-        for _, context, continuation in requests:
-            ids = (context + continuation)[-(self.max_length + 1) :]
-            found[tuple(ids[:-1])].append((ids[-1], len(ids) - len(continuation), continuation))
-        # lm-eval runs requests that share an input by their last token
-        self._requests = {ids: deque((p, c) for _, p, c in sorted(same)) for ids, same in found.items()}
-        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-
-    def _model_call(
-        self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
-    ) -> Tensor:
-        lengths, prompts = [], []
-        targets = torch.full_like(inps, IGNORED)
-        for row, ids in enumerate(inps.tolist()):
-            length = self._unpadded(ids)
-            waiting = self._requests[tuple(ids[:length])]
-            prompt, answer = waiting.popleft() if len(waiting) > 1 else waiting[0]
-            targets[row, length - len(answer) : length] = torch.tensor(answer, device=inps.device)
-            lengths.append(length)
-            prompts.append(prompt)
-        batch = Batch(inps, torch.tensor(lengths), torch.tensor(prompts), targets)
-        return self.run.logits(batch)
-
-    def _unpadded(self, ids: list[int]) -> int:
-        """Length of the request in these ids: lm-eval pads with zeros and does not say how many."""
-        length = len(ids)
-        while tuple(ids[:length]) not in self._requests:
-            assert length > 1
-            assert ids[length - 1] == 0
-            length -= 1
-        return length
 
 
 def task_metrics(
