@@ -61,7 +61,9 @@ def main() -> None:
                 if turn:  # the first warms up
                     of_name.append(took)
         tokens = sum(len(context) + len(answer) - 1 for _, context, answer in requests)
-        print(f"{label}: {len(requests)} requests, {tokens} tokens, dense {statistics.median(seconds['dense']):.2f} s")
+        print(
+            f"{label}: {len(requests)} requests, {tokens} tokens, dense {statistics.median(seconds['dense']):.2f} s"
+        )
         for name in ("level 0", "masked"):
             ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["dense"], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)

@@ -4,30 +4,34 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from shadow.batches import IGNORED, Batch
+from shadow.batches import IGNORED, Batch, Example, collate
 from shadow.criteria import needs_gradient
 from shadow.errors import UserError
 from shadow.hub import load_predictor
-from shadow.masked import DecidedAt, Executor, KVPolicy, Run, Storage, sparse
+from shadow.masked import DecidedAt, Executor, KVPolicy, Run, SparseRun, Storage, sparse
 from shadow.models import LM
-from shadow.predictors import Fixed, Oracle, Scorer
+from shadow.predictors import Fixed, Looks, Oracle, Scorer
 from shadow.sites import KINDS, Kind, require_layout
 from shadow.sparsity import Scope, SparsityPolicy
+from shadow.training_free import PromptActivation
 
 log = logging.getLogger(__name__)
+
+BatchSize = int | Literal["auto"]
+AUTO_TOKENS = 2048  # of a batch on a CPU, padding included
 
 
 class SparseHFLM(HFLM):
     """lm-eval's own `hf` model; its forward passes go through a `SparseRun` that knows where prompts end."""
 
-    def __init__(self, run: Run, lm: LM, batch_size: int) -> None:
+    def __init__(self, run: Run, lm: LM, batch_size: BatchSize) -> None:
         # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
         shared = not (isinstance(run.scorer, Oracle) and needs_gradient(run.scorer.criterion))
         super().__init__(
@@ -41,6 +45,7 @@ class SparseHFLM(HFLM):
     def _go_through(self, run: Run) -> None:
         self.run = run
         self._requests: dict[tuple[int, ...], deque[tuple[int, list[int]]]] = {}
+        self._longest = 1  # tokens of a request that batch_size=auto is to fit
 
     def _loglikelihood_tokens(
         self,
@@ -61,6 +66,8 @@ class SparseHFLM(HFLM):
     ) -> Tensor:
         lengths, prompts = [], []
         targets = torch.full_like(inps, IGNORED)
+        if not self._requests:  # lm-eval tries how many rows fit: these are no one's
+            return HFLM._model_call(self, inps)
         for row, ids in enumerate(inps.tolist()):
             length = self._unpadded(ids)
             waiting = self._requests[tuple(ids[:length])]
@@ -71,6 +78,40 @@ class SparseHFLM(HFLM):
         batch = Batch(inps, torch.tensor(lengths), torch.tensor(prompts), targets)
         return self.run.logits(batch)
 
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: Any) -> Tensor:
+        """Through `generate`, whose calls the run sees: each token decides anew, or the prompt once."""
+        run, scorer = self.run, self.run.scorer
+        if isinstance(scorer, Looks) and isinstance(run, SparseRun) and run.policy.level > 0:
+            if not isinstance(scorer, PromptActivation):
+                raise UserError(
+                    "tasks that generate have no answer that an oracle, or a dense-fed predictor, could see "
+                    "first: use a predictor, static, random or prompt_activation"
+                )
+            real = generation["attention_mask"].bool()
+            run.look(
+                collate([Example(ids[here].tolist(), int(here.sum())) for ids, here in zip(context, real)])
+            )
+        return super()._model_generate(context, max_length, stop, **generation)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        check_rolling(self.run)
+        self._longest = max(len(self.tok_encode(one.args[0])) for one in requests)
+        return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        self._longest = max(len(self.tok_encode(one.args[0])) for one in requests)
+        return super().generate_until(requests, disable_tqdm)
+
+    def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
+        """For batch_size=auto. On a CPU, lm-eval's trials until memory is full end with all of its memory, and
+        larger batches are no faster: there, as many rows as hold AUTO_TOKENS at the longest request."""
+        if requests:
+            _, context, continuation = requests[pos]
+            self._longest = len(context) + len(continuation) - 1
+        if self.device.type == "cpu":
+            return rows_of(min(self._longest, self.max_length), self.max_batch_size)
+        return super()._detect_batch_size(requests, pos)
+
     def _unpadded(self, ids: list[int]) -> int:
         """Length of the request in these ids: lm-eval pads with zeros and does not say how many."""
         length = len(ids)
@@ -79,6 +120,21 @@ class SparseHFLM(HFLM):
             assert ids[length - 1] == 0
             length -= 1
         return length
+
+
+def rows_of(tokens: int, most: int = 64) -> int:
+    """Rows of so many tokens that make a batch of about AUTO_TOKENS."""
+    return max(1, min(most, AUTO_TOKENS // max(tokens, 1)))
+
+
+def check_rolling(run: Run) -> None:
+    """Text that is scored as a whole has no prompt that could decide."""
+    planner = getattr(run, "planner", run)
+    if planner.decided_at == "prompt" and planner.policy.level > 0 and run.scorer.taps:
+        raise UserError(
+            "sparsity.decided_at must be token or sequence for tasks that score whole documents, such as wikitext, "
+            "which have no prompt; got prompt"
+        )
 
 
 @register_model("shadow")

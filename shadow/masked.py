@@ -82,17 +82,21 @@ class SparseRun:
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
         batch = batch.to(self.model.device)
-        if isinstance(self.scorer, Looks) and self.policy.level > 0:
-            self._looking = True
-            try:
-                self.scorer.look(self.model, batch)
-            finally:
-                self._looking = False
+        self.look(batch)
         self._batch = batch
         try:
             return logits_of(self.model, batch)
         finally:
             self._batch = None
+
+    def look(self, batch: Batch) -> None:
+        """Show the sample to a scorer that must see it first; nothing is dropped or counted."""
+        if isinstance(self.scorer, Looks) and self.policy.level > 0:
+            self._looking = True
+            try:
+                self.scorer.look(self.model, batch.to(self.model.device))
+            finally:
+                self._looking = False
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
