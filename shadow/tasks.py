@@ -41,7 +41,7 @@ def local_files(folder: Path) -> dict[str, str]:
     if not found["train"].is_file() or not there:
         missing = found["validation"] if found["train"].is_file() else found["train"]
         raise UserError(
-            "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl (or test.jsonl); "
+            "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl, or test.jsonl; "
             f"missing: {missing}"
         )
     return {
@@ -98,15 +98,15 @@ def few_shot_examples(
 
 
 def check_shots(task: ConfigurableTask, num_fewshot: int) -> None:
-    """Refuse shots from the very split that is evaluated, to which lm-eval falls back without a train split."""
+    """Refuse shots from the split that is evaluated, to which lm-eval falls back without a train split."""
     config = task.config
     evaluated = config.test_split or config.validation_split
     shots = config.fewshot_split or config.training_split or config.validation_split or config.test_split
     given = config.fewshot_config and config.fewshot_config.get("samples") is not None
     if num_fewshot > 0 and shots == evaluated and not given:
         raise UserError(
-            f"measure.num_fewshot={num_fewshot}: the shots of {config.task} would come from its {shots} split, "
-            "which is evaluated: use measure.num_fewshot=0 for this task"
+            f"measure.num_fewshot={num_fewshot}: the shots of {config.task} would come from its {shots} "
+            "split, which is evaluated: use measure.num_fewshot=0 for this task"
         )
 
 

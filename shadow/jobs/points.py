@@ -39,6 +39,12 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 def check_measure(cfg: DictConfig) -> None:
     """Everything about the measure that can be refused before a model is loaded."""
     settings = cfg.measure
+    if settings.batch_size != "auto" and not (
+        isinstance(settings.batch_size, int) and settings.batch_size > 0
+    ):
+        raise UserError(
+            f"measure.batch_size must be a whole number of at least 1, or auto, got {settings.batch_size!r}"
+        )
     if not (settings.perplexity or settings.choices or settings.tasks or settings.quality):
         raise UserError("measure must ask for at least one of perplexity, choices, tasks and quality")
     if settings.perplexity or settings.choices or settings.quality:
@@ -236,7 +242,7 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
 
 
 def _quality(cfg: DictConfig, lm: LM) -> dict:
-    from shadow.evaluation import Metric
+    from shadow.evaluation import Metric, rows
     from shadow.quality import criterion_quality, sample_units
 
     settings = cfg.measure
@@ -252,7 +258,7 @@ def _quality(cfg: DictConfig, lm: LM) -> dict:
     per_layer: dict[Kind, int | None] = {"head": settings.quality_heads, "neuron": settings.quality_neurons}
     units = sample_units(lm.model, settings.quality_layers, per_layer, settings.seed)
     judged = criterion_quality(
-        lm.model, windows, judged_criteria(cfg), cfg.traces.loss, units, settings.batch_size
+        lm.model, windows, judged_criteria(cfg), cfg.traces.loss, units, rows(windows, settings.batch_size)
     )
     metrics = {}
     for name, found in judged.items():
