@@ -1,6 +1,6 @@
 """What evaluating the masked model costs beside evaluating the dense one: ratios of wall time, by turns.
 
-python benchmarks/masked_cost.py MODEL PREDICTOR [--level 0.5] [--decided-at token] [--rounds 15] [--threads 2]
+python benchmarks/masked_cost.py MODEL PREDICTOR [--level 0.5] [--decided-at token] [--rounds 15]
 MODEL: a folder or a hub id; PREDICTOR: a folder that train.py has finished, or its hub id. Writes nothing.
 """
 
@@ -62,7 +62,8 @@ def main() -> None:
                     of_name.append(took)
         tokens = sum(len(context) + len(answer) - 1 for _, context, answer in requests)
         print(
-            f"{label}: {len(requests)} requests, {tokens} tokens, dense {statistics.median(seconds['dense']):.2f} s"
+            f"{label}: {len(requests)} requests, {tokens} tokens, "
+            f"dense {statistics.median(seconds['dense']):.2f} s"
         )
         for name in ("level 0", "masked"):
             ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["dense"], strict=True)]

@@ -59,8 +59,8 @@ def rows(examples: Sequence[Example], batch_size: BatchSize) -> int:
 def weighted_perplexity(losses: Sequence[float], weights: Sequence[int]) -> Metric:
     """exp(sum of losses / sum of weights), over examples; losses in nats, weights in tokens, words or bytes.
 
-    The standard error is that of a ratio of sums (by the delta method): an example counts by its loss less what
-    its weight lets expect. So do the samples, and with them differences between two models.
+    The standard error is that of a ratio of sums (by the delta method): an example counts by its loss
+    less what its weight lets expect. So do the samples, and with them differences between two models.
     """
     return _exponential(weighted_mean(losses, weights))
 
@@ -153,7 +153,7 @@ def documents(logged: Sequence[dict], filtered: str) -> list[dict]:
 
 
 def _of_task(metric: str, value: float, stderr: object, logged: Sequence[dict]) -> Metric:
-    """lm-eval's value. Its standard error too, or of a weighted mean, for which it has none, that of a ratio."""
+    """lm-eval's value, and its standard error, or of a weighted mean, which has none there, that of a ratio."""
     found = [one.get(metric) for one in logged]
     if metric in WEIGHTED and all(isinstance(one, tuple | list) for one in found):
         ours = weighted_mean([-one[0] for one in found], [one[1] for one in found])
@@ -170,8 +170,8 @@ def _of_task(metric: str, value: float, stderr: object, logged: Sequence[dict]) 
 def token_perplexity(model: SparseHFLM, logged: Sequence[dict]) -> Metric:
     """exp(- log likelihood / tokens) of whole documents, which lm-eval does not tell.
 
-    The tokens are the model's own for the text that the task scores, each of which is scored once: of wikitext
-    that is the detokenised page. Values of models with different tokenizers do not compare.
+    The tokens are the model's own for the text that the task scores, each of which is scored once: of
+    wikitext that is the detokenised page. Values of models with different tokenizers do not compare.
     """
     losses = [-float(one["filtered_resps"][0]) for one in logged]
     return weighted_perplexity(losses, [len(model.tok_encode(one["arguments"][0][0])) for one in logged])

@@ -103,7 +103,7 @@ class SparseHFLM(HFLM):
         return super().generate_until(requests, disable_tqdm)
 
     def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
-        """For batch_size=auto. On a CPU, lm-eval's trials until memory is full end with all of its memory, and
+        """For batch_size=auto. On a CPU, lm-eval's trials until memory is full end with all of it, and
         larger batches are no faster: there, as many rows as hold AUTO_TOKENS at the longest request."""
         if requests:
             _, context, continuation = requests[pos]
@@ -132,8 +132,8 @@ def check_rolling(run: Run) -> None:
     planner = getattr(run, "planner", run)
     if planner.decided_at == "prompt" and planner.policy.level > 0 and run.scorer.taps:
         raise UserError(
-            "sparsity.decided_at must be token or sequence for tasks that score whole documents, such as wikitext, "
-            "which have no prompt; got prompt"
+            "sparsity.decided_at must be token or sequence for tasks that score whole documents, such as "
+            "wikitext, which have no prompt; got prompt"
         )
 
 
@@ -173,13 +173,13 @@ class ShadowLM(SparseHFLM):
             first, means = max(found.first, 1), found.means
         elif level != 0:
             raise UserError(
-                f"model_args: level={level} needs predictor=, a folder that train.py has finished or its id on "
-                "the hub"
+                f"model_args: level={level} needs predictor=, a folder that train.py has finished or "
+                "its id on the hub"
             )
         if scope == "threshold":
             raise UserError(
-                "model_args: scope must be layer or global, got threshold, which first learns on calibration text: "
-                "use python evaluate.py sparsity=threshold measure=tasks"
+                "model_args: scope must be layer or global, got threshold, which first learns on calibration "
+                "text: use python evaluate.py sparsity=threshold measure=tasks"
             )
         if fill not in ("auto", "mean", "zero"):
             raise UserError(f"model_args: fill must be auto, mean or zero, got {fill!r}")

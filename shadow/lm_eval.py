@@ -1,4 +1,4 @@
-"""lm-eval's own command line, which knows `--model shadow`: `python -m shadow.lm_eval`, or `shadow-lm-eval`."""
+"""lm-eval's own command line with `--model shadow`: `python -m shadow.lm_eval`, or `shadow-lm-eval`."""
 
 import sys
 

@@ -41,8 +41,8 @@ def local_files(folder: Path) -> dict[str, str]:
     if not found["train"].is_file() or not there:
         missing = found["validation"] if found["train"].is_file() else found["train"]
         raise UserError(
-            "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl, or test.jsonl; "
-            f"missing: {missing}"
+            "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl, or "
+            f"test.jsonl; missing: {missing}"
         )
     return {
         split: str(file if split == "train" or split in there else found[there[0]])

@@ -253,7 +253,7 @@ def test_shots_from_the_evaluated_split_are_refused(tiny_llama, task_root, monke
     monkeypatch.setattr(evaluation, "task_specs", lambda names, root: specs)
     with (
         sparse(tiny_llama.model, Fixed({}), DENSE) as run,
-        pytest.raises(UserError, match="measure.num_fewshot=2"),
+        pytest.raises(UserError, match=r"measure\.num_fewshot=2"),
     ):
         task_metrics(run, tiny_llama, ["rte"], str(task_root), None, 2, 2, 0)
 
