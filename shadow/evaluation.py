@@ -153,7 +153,7 @@ def documents(logged: Sequence[dict], filtered: str) -> list[dict]:
 
 
 def _of_task(metric: str, value: float, stderr: object, logged: Sequence[dict]) -> Metric:
-    """lm-eval's value, and its standard error, or of a weighted mean, which has none there, that of a ratio."""
+    """lm-eval's value and standard error; of a weighted mean, which has none there, that of a ratio."""
     found = [one.get(metric) for one in logged]
     if metric in WEIGHTED and all(isinstance(one, tuple | list) for one in found):
         ours = weighted_mean([-one[0] for one in found], [one[1] for one in found])
