@@ -118,6 +118,7 @@ def test_arguments_that_cannot_work_are_refused_by_name(saved, args, told):
         get_model("shadow").create_from_arg_string(f"pretrained={model},{args}", {"device": "cpu"})
 
 
+@pytest.mark.slow
 def test_lm_evals_command_line_runs_it(saved, task_root, tmp_path, monkeypatch, capsys):
     model, predictor = saved
     files = {part: str(task_root / "rte" / f"{part}.jsonl") for part in ("train", "validation")}
