@@ -3,23 +3,18 @@
 import logging
 import math
 import statistics
-from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from lm_eval import evaluate
-from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 from tqdm import tqdm
 
-from shadow.batches import IGNORED, Batch, Example, batched
-from shadow.criteria import needs_gradient
+from shadow.batches import IGNORED, Example, batched
+from shadow.harness import BatchSize, SparseHFLM, check_rolling, rows_of
 from shadow.masked import Run
 from shadow.models import LM
-from shadow.predictors import Oracle
 from shadow.scores import token_losses
-from shadow.tasks import load_tasks, require_tasks, task_specs
+from shadow.tasks import check_shots, load_tasks, require_tasks, task_specs
 from shadow.texts import Question
 
 log = logging.getLogger(__name__)
@@ -34,40 +29,63 @@ class Metric(NamedTuple):
 
 
 Metrics = dict[str, Metric]
+WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # lm-eval's means over words or bytes
 
 
-def perplexity(run: Run, lm: LM, windows: Sequence[Example], batch_size: int) -> Metrics:
+def perplexity(run: Run, lm: LM, windows: Sequence[Example], batch_size: BatchSize) -> Metrics:
     """Token and word perplexity of the windows' loss tokens; words are what white space parts in the text.
 
     The standard error is that of the mean loss over windows, carried through the exponential.
     """
-    losses, words = [], 0
+    losses: list[float] = []
+    words: list[int] = []
     with tqdm(total=len(windows), desc="perplexity", leave=False) as bar:
-        for batch in batched(windows, batch_size):
+        for batch in batched(windows, rows(windows, batch_size)):
             losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
             for row in batch.labels:
-                words += len(str(lm.tokenizer.decode(row[row != IGNORED])).split())
+                words.append(len(str(lm.tokenizer.decode(row[row != IGNORED])).split()))
             bar.update(len(batch.ids))
-    tokens = sum(len(window.ids) - max(window.prompt, 1) for window in windows)
+    tokens = [len(window.ids) - max(window.prompt, 1) for window in windows]
     return {
-        "perplexity": _exponential(losses, tokens),
-        "word_perplexity": _exponential(losses, words),
+        "perplexity": weighted_perplexity(losses, tokens),
+        "word_perplexity": weighted_perplexity(losses, words),
     }
 
 
-def _exponential(losses: Sequence[float], count: int) -> Metric:
-    value = math.exp(min(sum(losses) / count, 700.0))  # exp overflows a float beyond
-    spread = statistics.stdev(losses) * math.sqrt(len(losses)) / count if len(losses) > 1 else None
-    samples = [loss * len(losses) / count for loss in losses]  # long windows count for more
-    return Metric(value, None if spread is None else value * spread, samples)
+def rows(examples: Sequence[Example], batch_size: BatchSize) -> int:
+    return rows_of(max(len(one.ids) for one in examples)) if batch_size == "auto" else batch_size
 
 
-def choice_accuracy(run: Run, questions: Sequence[Question], batch_size: int) -> Metrics:
+def weighted_perplexity(losses: Sequence[float], weights: Sequence[int]) -> Metric:
+    """exp(sum of losses / sum of weights), over examples; losses in nats, weights in tokens, words or bytes.
+
+    The standard error is that of a ratio of sums (by the delta method): an example counts by its loss
+    less what its weight lets expect. So do the samples, and with them differences between two models.
+    """
+    return _exponential(weighted_mean(losses, weights))
+
+
+def weighted_mean(losses: Sequence[float], weights: Sequence[int]) -> Metric:
+    """sum of losses / sum of weights; the samples' mean is the value, and their spread that of the ratio."""
+    total, n = sum(weights), len(losses)
+    value = sum(losses) / total
+    samples = [
+        value + (loss - value * weight) * n / total for loss, weight in zip(losses, weights, strict=True)
+    ]
+    return Metric(value, statistics.stdev(samples) / math.sqrt(n) if n > 1 else None, samples)
+
+
+def _exponential(mean: Metric) -> Metric:
+    value = math.exp(min(mean.value, 700.0))  # exp overflows a float beyond
+    return Metric(value, None if mean.stderr is None else value * mean.stderr, mean.samples)
+
+
+def choice_accuracy(run: Run, questions: Sequence[Question], batch_size: BatchSize) -> Metrics:
     """Share of questions whose true continuation is the likeliest; all continuations are equally long."""
     examples = [Example(q.context + option, len(q.context)) for q in questions for option in q.options]
     losses: list[float] = []
     with tqdm(total=len(examples), desc="choices", leave=False) as bar:
-        for batch in batched(examples, batch_size):
+        for batch in batched(examples, rows(examples, batch_size)):
             losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
             bar.update(len(batch.ids))
     remaining = iter(losses)
@@ -80,60 +98,6 @@ def choice_accuracy(run: Run, questions: Sequence[Question], batch_size: int) ->
     return {"choices/acc": Metric(share, stderr, [float(one) for one in right])}
 
 
-class SparseHFLM(HFLM):
-    """lm-eval's own `hf` model; its forward passes go through a `SparseRun` that knows where prompts end."""
-
-    def __init__(self, run: Run, lm: LM, batch_size: int) -> None:
-        # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
-        shared = not (isinstance(run.scorer, Oracle) and needs_gradient(run.scorer.criterion))
-        super().__init__(
-            pretrained=lm.model,
-            tokenizer=lm.tokenizer,
-            batch_size=batch_size,
-            logits_cache=shared,
-        )
-        self.run = run
-        self._requests: dict[tuple[int, ...], deque[tuple[int, list[int]]]] = {}
-
-    def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[tuple[str, str], list[int], list[int]]],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
-    ) -> list[tuple[float, bool]]:
-        found = defaultdict(list)
-        for _, context, continuation in requests:
-            ids = (context + continuation)[-(self.max_length + 1) :]
-            found[tuple(ids[:-1])].append((ids[-1], len(ids) - len(continuation), continuation))
-        # lm-eval runs requests that share an input by their last token
-        self._requests = {ids: deque((p, c) for _, p, c in sorted(same)) for ids, same in found.items()}
-        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-
-    def _model_call(
-        self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
-    ) -> Tensor:
-        lengths, prompts = [], []
-        targets = torch.full_like(inps, IGNORED)
-        for row, ids in enumerate(inps.tolist()):
-            length = self._unpadded(ids)
-            waiting = self._requests[tuple(ids[:length])]
-            prompt, answer = waiting.popleft() if len(waiting) > 1 else waiting[0]
-            targets[row, length - len(answer) : length] = torch.tensor(answer, device=inps.device)
-            lengths.append(length)
-            prompts.append(prompt)
-        batch = Batch(inps, torch.tensor(lengths), torch.tensor(prompts), targets)
-        return self.run.logits(batch)
-
-    def _unpadded(self, ids: list[int]) -> int:
-        """Length of the request in these ids: lm-eval pads with zeros and does not say how many."""
-        length = len(ids)
-        while tuple(ids[:length]) not in self._requests:
-            assert length > 1
-            assert ids[length - 1] == 0
-            length -= 1
-        return length
-
-
 def task_metrics(
     run: Run,
     lm: LM,
@@ -141,7 +105,7 @@ def task_metrics(
     root: str | None,
     limit: int | None,
     num_fewshot: int,
-    batch_size: int,
+    batch_size: BatchSize,
     seed: int,
 ) -> Metrics:
     """lm-eval's metrics with its standard errors, named `<task>/<metric>`."""
@@ -152,9 +116,13 @@ def task_metrics(
         if task.get_config("num_fewshot") != 0:  # 0 is a task's own wish, as in simple_evaluate
             task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(seed=seed)
+        check_shots(task, task.get_config("num_fewshot"))
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            check_rolling(run)
     # simple_evaluate would also list the machine's packages after each call, which takes seconds
+    model = SparseHFLM(run, lm, batch_size)
     results = evaluate(
-        lm=SparseHFLM(run, lm, batch_size),
+        lm=model,
         task_dict={"tasks": loaded, "groups": {}},
         limit=limit,
         bootstrap_iters=1000,  # only for metrics that have no closed form
@@ -163,20 +131,47 @@ def task_metrics(
     assert results is not None
     metrics: Metrics = {}
     for task, found in results["results"].items():
+        filters = {filtered for name in found for _, _, filtered in [name.partition(",")] if filtered}
         for name, value in found.items():
             metric, comma, filtered = name.partition(",")
             if comma and not metric.endswith("_stderr"):
+                logged = documents(results["samples"][task], filtered)
+                # gsm8k says exact_match of two filters; most tasks have one, "none"
+                label = f"{task}/{metric}" if len(filters) == 1 else f"{task}/{metric}:{filtered}"
                 stderr = found.get(f"{metric}_stderr,{filtered}")
-                metrics[f"{task}/{metric}"] = Metric(
-                    value,
-                    stderr if isinstance(stderr, float) else None,
-                    _of_documents(results["samples"][task], metric, filtered),
-                )
+                metrics[label] = _of_task(metric, value, stderr, logged)
+        if loaded[task].OUTPUT_TYPE == "loglikelihood_rolling":
+            metrics[f"{task}/token_perplexity"] = token_perplexity(
+                model, documents(results["samples"][task], "none")
+            )
     return metrics
 
 
-def _of_documents(logged: Sequence[dict], metric: str, filtered: str) -> list[float] | None:
-    """What lm-eval logged of each document, in their order; None for metrics that are no mean of numbers."""
-    ours = sorted((one for one in logged if one["filter"] == filtered), key=lambda one: one["doc_id"])
-    values = [float(one[metric]) for one in ours if isinstance(one.get(metric), int | float)]
-    return values if len(values) == len(ours) else None
+def documents(logged: Sequence[dict], filtered: str) -> list[dict]:
+    """What lm-eval logged of each document under this filter, in their order."""
+    return sorted((one for one in logged if one["filter"] == filtered), key=lambda one: one["doc_id"])
+
+
+def _of_task(metric: str, value: float, stderr: object, logged: Sequence[dict]) -> Metric:
+    """lm-eval's value and standard error; of a weighted mean, which has none there, that of a ratio."""
+    found = [one.get(metric) for one in logged]
+    if metric in WEIGHTED and all(isinstance(one, tuple | list) for one in found):
+        ours = weighted_mean([-one[0] for one in found], [one[1] for one in found])
+        if metric != "bits_per_byte":
+            return _exponential(ours)._replace(value=value)
+        assert ours.samples is not None
+        bits = [one / math.log(2) for one in ours.samples]
+        return Metric(value, None if ours.stderr is None else ours.stderr / math.log(2), bits)
+    numbers = [float(one) for one in found if isinstance(one, int | float)]
+    samples = numbers if len(numbers) == len(found) else None
+    return Metric(value, stderr if isinstance(stderr, float) else None, samples)
+
+
+def token_perplexity(model: SparseHFLM, logged: Sequence[dict]) -> Metric:
+    """exp(- log likelihood / tokens) of whole documents, which lm-eval does not tell.
+
+    The tokens are the model's own for the text that the task scores, each of which is scored once: of
+    wikitext that is the detokenised page. Values of models with different tokenizers do not compare.
+    """
+    losses = [-float(one["filtered_resps"][0]) for one in logged]
+    return weighted_perplexity(losses, [len(model.tok_encode(one["arguments"][0][0])) for one in logged])

@@ -93,17 +93,21 @@ class SparseRun:
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
         batch = batch.to(self.model.device)
-        if isinstance(self.scorer, Looks) and self.policy.level > 0:
-            self._looking = True
-            try:
-                self.scorer.look(self.model, batch)
-            finally:
-                self._looking = False
+        self.look(batch)
         self._batch = batch
         try:
             return logits_of(self.model, batch)
         finally:
             self._batch = None
+
+    def look(self, batch: Batch) -> None:
+        """Show the sample to a scorer that must see it first; nothing is dropped or counted."""
+        if isinstance(self.scorer, Looks) and self.policy.level > 0:
+            self._looking = True
+            try:
+                self.scorer.look(self.model, batch.to(self.model.device))
+            finally:
+                self._looking = False
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
@@ -146,7 +150,11 @@ class SparseRun:
         keep = self.plan[unit]  # [U], [B, U] or [B, T, U]
         if keep.dim() == 2:
             keep = keep[:, None]
-        self.kept[unit] += int((keep.sum(-1) * self._real.to(keep.device)).sum())
+        real = self._real.to(keep.device)
+        if keep.dim() == 3 and keep.shape[1] == real.shape[1]:
+            self.kept[unit] += int((keep & real[..., None]).count_nonzero())  # of bools faster than their sum
+        else:
+            self.kept[unit] += int((keep.sum(-1) * real).sum())
         return keep
 
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
@@ -156,10 +164,11 @@ class SparseRun:
         keep = self.keep(unit, site.units)
         if keep is None:
             return None
-        keep = keep.to(x.device)
-        if self.fill is None:
-            return x.masked_fill(~keep[..., None], 0)
-        return torch.where(keep[..., None], x, self.fill[unit].to(x))
+        keep = keep.to(x.device)[..., None]
+        fill = x.new_zeros(()) if self.fill is None else self.fill[unit].to(x)
+        if torch.is_grad_enabled():
+            return torch.where(keep, x, fill)
+        return torch.where(keep, x, fill, out=x)  # in place, for fresh memory costs as much as the choice
 
 
 def real_positions(ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -163,10 +163,13 @@ class Tap(nn.Module):
             for layer in others:
                 hidden = hidden + nn.functional.gelu(layer(hidden))
             told = told + self.bend(hidden)
-        return {
-            kind: self.static[kind] + self.up[kind](told).unflatten(-1, (len(self.span), self.units[kind]))
-            for kind in self.units
-        }
+        found = {}
+        for kind in self.units:  # the mean as a bias: no second pass over what may be the largest tensor here
+            scores = nn.functional.linear(
+                told, self.up[kind].get_parameter("weight"), self.static[kind].flatten()
+            )
+            found[kind] = scores.unflatten(-1, (len(self.span), self.units[kind]))
+        return found
 
 
 class TapNet(nn.Module):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,11 +167,20 @@ def keep_top(scores: Tensor, n: int) -> Tensor:
     """
     if n <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    least = scores.topk(n, -1, sorted=False).values.amin(-1, keepdim=True)
-    keep = scores >= least
+    keep = scores >= nth_highest(scores, n)
+    if int(keep.count_nonzero()) == keep.numel() // keep.shape[-1] * n:  # a row has n and its ties
+        return keep
     tied = keep.sum(-1) != n
     if tied.any():
         order = scores[tied].argsort(dim=-1, descending=True, stable=True)
         exact = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., :n], True)
         keep[tied] = exact
     return keep
+
+
+def nth_highest(scores: Tensor, n: int) -> Tensor:
+    """scores: [..., U] -> [..., 1]"""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        split = scores.shape[-1] - n  # numpy's selection is vectorised, and takes a fifth of topk's time
+        return torch.from_numpy(np.partition(scores.detach().numpy(), split, -1)[..., split, None])
+    return scores.topk(n, -1, sorted=False).values.amin(-1, keepdim=True)

@@ -18,26 +18,36 @@ from shadow.models import LM
 
 log = logging.getLogger(__name__)
 
-FILES = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "validation.jsonl"}
+EVALUATION = ("validation", "test")  # either may stand for the other
 
 
 def task_specs(names: Sequence[str], root: str | None) -> list[dict]:
-    """lm-eval's own config of each task; <root>/<name>/{train,validation}.jsonl may replace the hub."""
+    """lm-eval's own config of each task; <root>/<name>/{train,validation,test}.jsonl may replace the hub."""
     index = require_tasks(names).task_index
     specs = []
     for name in names:
         spec = {**load_yaml(index[name].yaml_path, resolve_func=True), "task": name}
         if root:
-            files = {split: str(Path(root).expanduser() / name / file) for split, file in FILES.items()}
-            missing = [file for file in files.values() if not Path(file).is_file()]
-            if missing:
-                raise UserError(
-                    "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl; "
-                    f"missing: {missing[0]}"
-                )
+            files = local_files(Path(root).expanduser() / name)
             spec |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         specs.append(spec)
     return specs
+
+
+def local_files(folder: Path) -> dict[str, str]:
+    """The file of each split; where validation or test is missing, the other one stands for it."""
+    found = {split: folder / f"{split}.jsonl" for split in ("train", *EVALUATION)}
+    there = [split for split in EVALUATION if found[split].is_file()]
+    if not found["train"].is_file() or not there:
+        missing = found["validation"] if found["train"].is_file() else found["train"]
+        raise UserError(
+            "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl, or "
+            f"test.jsonl; missing: {missing}"
+        )
+    return {
+        split: str(file if split == "train" or split in there else found[there[0]])
+        for split, file in found.items()
+    }
 
 
 @cache
@@ -85,6 +95,19 @@ def few_shot_examples(
                 "%s has only %d train documents, of %d asked for", spec["task"], len(documents), count
             )
     return [example for turn in zip_longest(*by_task) for example in turn if example is not None]
+
+
+def check_shots(task: ConfigurableTask, num_fewshot: int) -> None:
+    """Refuse shots from the split that is evaluated, to which lm-eval falls back without a train split."""
+    config = task.config
+    evaluated = config.test_split or config.validation_split
+    shots = config.fewshot_split or config.training_split or config.validation_split or config.test_split
+    given = config.fewshot_config and config.fewshot_config.get("samples") is not None
+    if num_fewshot > 0 and shots == evaluated and not given:
+        raise UserError(
+            f"measure.num_fewshot={num_fewshot}: the shots of {config.task} would come from its {shots} "
+            "split, which is evaluated: use measure.num_fewshot=0 for this task"
+        )
 
 
 def gold_choice(task: ConfigurableTask, document: dict) -> int:

@@ -58,7 +58,7 @@ def compare(ours: Record, theirs: Record, metric: str) -> bool:
 def examples_of(record: Record, metric: str) -> tuple:
     """What decides them, as far as a record tells."""
     measure = record.settings["measure"]
-    text = is_perplexity(metric)
+    text = is_perplexity(metric) and "/" not in metric  # else of a task
     family = "perplexity" if text else metric.split("/")[0]
     drawn = [measure.get(name) for name in DRAWS.get(family, DRAWS_TASKS)]
     return record.point.model, record.point.data, *drawn, text and leaves_out_prompts(record)

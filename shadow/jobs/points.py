@@ -42,6 +42,12 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 def check_measure(cfg: DictConfig) -> None:
     """Everything about the measure that can be refused before a model is loaded."""
     settings = cfg.measure
+    if settings.batch_size != "auto" and not (
+        isinstance(settings.batch_size, int) and settings.batch_size > 0
+    ):
+        raise UserError(
+            f"measure.batch_size must be a whole number of at least 1, or auto, got {settings.batch_size!r}"
+        )
     if not any(settings[name] for name in MEASURES):
         raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
     if any(settings[name] for name in OF_TEXT):
@@ -246,8 +252,9 @@ def _latency(cfg: DictConfig, lm: LM, run: Run) -> dict:
     from shadow.evaluation import Metric
     from shadow.fast.gathered import GatheredRun
 
-    assert isinstance(run, GatheredRun)
     settings = cfg.measure
+    if not isinstance(run, GatheredRun):
+        raise UserError(f"measure.latency times what runs on the CPU, and this model is on {lm.model.device}")
     texts = names.calibration_data(cfg).documents("eval")
     prompts = text_windows(
         texts, lm.tokenizer, settings.rounds, settings.prompt_tokens, 1.0, settings.seed, "measure.rounds"
@@ -258,7 +265,7 @@ def _latency(cfg: DictConfig, lm: LM, run: Run) -> dict:
 
 
 def _quality(cfg: DictConfig, lm: LM) -> dict:
-    from shadow.evaluation import Metric
+    from shadow.evaluation import Metric, rows
     from shadow.quality import criterion_quality, sample_units
 
     settings = cfg.measure
@@ -274,7 +281,7 @@ def _quality(cfg: DictConfig, lm: LM) -> dict:
     per_layer: dict[Kind, int | None] = {"head": settings.quality_heads, "neuron": settings.quality_neurons}
     units = sample_units(lm.model, settings.quality_layers, per_layer, settings.seed)
     judged = criterion_quality(
-        lm.model, windows, judged_criteria(cfg), cfg.traces.loss, units, settings.batch_size
+        lm.model, windows, judged_criteria(cfg), cfg.traces.loss, units, rows(windows, settings.batch_size)
     )
     metrics = {}
     for name, found in judged.items():

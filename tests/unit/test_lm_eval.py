@@ -6,7 +6,8 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from shadow.batches import IGNORED
-from shadow.evaluation import SparseHFLM, task_metrics
+from shadow.evaluation import task_metrics
+from shadow.harness import SparseHFLM
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted
 from shadow.sparsity import SparsityPolicy

@@ -8,7 +8,8 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from shadow.batches import collate
-from shadow.evaluation import SparseHFLM, choice_accuracy, perplexity
+from shadow.evaluation import choice_accuracy, perplexity
+from shadow.harness import SparseHFLM
 from shadow.masked import sparse
 from shadow.models import load
 from shadow.predictors import Fixed, Oracle, random_scores
