@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from run_records import write_job as write_record
 
 from sweeps.callback import CriteriaCallback
+from sweeps.colours import COLOURS
 from sweeps.criteria import Contest, find_contests
 from sweeps.criteria_plot import MARKERS, draw, look
-from sweeps.criteria_rebuild import COLUMNS, rebuild, told
+from sweeps.criteria_rebuild import COLUMNS, rebuild, summary
 from sweeps.criteria_table import quality_rows, rows_of
 from sweeps.key import spread
 from sweeps.nats import NATS
-from sweeps.plot import COLOURS
 from sweeps.points import rows_of as rows_of_points
 from sweeps.records import RecordError, read
 
@@ -308,7 +308,7 @@ def test_the_quality_of_scores_is_a_table_with_what_is_no_number_last(tmp_path: 
     rebuilt = rebuild([tmp_path], tmp_path)
     assert "| snip | **0.800** | 0.600 | **0.800** | 0.600 |" in rebuilt.report.read_text()
     assert not rebuilt.figures
-    assert "averaged over windows first" in told([tmp_path])
+    assert "averaged over windows first" in summary([tmp_path])
 
 
 def test_quality_beside_points_leaves_them_their_mean_accuracy(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_failed_criteria_are_left_out_and_listed(tmp_path: Path) -> None:
     report = rebuild([tmp_path], tmp_path).report.read_text()
     assert "| grasp" not in report
     assert "contender=[static,grasp]`): ValueError: not finite" in report
-    assert "contender=[static,grasp]): ValueError" in told([tmp_path])
+    assert "contender=[static,grasp]): ValueError" in summary([tmp_path])
 
 
 def test_the_report_names_model_commit_versions_time_and_shared_settings(tmp_path: Path) -> None:
