@@ -73,7 +73,11 @@ def grid(records: list[Record]) -> Grid:
         told = any(panel.unit == SPEARMAN and panel.decided_at == decided_at for panel in panels)
         fits = {} if told else {cell: one for cell, points in group.items() if (one := spearman(points))}
         cells = {UNIT: nats, SPEARMAN: fits}
-        panels += [Panel(level, decided_at, unit, of) for unit, of in cells.items() if of]
+        panels += [
+            Panel(level, decided_at, unit, of)
+            for unit, of in cells.items()
+            if of or (unit == UNIT and found.perplexity)
+        ]
     lacking = missing(records, found.perplexity) if found.perplexity else []
     return Grid(replace(found, notes=[*found.notes, *lacking]), criteria, scorers, panels)
 
