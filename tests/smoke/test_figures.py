@@ -1,4 +1,4 @@
-"""Each figure and table of the paper is a sweep that runs to its figure, here on opt-mini at the smallest sizes."""
+"""Each figure of the paper is a sweep that runs to its figure, here on opt-mini at the smallest sizes."""
 
 import json
 import subprocess
@@ -39,16 +39,21 @@ TASKS = [one for one in SMALL if not one.startswith(("data.", "measure.", "spars
     ),
     *("measure.limit=2", "sparsity.level=0.0,0.5"),
 ]
+CRITERION = ["criterion=l2_norm", "traces.criteria=[l2_norm]"]
+CONTENDERS = ["contender=[static,l2_norm],[oracle,l2_norm]", "sparsity.kinds=[head,neuron]"]
+TARGETS = ["criterion=l2_norm,plainact", "traces.criteria=[l2_norm,plainact]"]
+GAP = ["predictor=static,random", "hydra.callbacks.curve.against=static"]
+# sweep: the stem of its report, and how it is made small
 SWEEPS = {
-    "criteria": ("criteria", [*SMALL, "contender=[static,l2_norm],[oracle,l2_norm]", "sparsity.kinds=[head,neuron]", "traces.criteria=[l2_norm]"]),
-    "local_global": ("report", [*SMALL, "criterion=l2_norm"]),
-    "perplexity": ("report", [*SMALL, "criterion=l2_norm", "predictor=static,random"]),
-    "predictor_design": ("grid", [*SMALL, "criterion=l2_norm", "traces.criteria=[l2_norm]"]),
-    "predictor_target": ("grid", [*SMALL, "criterion=l2_norm,plainact", "traces.criteria=[l2_norm,plainact]"]),
-    "context": ("context", [*SMALL, "sparsity.level=0.0", "measure.context=[l2_norm,plainact]"]),
-    "fewshot": ("report", [*TASKS, "data.num_fewshot=0,1", "criterion=l2_norm", "traces.criteria=[l2_norm]"]),
-    "task_gap": ("task_gap", [*TASKS, "data.num_fewshot=1", "criterion=l2_norm", "predictor=static,random", "hydra.callbacks.curve.against=static"]),
-}  # fmt: skip
+    "criteria": ("criteria", [*SMALL, *CONTENDERS, "traces.criteria=[l2_norm]"]),
+    "local_global": ("report", [*SMALL, *CRITERION]),
+    "perplexity": ("report", [*SMALL, *CRITERION, "predictor=static,random"]),
+    "predictor_design": ("grid", [*SMALL, *CRITERION, "predictor=unified_paper,layerwise_paper"]),
+    "predictor_target": ("grid", [*SMALL, *TARGETS]),
+    "context": ("context", [*SMALL[:-1], "sparsity.level=0.0", "measure.context=[l2_norm,plainact]"]),
+    "fewshot": ("report", [*TASKS, *CRITERION, "data.num_fewshot=0,1", "sparsity.level=0.5"]),
+    "task_gap": ("task_gap", [*TASKS, *CRITERION, *GAP, "data.num_fewshot=1", "sparsity.level=0.5"]),
+}
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_the_files_have_every_cell_and_the_best_of_a_panel_is_bold(tmp_path: Pat
     assert "| l2_norm | +1.500 ± 0.000 | **+0.500 ± 0.000** |" in report
     assert "![grid](grid.png)" in report
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
-    assert "level 0.5, decided at token" in summary([tmp_path])
+    assert "nats over dense, decided at token, level 0.5" in summary([tmp_path])
 
 
 def test_cells_that_cannot_be_are_grey_and_have_no_figure(tmp_path: Path) -> None:
