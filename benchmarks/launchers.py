@@ -1,6 +1,6 @@
 """Do Hydra's launchers give the curve that one job after another gives? python benchmarks/launchers.py
 
-Needs the extra `launchers`. Each launcher begins with an empty folder, so that jobs make the same artifacts at once.
+Needs the extra `launchers`. Each begins with an empty folder, so that jobs make the same artifacts at once.
 """
 
 import csv
