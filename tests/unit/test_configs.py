@@ -40,6 +40,7 @@ MEASURE = (
     "measure.continuation_tokens=4",
     "measure.limit=2",
     "measure.quality_windows=2",
+    "measure.context_windows=2",
     "measure.quality_layers=1",
     "measure.quality_neurons=4",
 )
@@ -190,6 +191,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
     more = {
         "tasks": [f"measure.root={task_root}", "measure.tasks=[piqa,rte]"],
         "criterion_quality": ["sparsity.level=0"],
+        "context": ["sparsity.level=0"],
     }
     cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
     points.check_measure(cfg)
@@ -206,6 +208,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
             "quality_size/snip/neuron/spearman",
             "quality_static/random/head/recall@50",
         },
+        "context": {"rank_variance/l2_norm/0", "rank_variance/fisher/3"},
     }[option]
     assert expected <= set(metrics)
     assert {name.split("/")[0] for name in metrics} == {name.split("/")[0] for name in expected}
