@@ -13,6 +13,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sweeps.reports import REPORTS, load
+
 if TYPE_CHECKING:
     from sweeps.rebuild import Rebuilt
 
@@ -20,10 +22,9 @@ log = logging.getLogger(__name__)
 
 
 class CurveCallback(Callback):
-    """Keeps curve.csv, paired.csv, curve.png and report.md in the folder of the sweep, and logs the table."""
+    """Keeps the files of a report in the folder of the sweep, and logs the table."""
 
-    report = "report.md"
-    command = "python -m sweeps"  # does by hand what this does
+    report = "curve"  # of sweeps.reports
     overruled: str | None = None  # a pattern of overrides that the sweep's `contender` takes the place of
     contender = ""  # an example of it
     patience = 0  # how many times the duration of a drawing must pass before the next
@@ -60,22 +61,24 @@ class CurveCallback(Callback):
         guarded(lambda: self.say_unended(folder, with_wandb))
 
     def rebuild(self, folder: Path) -> "Rebuilt":
-        from sweeps.rebuild import rebuild
-
-        return rebuild([folder], folder, self.against)
+        return load(self.report).rebuild([folder], folder, self.against)
 
     def summary(self, folder: Path) -> str:
-        from sweeps.rebuild import find_points
-        from sweeps.table import summary
+        return load(self.report).summary([folder], self.against)
 
-        return summary(*find_points([folder]))
+    @property
+    def command(self) -> str:
+        """Does by hand what this does."""
+        return "python -m sweeps" + ("" if self.report == "curve" else f" --{self.report}")
 
     def finish(self, folder: Path, with_wandb: bool) -> None:
         from sweeps.upload import upload
 
         rebuilt = self.rebuild(folder)
         log.info("%s", self.summary(folder))
-        log.info("drawn -> %s", ", ".join(map(str, [*rebuilt.figures.values(), rebuilt.report])))
+        log.info(
+            "drawn -> %s", ", ".join(map(str, [*rebuilt.figures.values(), rebuilt.report, rebuilt.page]))
+        )
         if with_wandb:
             upload(rebuilt)
 
@@ -84,7 +87,7 @@ class CurveCallback(Callback):
         if not folder.is_dir():
             return  # the sweep did not get as far as its first job
         log.info("%s", self.summary(folder))
-        log.info("drawn -> %s; anew: %s %s", folder / self.report, self.command, folder)
+        log.info("drawn -> %s; anew: %s %s", folder / f"{REPORTS[self.report].stem}.md", self.command, folder)
         if with_wandb:
             log.warning(
                 "this is not in W&B, as the sweep broke off; put it there: %s %s --wandb",
@@ -94,77 +97,45 @@ class CurveCallback(Callback):
 
 
 class CriteriaCallback(CurveCallback):
-    """Keeps criteria.csv, criteria.png and criteria.md there instead, for sweep=criteria."""
+    """For sweep=criteria."""
 
-    report = "criteria.md"
-    command = "python -m sweeps --criteria"
+    report = "criteria"
     overruled = r"(criterion|predictor)="
     contender = "contender='[static,fisher],[oracle,fisher]'"
     patience = 20  # hundreds of short jobs: drawing after each would take as long as they do
 
-    def rebuild(self, folder: Path) -> "Rebuilt":
-        from sweeps.criteria_rebuild import rebuild
-
-        return rebuild([folder], folder)
-
-    def summary(self, folder: Path) -> str:
-        from sweeps.criteria_rebuild import told
-
-        return told([folder])
-
 
 class PredictorsCallback(CurveCallback):
-    """Keeps predictors.csv, predictors.png and predictors.md there instead, for sweep=predictors."""
+    """For sweep=predictors."""
 
-    report = "predictors.md"
-    command = "python -m sweeps --predictors"
+    report = "predictors"
     overruled = r"predictor="
     contender = "contender='[unified,[1],72,token,false],[oracle,[1],1,sequence,false]'"
 
-    def rebuild(self, folder: Path) -> "Rebuilt":
-        from sweeps.predictors_report import rebuild
-
-        return rebuild([folder], folder, self.against)
-
-    def summary(self, folder: Path) -> str:
-        from sweeps.predictors_report import summary
-
-        return summary([folder])
-
 
 class GridCallback(CurveCallback):
-    """Keeps grid.csv, grid.png and grid.md there instead, for sweep=grid."""
+    """For sweep=grid and those that show how predictors rank."""
 
-    report = "grid.md"
-    command = "python -m sweeps --grid"
+    report = "grid"
     patience = 20  # half of the jobs find the dense model again, which takes a moment
 
-    def rebuild(self, folder: Path) -> "Rebuilt":
-        from sweeps.grid_report import rebuild
 
-        return rebuild([folder], folder, self.against)
+class TaskGapCallback(CurveCallback):
+    """For sweep=task_gap."""
 
-    def summary(self, folder: Path) -> str:
-        from sweeps.grid_report import summary
+    report = "task-gap"
 
-        return summary([folder])
+
+class ContextCallback(CurveCallback):
+    """For sweep=context."""
+
+    report = "context"
 
 
 class LatencyCallback(CurveCallback):
-    """Keeps latency.csv, latency.png and latency.md there instead, for sweep=accuracy_latency."""
+    """For sweep=accuracy_latency."""
 
-    report = "latency.md"
-    command = "python -m sweeps --latency"
-
-    def rebuild(self, folder: Path) -> "Rebuilt":
-        from sweeps.latency_report import rebuild
-
-        return rebuild([folder], folder, self.against)
-
-    def summary(self, folder: Path) -> str:
-        from sweeps.latency_report import summary
-
-        return summary([folder])
+    report = "latency"
 
 
 def draws(config: DictConfig) -> bool:

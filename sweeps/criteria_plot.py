@@ -6,12 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
+from sweeps.colours import COLOURS, INK, PALE
 from sweeps.criteria import Block, Contest
 from sweeps.criteria_table import kinds_name, metric_name
 from sweeps.curves import Curve
 from sweeps.key import draw_key, panels_of, width_of
 from sweeps.nats import NATS
-from sweeps.plot import COLOURS, INK, PALE
 from sweeps.points import is_accuracy
 
 MARKERS = ("o", "s", "D", "v", "p", "h", "^", "P", "<", ">", "d", "8", "X")

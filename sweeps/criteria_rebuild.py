@@ -1,17 +1,16 @@
-"""From folders of run records to criteria.csv, criteria.png and criteria.md."""
+"""From folders of run records to criteria.csv, criteria.png, criteria.md and criteria.html."""
 
-import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from sweeps.criteria import Contest, find_contests
 from sweeps.criteria_points import is_quality, kinds_of, quality_of, with_kinds
-from sweeps.criteria_report import summary, write_report
+from sweeps.criteria_report import section, told
 from sweeps.files import Cell, write_csv
-from sweeps.rebuild import Rebuilt, read_some, save_figures
+from sweeps.hover import criteria_panels
+from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
 from sweeps.records import Measured, Record, Records
-
-log = logging.getLogger(__name__)
 
 COLUMNS = (
     *("model", "data", "scorer", "kinds", "criterion", "level", "seed"),
@@ -25,22 +24,26 @@ def find(folders: Iterable[Path]) -> tuple[Records, list[Contest]]:
     return records, find_contests(records.done)
 
 
-def told(folders: Iterable[Path]) -> str:
-    return summary(*find(folders))
+def summary(folders: Iterable[Path], against: str = AGAINST) -> str:
+    return told(*find(folders))
 
 
-def rebuild(folders: Iterable[Path], out: Path) -> Rebuilt:
-    """The same records give the same files. In the points that are handed on, scorers have their kinds."""
+def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebuilt:
+    """The same records give the same files. In the points that are handed on, scorers have their kinds.
+
+    Every criterion is compared with all others, so `against` says nothing here.
+    """
     from sweeps.criteria_plot import draw  # matplotlib takes a second
 
     records, contests = find(folders)
     write_csv(COLUMNS, (row for contest in contests for row in rows_of(contest)), out / "criteria.csv")
-    charts = [contest.chart for contest in contests]
-    figures = save_figures("criteria", [(contest.chart, draw(contest)) for contest in contests], out)
-    write_report(records, contests, figures, out / "criteria.md")
-    points = [with_kinds(record) for chart in charts for record in chart.records]
-    log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), out / "criteria.md")
-    return Rebuilt(records._replace(done=points), charts, figures, out / "criteria.md")
+    parts = [
+        Part(contest.chart, draw(contest), criteria_panels(contest), partial(section, contest, folder=out))
+        for contest in contests
+    ]
+    rebuilt = write_parts("criteria", "Pruning criteria compared", records, parts, out)
+    points = [with_kinds(record) for record in rebuilt.records.done]
+    return rebuilt._replace(records=records._replace(done=points))
 
 
 def rows_of(contest: Contest) -> list[list[Cell]]:

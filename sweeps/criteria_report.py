@@ -7,9 +7,9 @@ from sweeps.criteria_points import kinds_of
 from sweeps.criteria_table import block_name, metric_name, quality_rows, rows_of, shown
 from sweeps.markdown import aligned, markdown
 from sweeps.nats import NATS
-from sweeps.points import MEAN_ACCURACY
+from sweeps.points import GEOMETRIC_MEAN, MEAN_ACCURACY
 from sweeps.records import Records
-from sweeps.report import distinct, opening, titled, what_was_run, write_sections
+from sweeps.report import distinct, opening, titled, what_was_run
 from sweeps.table import unfinished
 
 AGREEMENT = {
@@ -19,20 +19,13 @@ AGREEMENT = {
 }
 
 
-def write_report(records: Records, contests: list[Contest], figures: dict[str, Path], file: Path) -> None:
-    """figures: the file of each chart's name that has one."""
-    sections = [section(contest, figures.get(contest.chart.name), file.parent) for contest in contests]
-    charts = [contest.chart for contest in contests]
-    write_sections("Pruning criteria compared", charts, sections, records, file)
-
-
 def section(contest: Contest, figure: Path | None, folder: Path) -> list[str]:
     chart = contest.chart
     kinds = distinct("+".join(kinds_of(record)) for record in chart.records if record.point.level > 0)
     lines = [*opening(chart, "criteria", legend(contest), figure, folder), *dense(contest)]
     for block in contest.blocks:
         # every task beside the mean would make the table too wide to read
-        by_task = contest.metrics.index(MEAN_ACCURACY) + 1 if MEAN_ACCURACY in contest.metrics else None
+        by_task = contest.metrics.index(GEOMETRIC_MEAN) + 1 if GEOMETRIC_MEAN in contest.metrics else None
         lines += titled([(block_name(block), rows_of(block, contest.metrics[:by_task], "**"))])
         if by_task:
             header, *rows = rows_of(block, contest.metrics[by_task:], "**")
@@ -70,7 +63,7 @@ def dense(contest: Contest) -> list[str]:
     return [*markdown(["", *map(metric_name, names)], [["dense", *cells]]), ""]
 
 
-def summary(records: Records, contests: list[Contest]) -> str:
+def told(records: Records, contests: list[Contest]) -> str:
     """All that a person at the console wants to know of a sweep."""
     lines: list[str] = []
     for contest in contests:

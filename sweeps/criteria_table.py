@@ -8,7 +8,7 @@ from sweeps.criteria import Block, lower_is_better
 from sweeps.criteria_points import quality_of
 from sweeps.curves import mark
 from sweeps.nats import NATS
-from sweeps.points import MEAN_ACCURACY, is_accuracy
+from sweeps.points import GEOMETRIC_MEAN, MEAN_ACCURACY, is_accuracy
 from sweeps.records import Measured, Record
 from sweeps.table import cell, percent, perplexity
 
@@ -28,7 +28,8 @@ def kinds_name(kinds: Iterable[str]) -> str:
 
 def metric_name(metric: str) -> str:
     if is_accuracy(metric):
-        return "mean accuracy %" if metric == MEAN_ACCURACY else f"{metric} %"
+        means = {MEAN_ACCURACY: "mean accuracy", GEOMETRIC_MEAN: "geometric mean"}
+        return f"{means.get(metric, metric)} %"
     return "nats" if metric == NATS else metric
 
 

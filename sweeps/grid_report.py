@@ -1,4 +1,4 @@
-"""From a grid to grid.csv, grid.png and grid.md."""
+"""From a grid to grid.csv, grid.png grid.md and grid.html."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sweeps.files import write_csv
 from sweeps.grid import COLUMNS, Grid, Panel, find_grids, rows_of
+from sweeps.hover import grid_panels
 from sweeps.markdown import aligned
 from sweeps.paired_table import told
 from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
@@ -17,7 +18,9 @@ LEGEND = (
     "Nats: log perplexity less that of the dense model, window by window; ± is the standard error of its "
     "mean over windows, and in brackets are the lowest and the highest of the seeds, if several. The best of "
     "a panel is bold. What is decided at the prompt is compared with a dense model whose loss leaves prompts "
-    "out, too. Grey, or `-`: not measured, or not possible."
+    "out, too. Spearman: how the scores that a net predicts rank the units of a layer, on validation "
+    "rows that it did not learn from; a mean over layers and kinds; 1 is perfect. Grey, or `-`: not "
+    "measured, or not possible."
 )
 
 
@@ -34,12 +37,13 @@ def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebui
     records, grids = find(folders)
     write_csv(COLUMNS, (row for grid in grids for row in rows_of(grid)), out / "grid.csv")
     parts = [
-        Part(grid.chart, draw(grid), partial(section, grid, folder=out, against=against)) for grid in grids
+        Part(grid.chart, draw(grid), grid_panels(grid), partial(section, grid, folder=out, against=against))
+        for grid in grids
     ]
     return write_parts("grid", "Criteria, predictors, and when they decide", records, parts, out)
 
 
-def summary(folders: Iterable[Path]) -> str:
+def summary(folders: Iterable[Path], against: str = AGAINST) -> str:
     """All that a person at the console wants to know of a sweep."""
     records, grids = find(folders)
     lines: list[str] = []
@@ -48,7 +52,7 @@ def summary(folders: Iterable[Path]) -> str:
         for panel in grid.panels:
             lines += [
                 "",
-                f"level {panel.level:g}, decided at {panel.decided_at}",
+                panel.title,
                 *aligned(table(grid, panel)),
             ]
     return "\n".join([*lines, *unfinished(records)])
@@ -56,8 +60,7 @@ def summary(folders: Iterable[Path]) -> str:
 
 def section(grid: Grid, figure: Path | None, folder: Path, against: str) -> list[str]:
     tables = (
-        (f"Decided at {panel.decided_at}, level {panel.level:g}", table(grid, panel, "**"))
-        for panel in grid.panels
+        (f"{panel.title[0].upper()}{panel.title[1:]}", table(grid, panel, "**")) for panel in grid.panels
     )
     lines = [*opening(grid.chart, "grid", LEGEND, figure, folder), *titled(tables)]
     return [*lines, *closing(grid.chart, against)]
@@ -65,7 +68,8 @@ def section(grid: Grid, figure: Path | None, folder: Path, against: str) -> list
 
 def table(grid: Grid, panel: Panel, bold: str = "") -> list[list[str]]:
     """The header, then a row for each criterion; `bold` goes about the best cell."""
-    best = min(panel.cells, key=lambda cell: panel.cells[cell].mean, default=None)
+    choose = max if panel.low_is_bad else min
+    best = choose(panel.cells, key=lambda cell: panel.cells[cell].mean, default=None)
     rows = [["criterion", *grid.scorers]]
     for criterion in grid.criteria:
         row = [criterion]

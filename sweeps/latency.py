@@ -1,23 +1,30 @@
-"""From records to accuracy against speed: of each point the quality of its plans, and how fast they ran."""
+"""Accuracy against speed of the same plans: latency.csv, .png, .md and .html."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
+from sweeps import study
 from sweeps.curves import Chart, Mark, chart
-from sweeps.files import Cell
-from sweeps.points import by_place, tidy
+from sweeps.hover import axis_of
+from sweeps.panels import Axis, Line, Plot, Spot
+from sweeps.points import by_place, is_accuracy, tidy
+from sweeps.rebuild import AGAINST, Rebuilt
 from sweeps.records import Measured, Record
+from sweeps.study import Study
 
 TIMES, LOW, HIGH = "latency/times_dense", "latency/times_dense_low", "latency/times_dense_high"
 TOKEN, ROOFLINE = "latency/token_ms", "latency/roofline"
-COLUMNS = (
-    *("model", "data", "scorer", "level", "achieved_head", "achieved_neuron", "token_ms"),
-    *("times_dense", "low", "high", "roofline", "metric", "value", "stderr"),
+DENSE, ALL = "dense transformers", "everything stays"  # level 0: what is faster then is the executor
+LEGEND = (
+    "Of each plan its quality and its speed, by the same executor in the same process. Times dense: a token "
+    "of dense transformers over a token of this, by turns; the median over rounds, and their quartiles. "
+    "Roofline: bytes of weights that a dense token reads over those of this one, predictor included. "
+    "Where everything stays, what is faster is the executor alone."
 )
-ALL = "everything stays"  # level 0: what is faster then is the executor
 
 
-@dataclass(frozen=True)
-class Timed:
+class Timed(NamedTuple):
     """A level of a curve that was timed. label: the curve's, ALL at level 0."""
 
     label: str
@@ -27,48 +34,66 @@ class Timed:
         return self.mark.metrics[metric].value
 
 
-@dataclass(frozen=True)
-class Race:
-    """One model on one data set. timed: by curve, then by level."""
-
-    chart: Chart
-    timed: list[Timed]
-
-    @property
-    def qualities(self) -> list[str]:
-        """Names of the metrics that stand against speed: perplexity, and the first accuracy."""
-        names = [self.chart.perplexity, *self.chart.accuracies[:1]]
-        return [name for name in names if name is not None]
+def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebuilt:
+    return study.write("latency", "Accuracy against speed", LEGEND, find_studies, folders, out, against)
 
 
-def find_races(records: list[Record]) -> list[Race]:
-    return [race(group) for group in by_place(tidy(records))]
+def summary(folders: Iterable[Path], against: str = AGAINST) -> str:
+    return study.told(find_studies, folders)
 
 
-def race(records: list[Record]) -> Race:
-    found = chart(records)
+def find_studies(records: list[Record]) -> list[Study]:
+    """Records as they were read -> a study for each model and data set."""
+    return [of_chart(chart(group)) for group in by_place(tidy(records))]
+
+
+def of_chart(found: Chart) -> Study:
+    """A panel for perplexity and for the first accuracy; a line for each curve."""
     marks = [Timed(curve.label, mark) for curve in found.curves for mark in curve.marks]
     if found.dense:
         marks.insert(0, Timed(ALL, found.dense))
-    return Race(found, [one for one in marks if TIMES in one.mark.metrics])
+    timed = [one for one in marks if TIMES in one.mark.metrics]
+    names = [found.perplexity, *found.accuracies[:1]]
+    qualities = [name for name in names if name is not None]
+    return Study(
+        found, [panel(timed, quality) for quality in qualities], [("Points", table(timed, qualities))]
+    )
 
 
-def rows_of(found: Race) -> list[list[Cell]]:
-    """The values of COLUMNS, for each point and quality."""
-    return [
-        [
-            *(found.chart.model, found.chart.data, one.label, one.mark.level),
-            *(one.mark.achieved.get("head"), one.mark.achieved.get("neuron")),
-            *(one.value(name) for name in (TOKEN, TIMES, LOW, HIGH, ROOFLINE)),
-            *(quality, measured.value, measured.stderr),
-        ]
-        for one in found.timed
-        for quality in found.qualities
-        if (measured := one.mark.metrics.get(quality))
-    ]
+def panel(timed: list[Timed], quality: str) -> Plot:
+    x, y = Axis("times as fast as dense, a token"), axis_of(quality)
+    measured = [one for one in timed if quality in one.mark.metrics]
+    lines = []
+    for label in dict.fromkeys(one.label for one in measured):
+        spots = [spot(one, quality) for one in measured if one.label == label]
+        if label == ALL:
+            lines.append(Line(DENSE, [Spot(1.0, spots[0].y, None, DENSE)]))
+        lines.append(Line(label, spots))
+    return Plot(y.title, x, y, lines)
 
 
-def told(measured: Measured | None, digits: int) -> str:
+def spot(one: Timed, quality: str) -> Spot:
+    value, stderr = one.mark.metrics[quality]
+    told = f"level {one.mark.level:g}<br>{one.value(TOKEN):.1f} ms a token<br>{times(one)} times dense"
+    return Spot(one.value(TIMES), value, stderr, told)
+
+
+def table(timed: list[Timed], qualities: list[str]) -> list[list[str]]:
+    """The header, then every point that was timed."""
+    rows = [["scorer", "level", "heads %", "neurons %", *qualities, "ms a token", "times dense", "roofline"]]
+    for one in timed:
+        gone = [f"{100 * one.mark.achieved.get(kind, 0):.1f}" for kind in ("head", "neuron")]
+        quality = [shown(one.mark.metrics.get(name), 3 if is_accuracy(name) else 2) for name in qualities]
+        speed = [f"{one.value(TOKEN):.1f}", times(one), f"{one.value(ROOFLINE):.2f}"]
+        rows.append([one.label, f"{one.mark.level:g}", *gone, *quality, *speed])
+    return rows
+
+
+def times(one: Timed) -> str:
+    return f"{one.value(TIMES):.2f} ({one.value(LOW):.2f} to {one.value(HIGH):.2f})"
+
+
+def shown(measured: Measured | None, digits: int) -> str:
     if measured is None:
         return "-"
     error = "" if measured.stderr is None else f" ± {measured.stderr:.{digits}f}"

@@ -7,7 +7,7 @@ from sweeps.curves import Chart, by_label
 from sweeps.files import Cell
 from sweeps.markdown import markdown
 from sweeps.paired import DENSE, Difference, Pair, difference, mean_of, reference_of
-from sweeps.points import MEAN_ACCURACY
+from sweeps.points import MEAN_ACCURACY, MEANS
 
 COLUMNS = (
     *("model", "data", "scorer", "level", "against", "metric", "seeds"),
@@ -46,7 +46,7 @@ def differences(chart: Chart, pairs: list[Pair]) -> list[tuple[str, Difference]]
     over = difference(pairs, chart.perplexity) if chart.perplexity else None
     if over:
         found.append((NATS, over))
-    tasks = [name for name in chart.accuracies if name != MEAN_ACCURACY]
+    tasks = [name for name in chart.accuracies if name not in MEANS]
     by_task = [(task, one) for task in tasks if (one := difference(pairs, task))]
     if MEAN_ACCURACY in chart.accuracies and len(by_task) == len(tasks):
         found.append((MEAN_ACCURACY, mean_of([one for _, one in by_task])))

@@ -8,15 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from sweeps.colours import COLOURS, INK, PALE
 from sweeps.curves import Chart, Curve, Mark, ceiling
 from sweeps.files import writing
-from sweeps.points import MEAN_ACCURACY
+from sweeps.points import MEAN_ACCURACY, MEANS
 
-# Okabe and Ito's colours, for any kind of colour vision; without their yellow, too pale for a line
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4E16")
 MARKERS = ("o", "s", "D", "v", "X", "p", "h")
 DASHES = ("-", "--", ":", "-.")
-INK, PALE = "#333333", "#DDDDDD"
 SCOPES = {"layer": "ranked per layer", "global": "ranked globally", "threshold": "cut at thresholds"}
 
 
@@ -35,7 +33,9 @@ def draw(chart: Chart) -> Figure | None:
             log_scale(ax, chart, metric)
         else:
             ax.set_ylabel(
-                f"accuracy, mean of {len(chart.accuracies) - 1} tasks" if metric == MEAN_ACCURACY else metric
+                f"accuracy, mean of {len(chart.accuracies) - len(MEANS)} tasks"
+                if metric == MEAN_ACCURACY
+                else metric
             )
             ax.yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(title(chart), fontsize=11, color=INK)

@@ -12,6 +12,8 @@ from sweeps.records import Measured, Point, Record
 log = logging.getLogger(__name__)
 
 MEAN_ACCURACY = "mean/acc"
+GEOMETRIC_MEAN = "geometric_mean/acc"  # of the same tasks, as the paper compares criteria
+MEANS = (MEAN_ACCURACY, GEOMETRIC_MEAN)
 COLUMNS = (
     *("model", "data", "criterion", "scorer", "decided_at", "scope", "seed", "level"),
     *("achieved_head", "achieved_neuron", "metric", "value", "stderr"),
@@ -31,7 +33,7 @@ def tidy(records: Iterable[Record]) -> list[Record]:
         once[record.point] = joined(earlier, record) if earlier else record
     if len(once) < len(named):
         log.info("%d records repeat a point; the last one counts", len(named) - len(once))
-    return [replace(record, metrics=with_mean_accuracy(record, once.values())) for record in once.values()]
+    return [replace(record, metrics=with_means(record, once.values())) for record in once.values()]
 
 
 def tidy_by(word_of: Callable[[Record], str], records: Iterable[Record], told: Sequence[str]) -> list[Record]:
@@ -98,8 +100,11 @@ def curve_of(point: Point) -> Point:
     return replace(point, level=0.0, seed=0)
 
 
-def with_mean_accuracy(record: Record, records: Iterable[Record]) -> dict[str, Measured]:
-    """The mean is over the tasks that all records of this model and data have: points must compare."""
+def with_means(record: Record, records: Iterable[Record]) -> dict[str, Measured]:
+    """The means are over the tasks that all records of this model and data have: points must compare.
+
+    The error of a geometric mean is carried through its logarithm, to first order.
+    """
     peers = [peer for peer in records if place_of(peer) == place_of(record)]
     tasks = [
         name for name in record.metrics if is_accuracy(name) and all(name in peer.metrics for peer in peers)
@@ -107,9 +112,17 @@ def with_mean_accuracy(record: Record, records: Iterable[Record]) -> dict[str, M
     if len(tasks) < 2:
         return record.metrics
     values = [record.metrics[name].value for name in tasks]
-    stderrs = [stderr for name in tasks if (stderr := record.metrics[name].stderr) is not None]
-    stderr = math.hypot(*stderrs) / len(tasks) if len(stderrs) == len(tasks) else None
-    return {**record.metrics, MEAN_ACCURACY: Measured(statistics.fmean(values), stderr)}
+    errors = [stderr for name in tasks if (stderr := record.metrics[name].stderr) is not None]
+    known = len(errors) == len(tasks)
+    stderr = math.hypot(*errors) / len(tasks) if known else None
+    geometric = math.prod(values) ** (1 / len(values))
+    relative = [error / value for error, value in zip(errors, values) if value]
+    spread = geometric * math.hypot(*relative) / len(tasks) if known and geometric else None
+    means = {
+        MEAN_ACCURACY: Measured(statistics.fmean(values), stderr),
+        GEOMETRIC_MEAN: Measured(geometric, spread),
+    }
+    return {**record.metrics, **means}
 
 
 def is_accuracy(metric: str) -> bool:
@@ -133,10 +146,14 @@ def by_place(records: Iterable[Record]) -> list[list[Record]]:
 
 
 def drawn_metrics(records: list[Record]) -> tuple[str | None, list[str]]:
-    """The perplexity of these records, if any, and their accuracies, the mean one first."""
+    """The perplexity of these records, if any, and their accuracies, their means first."""
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
     perplexity = min(filter(is_perplexity, names), key=len, default=None)
-    return perplexity, sorted(filter(is_accuracy, names), key=lambda name: name != MEAN_ACCURACY)
+    return perplexity, sorted(filter(is_accuracy, names), key=order)
+
+
+def order(metric: str) -> int:
+    return MEANS.index(metric) if metric in MEANS else len(MEANS)
 
 
 def rows_of(records: list[Record]) -> list[list[Cell]]:

@@ -85,7 +85,8 @@ def net_of(record: Record) -> Net | None:
     if record.predictor is None:
         return None
     dense_fed = record.settings["measure"].get("dense_fed", False)
-    return Net(**record.predictor, feeding=DENSE_FED if dense_fed else ONE_PASS)
+    size = {name: record.predictor[name] for name in ("taps", "rank", "parameters", "share_of_model")}
+    return Net(**size, feeding=DENSE_FED if dense_fed else ONE_PASS)
 
 
 def word_of(record: Record) -> str:

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from sweeps.colours import COLOURS, INK, PALE
 from sweeps.key import draw_key, panels_of, width_of
-from sweeps.plot import COLOURS, DASHES, INK, MARKERS, PALE
+from sweeps.plot import DASHES, MARKERS
 from sweeps.predictors import DENSE_FED, Entry, Survey, front
 
 GREY = "#777777"

@@ -1,10 +1,11 @@
-"""From predictors by their size to predictors.csv, predictors.png and predictors.md."""
+"""From predictors by their size to predictors.csv, predictors.png predictors.md and predictors.html."""
 
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from sweeps.files import write_csv
+from sweeps.hover import predictors_panels
 from sweeps.markdown import aligned
 from sweeps.paired_table import told
 from sweeps.predictors import COLUMNS, Entry, Survey, find_surveys, front, rows_of
@@ -27,13 +28,18 @@ def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebui
     records, surveys = find(folders)
     write_csv(COLUMNS, (row for survey in surveys for row in rows_of(survey)), out / "predictors.csv")
     parts = [
-        Part(survey.chart, draw(survey), partial(section, survey, folder=out, against=against))
+        Part(
+            survey.chart,
+            draw(survey),
+            predictors_panels(survey),
+            partial(section, survey, folder=out, against=against),
+        )
         for survey in surveys
     ]
     return write_parts("predictors", "Predictors by their size", records, parts, out)
 
 
-def summary(folders: Iterable[Path]) -> str:
+def summary(folders: Iterable[Path], against: str = AGAINST) -> str:
     """All that a person at the console wants to know of a sweep."""
     records, surveys = find(folders)
     lines: list[str] = []

@@ -1,16 +1,20 @@
-"""From folders of run records to curve.csv, paired.csv, curve.png and report.md."""
+"""From folders of run records to curve.csv, paired.csv, curve.png, report.md and report.html."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sweeps import paired_table
+from sweeps import paired_table, table
 from sweeps.curves import Chart, find_charts
 from sweeps.files import write_csv
+from sweeps.hover import curve_panels
+from sweeps.page import write_page
+from sweeps.panels import Panel
 from sweeps.points import COLUMNS, rows_of, tidy
 from sweeps.records import RecordError, Records, read
-from sweeps.report import write_report, write_sections
+from sweeps.report import section, write_sections
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +29,7 @@ class Rebuilt(NamedTuple):
     charts: list[Chart]
     figures: dict[str, Path]  # by the chart's name
     report: Path
+    page: Path
 
 
 def find_points(folders: Iterable[Path]) -> tuple[Records, list[Chart]]:
@@ -34,6 +39,10 @@ def find_points(folders: Iterable[Path]) -> tuple[Records, list[Chart]]:
     return found._replace(done=points), find_charts(points)
 
 
+def summary(folders: Iterable[Path], against: str = AGAINST) -> str:
+    return table.summary(*find_points(folders))
+
+
 def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebuilt:
     """The same records give the same files, whatever was there before."""
     from sweeps.plot import draw  # matplotlib takes a second
@@ -41,10 +50,16 @@ def rebuild(folders: Iterable[Path], out: Path, against: str = AGAINST) -> Rebui
     records, charts = find_points(folders)
     write_csv(COLUMNS, rows_of(records.done), out / "curve.csv")
     write_csv(paired_table.COLUMNS, paired_table.csv_rows(charts, against), out / "paired.csv")
-    figures = save_figures("curve", [(chart, draw(chart)) for chart in charts], out)
-    write_report(records, charts, figures, out / "report.md", against)
-    log.info("points: %d, failed jobs: %d -> %s", len(records.done), len(records.failed), out / "report.md")
-    return Rebuilt(records, charts, figures, out / "report.md")
+    parts = [
+        Part(
+            chart,
+            draw(chart),
+            curve_panels(chart),
+            partial(section, chart, folder=out, against=against),
+        )
+        for chart in charts
+    ]
+    return write_parts("curve", f"{len(records.done)} points", records, parts, out, "report")
 
 
 def read_some(folders: Iterable[Path]) -> Records:
@@ -60,18 +75,27 @@ class Part(NamedTuple):
 
     chart: Chart
     figure: "Figure | None"
+    panels: Sequence[Panel]  # the same, for the page
     section: Callable[[Path | None], list[str]]
 
 
-def write_parts(stem: str, title: str, records: Records, parts: list[Part], out: Path) -> Rebuilt:
-    """<stem>.png of each part, and <stem>.md. The points that are handed on are those of the charts."""
-    charts, file = [part.chart for part in parts], out / f"{stem}.md"
+def write_parts(
+    stem: str, title: str, records: Records, parts: list[Part], out: Path, report: str | None = None
+) -> Rebuilt:
+    """<stem>.png of each part, and <report>.md and .html, by default of the same stem.
+
+    The points that are handed on are those of the charts.
+    """
+    charts, file = [part.chart for part in parts], out / f"{report or stem}.md"
     figures = save_figures(stem, [(part.chart, part.figure) for part in parts], out)
     sections = [part.section(figures.get(part.chart.name)) for part in parts]
     write_sections(title, charts, sections, records, file)
+    page = file.with_suffix(".html")
+    drawn = {figures[part.chart.name].name: part.panels for part in parts if part.chart.name in figures}
+    write_page(file, drawn, page)
     points = [record for chart in charts for record in chart.records]
-    log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), file)
-    return Rebuilt(records._replace(done=points), charts, figures, file)
+    log.info("points: %d, failed jobs: %d -> %s", len(points), len(records.failed), page)
+    return Rebuilt(records._replace(done=points), charts, figures, file, page)
 
 
 def save_figures(stem: str, drawn: list[tuple[Chart, "Figure | None"]], out: Path) -> dict[str, Path]:

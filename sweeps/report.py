@@ -16,14 +16,6 @@ from sweeps.table import rows_of
 OFFERED = "recipe."  # what a sweep chooses from; what it chose is among the other settings
 
 
-def write_report(
-    records: Records, charts: list[Chart], figures: dict[str, Path], file: Path, against: str
-) -> None:
-    """figures: the file of each chart's name that has one. against: whom the others are compared with."""
-    sections = [section(chart, figures.get(chart.name), file.parent, against) for chart in charts]
-    write_sections(f"{len(records.done)} points", charts, sections, records, file)
-
-
 def write_sections(
     title: str, charts: list[Chart], sections: list[list[str]], records: Records, file: Path
 ) -> None:

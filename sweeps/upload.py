@@ -26,6 +26,7 @@ def upload(rebuilt: Rebuilt) -> None:
     try:
         run.log({"curve": wandb.Table(columns=list(COLUMNS), data=rows_of(rebuilt.records.done))})
         run.log({figure.stem: wandb.Image(str(figure)) for figure in rebuilt.figures.values()})
+        run.log({rebuilt.page.stem: wandb.Html(rebuilt.page.read_text(encoding="utf-8"))})
     finally:
         run.finish()
     log.info("logged the curve to wandb run %s of group %s", run.id, settings.get("group"))

@@ -21,7 +21,13 @@ from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
 
 UNTOLD = ("root", "dense_fed")  # where tasks lie; and of a net alone
-OF_TEXT = ("perplexity", "choices", "quality", "latency")  # measured on the evaluation text of `data`
+OF_TEXT = (
+    "perplexity",
+    "choices",
+    "quality",
+    "latency",
+    "context",
+)  # measured on the evaluation text of `data`
 MEASURES = (*OF_TEXT, "tasks")
 SAMPLES = "samples.json"  # beside run.json: of each metric, a figure for each example
 
@@ -50,7 +56,7 @@ def check_measure(cfg: DictConfig) -> None:
         )
     if not any(settings[name] for name in MEASURES):
         raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
-    if any(settings[name] for name in OF_TEXT):
+    if reads_text(cfg):
         names.calibration_data(cfg).documents("eval")
     if settings.quality:
         criteria.require("measure.quality", judged_criteria(cfg))
@@ -64,11 +70,33 @@ def check_measure(cfg: DictConfig) -> None:
                 f"measure.quality judges criteria on the dense model: sparsity.level must be 0, got "
                 f"{cfg.sparsity.level}"
             )
+    if settings.context:
+        check_context(cfg)
     if settings.tasks:
         from shadow.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
 
         require_tasks(settings.tasks)
         task_specs(settings.tasks, task_root(cfg))
+
+
+def reads_text(cfg: DictConfig) -> bool:
+    return any(cfg.measure[name] for name in OF_TEXT)
+
+
+def check_context(cfg: DictConfig) -> None:
+    asked = list(cfg.measure.context)
+    criteria.require("measure.context", asked)
+    cannot = {*criteria.STATISTICS, *criteria.BESIDE_MEANS, criteria.RANDOM}
+    if set(asked) & cannot:
+        raise UserError(
+            "measure.context ranks heads by each window's own scores, beside nothing else: it takes no "
+            f"{sorted(cannot)}, got {asked}"
+        )
+    if cfg.sparsity.level != 0 or cfg.measure.context_windows < 2:
+        raise UserError(
+            "measure.context looks at the dense model over several windows: sparsity.level must be 0 and "
+            f"measure.context_windows at least 2, got {cfg.sparsity.level} and {cfg.measure.context_windows}"
+        )
 
 
 def judged_criteria(cfg: DictConfig) -> list[str]:
@@ -85,19 +113,18 @@ def task_root(cfg: DictConfig) -> str | None:
 def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     """What decides the figures of this point. The dense model's are the same whoever would have scored."""
     data = names.calibration_data(cfg)
-    wants_text = any(cfg.measure[name] for name in OF_TEXT)
     settings: dict[str, Any] = {
         "code": code,
         "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
         "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
-        "content": fingerprint(data.documents("eval")) if wants_text else None,
+        "content": fingerprint(data.documents("eval")) if reads_text(cfg) else None,
         "task_content": [_task_content(task, task_root(cfg)) for task in cfg.measure.tasks],
         "executor": names.plain(cfg.executor),
         "decided_at": cfg.sparsity.decided_at,
         "seed": cfg.seed,
     }
-    if cfg.measure.quality:
+    if cfg.measure.quality or cfg.measure.context:
         settings["loss"] = cfg.traces.loss
     if cfg.sparsity.level > 0:
         settings |= names.scorer_settings(cfg)
@@ -159,7 +186,7 @@ def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, metrics: dict)
 
 
 def predictor_of(cfg: DictConfig) -> dict[str, Any] | None:
-    """How large the net of this point is; None where no net decides."""
+    """How large the net of this point is, and how well it fits; None where no net decides."""
     folder = names.predictor_folder(cfg) if cfg.predictor.name in names.NETS else None
     if folder is None or cfg.sparsity.level == 0 or not (folder / hub.CONFIG).is_file():
         return None
@@ -170,6 +197,7 @@ def predictor_of(cfg: DictConfig) -> dict[str, Any] | None:
         "rank": net["rank"] if "rank" in net else net["neuron"],  # the paper's nets: of their larger part
         "parameters": config["parameters"],
         "share_of_model": config["share_of_model"],
+        "metrics": config["metrics"],  # of its fit, on validation rows
     }
 
 
@@ -233,6 +261,8 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
         metrics |= _latency(cfg, lm, run)
     if settings.quality:
         metrics |= _quality(cfg, lm)
+    if settings.context:
+        metrics |= _context(cfg, lm)
     if settings.tasks:
         metrics |= evaluation.task_metrics(
             run,
@@ -289,3 +319,25 @@ def _quality(cfg: DictConfig, lm: LM) -> dict:
             metrics[f"{name}/spearman"] = Metric(found.spearman, found.spearman_error)
             metrics[f"{name}/recall@50"] = Metric(found.recall, found.recall_error)
     return metrics
+
+
+def _context(cfg: DictConfig, lm: LM) -> dict:
+    """`rank_variance/<criterion>/<layer>`: the mean over heads, which stand where samples do."""
+    from shadow.context import rank_variances
+    from shadow.evaluation import Metric
+
+    settings = cfg.measure
+    windows = text_windows(
+        names.calibration_data(cfg).documents("eval"),
+        lm.tokenizer,
+        settings.context_windows,
+        settings.tokens,
+        settings.prompt_share,
+        settings.seed,
+        "measure.context_windows",
+    )
+    found = rank_variances(lm.model, windows, list(settings.context), cfg.traces.loss, settings.batch_size)
+    return {
+        f"rank_variance/{name}/{layer}": Metric(float(of_heads.mean()), None, of_heads.tolist())
+        for (name, layer), of_heads in found.items()
+    }

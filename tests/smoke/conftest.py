@@ -45,6 +45,12 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def environment_of() -> Callable[[Path], dict[str, str]]:
+    """environment_of(folder): of a process whose results go there, without a network."""
+    return environment
+
+
+@pytest.fixture(scope="session")
 def command() -> Callable[..., list[str]]:
     """command("train.py", *overrides): what to run, with this very Python."""
 

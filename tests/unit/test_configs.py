@@ -40,6 +40,7 @@ MEASURE = (
     "measure.continuation_tokens=4",
     "measure.limit=2",
     "measure.quality_windows=2",
+    "measure.context_windows=2",
     "measure.quality_layers=1",
     "measure.quality_neurons=4",
 )
@@ -197,6 +198,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
             "measure.prompt_tokens=8",
             "measure.new_tokens=2",
         ],
+        "context": ["sparsity.level=0"],
     }
     cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
     points.check_measure(cfg)
@@ -216,6 +218,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
             "quality_static/random/head/recall@50",
         },
         "latency": {"latency/token_ms", "latency/times_dense", "latency/dense_prompt_ms", "latency/roofline"},
+        "context": {"rank_variance/l2_norm/0", "rank_variance/fisher/3"},
     }[option]
     assert expected <= set(metrics)
     assert {name.split("/")[0] for name in metrics} == {name.split("/")[0] for name in expected}

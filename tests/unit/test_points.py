@@ -59,7 +59,13 @@ def test_a_point_of_a_net_is_found_with_its_size_though_the_net_is_gone(compose,
     shutil.rmtree(folder)
     record = {"code": CODE}
     assert points.find(cfg, record)
-    assert record["predictor"] == {"taps": 1, "rank": 8, "parameters": 12345, "share_of_model": 0.0625}
+    assert record["predictor"] == {
+        "taps": 1,
+        "rank": 8,
+        "parameters": 12345,
+        "share_of_model": 0.0625,
+        "metrics": {"val/recall@50": 0.75, "val/loss": 0.5},
+    }
 
 
 @pytest.mark.parametrize("job", [["predictor=static"], ["sparsity.level=0"]], ids=str)

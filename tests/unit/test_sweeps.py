@@ -241,7 +241,7 @@ def test_each_model_has_its_figure(tmp_path: Path) -> None:
 def test_rebuilding_gives_the_same_bytes_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     for n, level in enumerate((0, 0.3)):
         write_job(tmp_path / str(n), level)
-    names = ("curve.csv", "paired.csv", "curve.png", "report.md")
+    names = ("curve.csv", "paired.csv", "curve.png", "report.md", "report.html")
     rebuild([tmp_path], tmp_path)
     before = [(tmp_path / name).read_bytes() for name in names]
     rebuild([tmp_path], tmp_path)
@@ -362,6 +362,7 @@ def test_the_command_rebuilds_and_prints_the_table(tmp_path: Path) -> None:
         "paired.csv",
         "curve.png",
         "report.md",
+        "report.html",
     }
 
 

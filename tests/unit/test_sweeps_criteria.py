@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from run_records import write_job as write_record
 
 from sweeps.callback import CriteriaCallback
+from sweeps.colours import COLOURS
 from sweeps.criteria import Contest, find_contests
 from sweeps.criteria_plot import MARKERS, draw, look
-from sweeps.criteria_rebuild import COLUMNS, rebuild, told
+from sweeps.criteria_rebuild import COLUMNS, rebuild, summary
 from sweeps.criteria_table import quality_rows, rows_of
 from sweeps.key import spread
 from sweeps.nats import NATS
-from sweeps.plot import COLOURS
 from sweeps.points import rows_of as rows_of_points
 from sweeps.records import RecordError, read
 
@@ -158,13 +158,18 @@ def test_accuracies_follow_nats_and_their_best_is_the_highest(tmp_path: Path) ->
     ):
         tasks = {"piqa/acc": (acc, 0.03), "copa/acc": (acc - 0.2, 0.04)}
         write_job(tmp_path / str(n), criterion, level, metrics={"perplexity": (DENSE + n, 3.0)} | tasks)
-    assert only_contest(tmp_path).metrics == [NATS, "mean/acc", "piqa/acc", "copa/acc"]
+    assert only_contest(tmp_path).metrics == [NATS, "mean/acc", "geometric_mean/acc", "piqa/acc", "copa/acc"]
     header, fisher, snip, *_ = only_table(tmp_path, "**")
-    assert header[2:] == ["mean accuracy % at 0.3", "piqa/acc % at 0.3", "copa/acc % at 0.3"]
-    assert fisher == ["fisher", "**+0.010**", "50.0 ± 2.5", "60.0 ± 3.0", "40.0 ± 4.0"]
-    assert snip == ["snip", "+0.020", "**60.0 ± 2.5**", "**70.0 ± 3.0**", "**50.0 ± 4.0**"]
+    assert header[2:] == [
+        "mean accuracy % at 0.3",
+        "geometric mean % at 0.3",
+        "piqa/acc % at 0.3",
+        "copa/acc % at 0.3",
+    ]
+    assert fisher == ["fisher", "**+0.010**", "50.0 ± 2.5", "49.0 ± 2.7", "60.0 ± 3.0", "40.0 ± 4.0"]
+    assert snip == ["snip", "+0.020", "**60.0 ± 2.5**", "**59.2 ± 2.7**", "**70.0 ± 3.0**", "**50.0 ± 4.0**"]
     report = rebuild([tmp_path], tmp_path).report.read_text()
-    assert "| dense | 100.0 ± 3.0 | 70.0 ± 2.5 | 80.0 ± 3.0 | 60.0 ± 4.0 |" in report
+    assert "| dense | 100.0 ± 3.0 | 70.0 ± 2.5 | 69.3 ± 2.6 | 80.0 ± 3.0 | 60.0 ± 4.0 |" in report
 
 
 def test_without_perplexity_the_accuracy_ranks(tmp_path: Path) -> None:
@@ -308,7 +313,7 @@ def test_the_quality_of_scores_is_a_table_with_what_is_no_number_last(tmp_path: 
     rebuilt = rebuild([tmp_path], tmp_path)
     assert "| snip | **0.800** | 0.600 | **0.800** | 0.600 |" in rebuilt.report.read_text()
     assert not rebuilt.figures
-    assert "averaged over windows first" in told([tmp_path])
+    assert "averaged over windows first" in summary([tmp_path])
 
 
 def test_quality_beside_points_leaves_them_their_mean_accuracy(tmp_path: Path) -> None:
@@ -345,7 +350,7 @@ def test_failed_criteria_are_left_out_and_listed(tmp_path: Path) -> None:
     report = rebuild([tmp_path], tmp_path).report.read_text()
     assert "| grasp" not in report
     assert "contender=[static,grasp]`): ValueError: not finite" in report
-    assert "contender=[static,grasp]): ValueError" in told([tmp_path])
+    assert "contender=[static,grasp]): ValueError" in summary([tmp_path])
 
 
 def test_the_report_names_model_commit_versions_time_and_shared_settings(tmp_path: Path) -> None:
@@ -390,7 +395,7 @@ def test_the_csv_has_a_row_for_each_point_and_metric_and_the_dense_model_once(tm
 def test_rebuilding_gives_the_same_bytes_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_job(tmp_path / "0", level=0)
     write_job(tmp_path / "1", nats=0.5)
-    names = ("criteria.csv", "criteria.png", "criteria.md")
+    names = ("criteria.csv", "criteria.png", "criteria.md", "criteria.html")
     rebuild([tmp_path], tmp_path)
     before = [(tmp_path / name).read_bytes() for name in names]
     rebuild([tmp_path], tmp_path)
@@ -509,6 +514,7 @@ def test_the_callback_redraws_after_a_job_and_logs_the_table_at_the_end(
         "criteria.csv",
         "criteria.png",
         "criteria.md",
+        "criteria.html",
     }
     assert not (tmp_path / "curve.csv").exists()
     with caplog.at_level(logging.INFO):
@@ -557,6 +563,7 @@ def test_the_command_compares_criteria_where_it_is_asked_to(tmp_path: Path) -> N
         "criteria.csv",
         "criteria.png",
         "criteria.md",
+        "criteria.html",
     }
 
 

@@ -84,8 +84,7 @@ def test_the_files_have_every_cell_and_the_best_of_a_panel_is_bold(tmp_path: Pat
     rows = csv_rows(tmp_path / "grid.csv")
     assert tuple(rows[0]) == COLUMNS
     assert {
-        (row["criterion"], row["scorer"], row["decided_at"], round(float(row["nats_over_dense"]), 6))
-        for row in rows
+        (row["criterion"], row["scorer"], row["decided_at"], round(float(row["value"]), 6)) for row in rows
     } == {
         ("l2_norm", "static", "token", 1.5),
         ("fisher", "static", "token", 1.75),
@@ -97,7 +96,7 @@ def test_the_files_have_every_cell_and_the_best_of_a_panel_is_bold(tmp_path: Pat
     assert "| l2_norm | +1.500 ± 0.000 | **+0.500 ± 0.000** |" in report
     assert "![grid](grid.png)" in report
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
-    assert "level 0.5, decided at token" in summary([tmp_path])
+    assert "nats over dense, decided at token, level 0.5" in summary([tmp_path])
 
 
 def test_cells_that_cannot_be_are_grey_and_have_no_figure(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_the_command_and_the_callback_give_the_same_files(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"grid.csv", "grid.png", "grid.md"}
+    assert names == {"grid.csv", "grid.png", "grid.md", "grid.html"}
     assert (tmp_path / "out" / "grid.csv").read_bytes() == (tmp_path / "jobs" / "grid.csv").read_bytes()
 
 

@@ -4,9 +4,7 @@ from pathlib import Path
 
 from run_records import csv_rows, write_job
 
-from sweeps.latency import ALL, COLUMNS, find_races
-from sweeps.latency_plot import draw
-from sweeps.latency_report import rebuild, summary
+from sweeps.latency import ALL, DENSE, find_studies, rebuild, summary
 from sweeps.records import read
 
 
@@ -32,38 +30,33 @@ def write_some(folder: Path) -> None:
 def test_every_timed_point_is_told_beside_its_quality(tmp_path):
     write_some(tmp_path)
     rebuilt = rebuild([tmp_path], tmp_path)
-    rows = csv_rows(tmp_path / "latency.csv")
-    assert list(rows[0]) == list(COLUMNS)
-    assert [(row["scorer"], row["times_dense"], row["metric"], row["value"]) for row in rows[::2]] == [
-        (ALL, "2.5", "perplexity", "100"),
-        ("unified", "3.5", "perplexity", "150"),
-        ("static", "3.6", "perplexity", "300"),
+    spots = [(row["line"], row["x"], row["y"]) for row in csv_rows(tmp_path / "latency.csv")]
+    assert spots[:4] == [
+        (DENSE, "1.0", "100"),
+        (ALL, "2.5", "100"),
+        ("unified", "3.5", "150"),
+        ("static", "3.6", "300"),
     ]
-    report = (tmp_path / "latency.md").read_text()
-    assert (
+    row = (
         "| unified | 0.5 | 45.0 | 40.0 | 150.00 ± 1.00 | 0.500 ± 0.050 | 17.1 | 3.50 (3.40 to 3.70) | 1.75 |"
-        in report
     )
+    assert row in (tmp_path / "latency.md").read_text()
     assert [file.name for file in rebuilt.figures.values()] == ["latency.png"]
     assert "3.50 (3.40 to 3.70)" in summary([tmp_path])
 
 
-def test_the_figure_has_a_curve_for_each_scorer_beside_dense(tmp_path):
+def test_a_panel_has_a_line_for_each_scorer_beside_dense(tmp_path):
     write_some(tmp_path)
-    (race,) = find_races(read([tmp_path]).done)
-    figure = draw(race)
-    labels = figure.axes[0].get_legend_handles_labels()[1]
-    assert labels == ["dense transformers", ALL, "unified", "static"]
-    assert [ax.get_ylabel() for ax in figure.axes] == ["perplexity", "choices/acc"]
-    star, whole = figure.axes[0].lines[:2]
-    assert (star.get_xdata()[0], whole.get_xdata()[0]) == (1, 2.5)
+    (study,) = find_studies(read([tmp_path]).done)
+    assert [panel.title for panel in study.panels] == ["perplexity", "accuracy on choices"]
+    assert [line.name for line in study.panels[0].lines] == [DENSE, ALL, "unified", "static"]
 
 
 def test_points_that_were_not_timed_are_left_out(tmp_path):
     write_timed(tmp_path, 0.0, 2.5, 100)
     write_job(tmp_path / "untimed", 0.5)
-    (race,) = find_races(read([tmp_path]).done)
-    assert [one.label for one in race.timed] == [ALL]
+    (study,) = find_studies(read([tmp_path]).done)
+    assert [line.name for line in study.panels[0].lines] == [DENSE, ALL]
     write_job(tmp_path / "other" / "0", 0.5)
-    (race,) = find_races(read([tmp_path / "other"]).done)
-    assert draw(race) is None
+    (study,) = find_studies(read([tmp_path / "other"]).done)
+    assert study.panels[0].lines == []

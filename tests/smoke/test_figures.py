@@ -1,0 +1,98 @@
+"""Each figure of the paper is a sweep that runs to its figure, here on opt-mini at the smallest sizes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# one process for all: most of a sweep this small is the start of Python
+DRIVER = """
+import json, runpy, sys
+from hydra.core.global_hydra import GlobalHydra
+for words in json.loads(sys.argv[1]):
+    GlobalHydra.instance().clear()
+    sys.argv = ["evaluate.py", *words]
+    runpy.run_path("evaluate.py", run_name="__main__")
+"""
+SMALL = [
+    *("model=opt-mini", "make_missing=true", "data.tokens=16", "data.windows=16", "traces.batch_size=4"),
+    *(
+        "traces.shard_windows=8",
+        "traces.tokens_per_window=4",
+        "predictor.epochs=1",
+        "predictor.batch_size=32",
+    ),
+    *("measure.windows=4", "measure.tokens=16", "measure.questions=4", "measure.context_windows=4"),
+    *("callbacks.progress=null", "+trainer.enable_progress_bar=false", "sparsity.level=0.0,0.5"),
+]
+TASKS = [one for one in SMALL if not one.startswith(("data.", "measure.", "sparsity.level"))] + [
+    *(
+        "data.tasks=[piqa,copa]",
+        "measure.tasks=[piqa,copa]",
+        "data.examples_per_task=3",
+        "data.max_tokens=200",
+    ),
+    *("measure.limit=2", "sparsity.level=0.0,0.5"),
+]
+CRITERION = ["criterion=l2_norm", "traces.criteria=[l2_norm]"]
+CONTENDERS = ["contender=[static,l2_norm],[oracle,l2_norm]", "sparsity.kinds=[head,neuron]"]
+TARGETS = ["criterion=l2_norm,plainact", "traces.criteria=[l2_norm,plainact]"]
+GAP = ["predictor=static,random", "hydra.callbacks.curve.against=static"]
+# sweep: the stem of its report, and how it is made small
+SWEEPS = {
+    "criteria": ("criteria", [*SMALL, *CONTENDERS, "traces.criteria=[l2_norm]"]),
+    "local_global": ("report", [*SMALL, *CRITERION]),
+    "perplexity": ("report", [*SMALL, *CRITERION, "predictor=static,random"]),
+    "predictor_design": ("grid", [*SMALL, *CRITERION, "predictor=unified_paper,layerwise_paper"]),
+    "predictor_target": ("grid", [*SMALL, *TARGETS]),
+    "context": ("context", [*SMALL[:-1], "sparsity.level=0.0", "measure.context=[l2_norm,plainact]"]),
+    "fewshot": ("report", [*TASKS, *CRITERION, "data.num_fewshot=0,1", "sparsity.level=0.5"]),
+    "task_gap": ("task_gap", [*TASKS, *CRITERION, *GAP, "data.num_fewshot=1", "sparsity.level=0.5"]),
+}
+
+
+@pytest.fixture(scope="module")
+def swept(
+    root: Path, task_root: Path, environment_of: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder in which each sweep has one of its own."""
+    folder = tmp_path_factory.mktemp("figures")
+    words = [
+        [
+            f"sweep={name}",
+            *more,
+            *([f"data.root={task_root}"] if more[: len(TASKS)] == TASKS else []),
+            f"hydra.sweep.dir={folder / name}",
+        ]
+        for name, (_, more) in SWEEPS.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(words)],
+        cwd=root,
+        env=environment_of(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "could not redraw" not in done.stdout, done.stdout[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_of_the_paper_runs_to_its_figure(swept: Path, name: str) -> None:
+    report, _ = SWEEPS[name]
+    records = [json.loads(file.read_text()) for file in (swept / name).glob("*/run.json")]
+    assert records
+    assert {record["status"] for record in records} == {"done"}
+    (figure,) = (swept / name).glob("*.png")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    page = (swept / name / f"{report}.html").read_text()
+    assert "Plotly.newPlot" in page
+    assert f"]({figure.name})" in (swept / name / f"{report}.md").read_text()
