@@ -93,7 +93,7 @@ class GatheredRun:
             self.fills,
             lambda unit: self.planner.keep(unit, units[unit[1]]),
             enter,
-            compact=not self.each_token,
+            lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
         )
 
     def vocabulary(self, h: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shadow.fast.cache import Remembered
+from shadow.fast.families import Sizes
 from shadow.fast.storage import Rows, read
 from shadow.fast.weights import Norms, Weights
 from shadow.sites import Kind
@@ -14,6 +15,7 @@ from shadow.sparsity import Unit
 
 Keep = Callable[[Unit], Tensor | None]  # bool [U] or [B, 1 or T, U] of a layer's kind; None: all stay
 Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, T, E], just before it
+Later = Callable[[int], Tensor | None]  # bool [..., H], a layer's heads that tokens to come use; None: any
 
 
 class Prompt:
@@ -60,13 +62,10 @@ def prefill(
     fills: Fills,
     keep: Keep,
     enter: Enter,
-    compact: bool,
+    later: Later,
 ) -> tuple[Tensor, list[Remembered]]:
-    """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come.
-
-    compact: where one plan holds for all positions of a call, key-value heads that no head needs are neither
-    computed nor stored.
-    """
+    """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come: key-value heads
+    that no head will need are not stored, nor computed where no head needs them now."""
     sizes = weights.sizes
     h = read_lines(weights.embedding, prompt.ids)
     angles = None
@@ -80,7 +79,7 @@ def prefill(
     for layer in range(sizes.layers):
         enter(layer, h)
         x = normed(weights, weights.attention_norm, layer, h)
-        said, remembered = attention(weights, layer, x, angles, prompt, fills, keep((layer, "head")), compact)
+        said, remembered = attention(weights, layer, x, angles, prompt, fills, keep((layer, "head")), later(layer))
         left.append(remembered)
         h = h + said
         x = normed(weights, weights.neuron_norm, layer, h)
@@ -112,6 +111,14 @@ def staying(keep: Tensor | None) -> Tensor | None:
     return lines[0].nonzero()[:, 0] if len(lines) == 1 else None
 
 
+def groups_of(keep: Tensor | None, sizes: Sizes) -> Tensor:
+    """The numbers of the key-value heads that any head needs which stays anywhere."""
+    if keep is None:
+        return torch.arange(sizes.kv_heads)
+    each = sizes.heads // sizes.kv_heads
+    return keep.view(-1, sizes.kv_heads, each).any(2).any(0).nonzero()[:, 0]
+
+
 def attention(
     weights: Weights,
     layer: int,
@@ -120,7 +127,7 @@ def attention(
     prompt: Prompt,
     fills: Fills,
     keep: Tensor | None,
-    compact: bool,
+    later: Tensor | None,
 ) -> tuple[Tensor, Remembered]:
     sizes = weights.sizes
     width, each = sizes.head_width, sizes.heads // sizes.kv_heads
@@ -128,10 +135,8 @@ def attention(
     agreed = heads is not None
     if heads is None:
         heads = torch.arange(sizes.heads)
-    groups = torch.arange(sizes.kv_heads)
-    if compact and keep is not None:
-        needed = keep.view(-1, sizes.heads).any(0)
-        groups = needed.view(sizes.kv_heads, each).any(1).nonzero()[:, 0]
+    stored = groups_of(later, sizes)
+    groups = groups_of(keep, sizes) if later is not None else stored
 
     def rows_of(units: Tensor, count: int) -> Tensor | None:
         return None if len(units) == count else (units[:, None] * width + torch.arange(width)).flatten()
@@ -145,7 +150,8 @@ def attention(
     value = split(weights.value, "value_bias", groups, sizes.kv_heads)
     if angles is not None:
         query, key = turned(query, angles), turned(key, angles)
-    remembered = Remembered(groups, key, value, x)
+    at = torch.isin(groups, stored)  # all of those that are stored
+    remembered = Remembered(stored, key[:, at], value[:, at], x)
     base = fills.bases[0, layer] + torch.from_numpy(weights.output_bias[layer])
     if not len(heads) or not len(groups):
         return base.expand_as(x), remembered

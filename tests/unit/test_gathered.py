@@ -97,6 +97,62 @@ def test_both_executors_generate_from_the_same_logits(lm, make_scorer, plan, row
     assert also_gone == gone
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_scorer, decided_at, rows):
+    """The reference reads the prompt without this framework, and goes on with its cache."""
+    scorer, ids, new = make_scorer(lm, [1]), prompts(rows), prompts(rows, length=1)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at) as run:
+        lm.model(ids)  # one tap before the first sparse layer: its plan is that of a dense prompt
+        planned = dict(run.plan)
+    dense = lm.model(ids)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at) as run:
+        run.plan = planned
+        expected = lm.model(new, past_key_values=dense.past_key_values).logits
+        gone = skipped(run)
+    for executor in ("masked", "gathered"):
+        with sparse(
+            lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor, prefill="dense"
+        ) as run:
+            read = lm.model(ids)
+            torch.testing.assert_close(read.logits, dense.logits, rtol=1e-4, atol=1e-5)
+            assert skipped(run) == [0, 0]
+            found = lm.model(new, past_key_values=read.past_key_values).logits
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert skipped(run) == pytest.approx([share / 11 for share in gone])  # of 11 tokens one was sparse
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("plan", ["static", "three taps", "at the prompt", "over all layers"])
+def test_both_executors_go_on_from_a_dense_prompt_alike(lm, make_scorer, plan, rows):
+    what, decided_at, policy = PLANS[plan]
+    scorer, ids = make_scorer(lm, what), prompts(rows)
+    found = []
+    for executor in ("masked", "gathered"):
+        with sparse(lm.model, scorer, policy, decided_at, executor=executor, prefill="dense") as run:
+            found.append((generate(lm, ids, tokens=16), skipped(run)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    assert found[1][1] == found[0][1]
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_of_a_batch_only_what_is_behind_the_prompts_is_sparse(lm, make_scorer, examples, decided_at):
+    batch, scorer = collate(examples([7, 12, 9])), make_scorer(lm, [1])
+    dense = lm.model(batch.ids).logits
+    found = []
+    for executor in ("masked", "gathered"):
+        with sparse(
+            lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor, prefill="dense"
+        ) as run:
+            logits = run.logits(batch)
+            found.append((logits[batch.real()], skipped(run)))
+        inside, behind = batch.in_prompt(), batch.real() & ~batch.in_prompt()
+        torch.testing.assert_close(logits[inside], dense[inside], rtol=1e-4, atol=1e-5)
+        assert (logits[behind] - dense[behind]).abs().max() > 1e-3
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    assert found[1][1] == found[0][1]
+
+
 @pytest.mark.parametrize("decided_at", ["token", "prompt"])
 def test_both_executors_let_means_stand_in_and_follow_thresholds(lm, make_scorer, decided_at):
     policy = SparsityPolicy(0.5, scope="threshold", thresholds=thresholds(lm))
@@ -283,6 +339,7 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
         ({"executor": "gathered", "kv_policy": "some"}, "kv_policy must be one of .*got 'some'"),
         ({"executor": "fast"}, "executor=masked, or executor=gathered.*got 'fast'"),
         ({"storage": "int8"}, "executor=gathered with storage"),
+        ({"prefill": "some"}, "prefill must be one of .*dense.*got 'some'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(lm, make_scorer, settings, message):
