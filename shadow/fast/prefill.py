@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shadow.fast.cache import Remembered
 from shadow.fast.families import Sizes
+from shadow.fast.products import across, along
 from shadow.fast.storage import Rows, read
 from shadow.fast.weights import Norms, Weights
 from shadow.sites import Kind
@@ -52,7 +53,7 @@ class Fills:
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
             rows = weights.output if kind == "head" else weights.down
-            self.bases[0 if kind == "head" else 1, layer] = values.flatten().float() @ read(rows, layer)
+            self.bases[0 if kind == "head" else 1, layer] = along(values.flatten()[None].float(), rows, layer)[0]
 
 
 def prefill(
@@ -93,7 +94,7 @@ def read_lines(rows: Rows, ids: Tensor) -> Tensor:
 
 
 def project(rows: Rows, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
-    return F.linear(x, read(rows, layer, lines), bias if lines is None else bias[lines])
+    return across(x, rows, layer, lines, bias if lines is None else bias[lines])
 
 
 def normed(weights: Weights, norms: Norms, layer: int, h: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ def attention(
     said = context - fills.of["head"][layer][heads]
     if not agreed and keep is not None:
         said = said * keep[..., None]
-    return said.flatten(2) @ read(weights.output, layer, rows_of(heads, sizes.heads)) + base, remembered
+    return along(said.flatten(2), weights.output, layer, rows_of(heads, sizes.heads)) + base, remembered
 
 
 def turned(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -191,4 +192,4 @@ def neurons(weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor 
     if lines is None and keep is not None:
         said = said * keep
     base = fills.bases[1, layer] + torch.from_numpy(weights.down_bias[layer])
-    return said @ read(weights.down, layer, lines) + base
+    return along(said, weights.down, layer, lines) + base
