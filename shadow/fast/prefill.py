@@ -53,7 +53,9 @@ class Fills:
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
             rows = weights.output if kind == "head" else weights.down
-            self.bases[0 if kind == "head" else 1, layer] = along(values.flatten()[None].float(), rows, layer)[0]
+            self.bases[0 if kind == "head" else 1, layer] = along(
+                values.flatten()[None].float(), rows, layer
+            )[0]
 
 
 def prefill(
@@ -80,7 +82,9 @@ def prefill(
     for layer in range(sizes.layers):
         enter(layer, h)
         x = normed(weights, weights.attention_norm, layer, h)
-        said, remembered = attention(weights, layer, x, angles, prompt, fills, keep((layer, "head")), later(layer))
+        said, remembered = attention(
+            weights, layer, x, angles, prompt, fills, keep((layer, "head")), later(layer)
+        )
         left.append(remembered)
         h = h + said
         x = normed(weights, weights.neuron_norm, layer, h)
@@ -151,8 +155,10 @@ def attention(
     value = split(weights.value, "value_bias", groups, sizes.kv_heads)
     if angles is not None:
         query, key = turned(query, angles), turned(key, angles)
-    at = torch.isin(groups, stored)  # all of those that are stored
-    remembered = Remembered(stored, key[:, at], value[:, at], x)
+    remembered = Remembered(stored, key, value, x)
+    if len(stored) < len(groups):
+        at = torch.isin(groups, stored)
+        remembered = Remembered(stored, key[:, at], value[:, at], x)
     base = fills.bases[0, layer] + torch.from_numpy(weights.output_bias[layer])
     if not len(heads) or not len(groups):
         return base.expand_as(x), remembered

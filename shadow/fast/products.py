@@ -11,7 +11,9 @@ from shadow.fast.storage import Rows, as_tensor
 TILE = 2**19  # numbers that are widened at once, into 2 MB that stay in a core's cache
 
 
-def across(x: Tensor, rows: Rows, layer: int, lines: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def across(
+    x: Tensor, rows: Rows, layer: int, lines: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
     """x: [..., E] times each row, or each of these lines, plus bias [lines] -> float32 [..., lines]."""
     values = as_tensor(rows, layer)
     if values.dtype == torch.float32 and lines is None:

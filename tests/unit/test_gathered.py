@@ -119,7 +119,9 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
             assert skipped(run) == [0, 0]
             found = lm.model(new, past_key_values=read.past_key_values).logits
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-            assert skipped(run) == pytest.approx([share / 11 for share in gone])  # of 11 tokens one was sparse
+            assert skipped(run) == pytest.approx(
+                [share / 11 for share in gone]
+            )  # of 11 tokens one was sparse
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -245,6 +247,30 @@ def test_dropped_heads_leave_no_keys_when_the_prompt_decides(lm, make_scorer):
         stored = sum(len(groups) for groups in cache.groups) / (cache.sizes.layers * cache.sizes.kv_heads)
         assert cache.bytes_a_position() == stored * full
         assert each > 1 or stored < 1
+
+
+@pytest.mark.parametrize("prefill", ["sparse", "dense"])
+def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, prefill):
+    dense = lm.model(prompts(3)).past_key_values
+    full = sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.layers)
+    held = {}
+    for name, level, kv_policy in (
+        ("all", 0.0, "write_all"),
+        ("some", 0.75, "write_all"),
+        ("late", 0.0, "recompute"),
+    ):
+        policy = SparsityPolicy(level, min_units=0)
+        with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor="gathered",
+                    kv_policy=kv_policy, prefill=prefill):  # fmt: skip
+            cache = lm.model(prompts(3)).past_key_values
+        assert cache.bytes_of_dense() == full
+        held[name] = cache.bytes_held()
+        stored = sum(keys[:, :, :10].nbytes + values[:, :, :10].nbytes
+                     for keys, values in (cache.of_layer(layer) for layer in range(cache.sizes.layers)))  # fmt: skip
+        assert held[name] == stored + (
+            3 * 10 * cache.sizes.layers * cache.sizes.width * 4 if name == "late" else 0
+        )
+    assert held["some"] < held["all"] == full < held["late"]
 
 
 def test_sampling_draws_the_same_tokens(lm, make_scorer):
