@@ -34,8 +34,8 @@ def main() -> None:
     works = {}
     for file in args.gguf:
         server = serve(file, threads)
-        works[f"llama.cpp, {Path(file).stem.rpartition('.')[2]}, dense"] = (
-            lambda server=server: completed(server, ids[0].tolist(), args.tokens)
+        works[f"llama.cpp, {Path(file).stem.rpartition('.')[2]}, dense"] = lambda server=server: completed(
+            server, ids[0].tolist(), args.tokens
         )
     for storage in ("float32", "bfloat16", "int8"):
         weights = pack(model, storage)
@@ -43,8 +43,8 @@ def main() -> None:
             scorer, decided_at = shapes.scorer_of(model, name)
             planner = SparseRun(model, scorer, SparsityPolicy(level), decided_at)
             run = GatheredRun(model, planner, weights, late_keys=False)
-            works[f"gathered, {storage}, {name}, level {level}"] = (
-                lambda run=run: latency.time_generation(run.forward, ids, args.tokens)
+            works[f"gathered, {storage}, {name}, level {level}"] = lambda run=run: latency.time_generation(
+                run.forward, ids, args.tokens
             )
     found = latency.by_turns(works, args.rounds)
     rates = {name: [len(t.tokens) / sum(t.tokens) for t in timings] for name, timings in found.items()}

@@ -42,9 +42,9 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """-> MB"""
+    import latency  # benchmarks/latency.py
     import torch
 
-    import latency  # benchmarks/latency.py
     from shadow.fast.cache import GatheredCache
     from shadow.masked import sparse
 

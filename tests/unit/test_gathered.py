@@ -265,11 +265,10 @@ def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, prefill
             cache = lm.model(prompts(3)).past_key_values
         assert cache.bytes_of_dense() == full
         held[name] = cache.bytes_held()
-        stored = sum(keys[:, :, :10].nbytes + values[:, :, :10].nbytes
-                     for keys, values in (cache.of_layer(layer) for layer in range(cache.sizes.layers)))  # fmt: skip
-        assert held[name] == stored + (
-            3 * 10 * cache.sizes.layers * cache.sizes.width * 4 if name == "late" else 0
-        )
+        layers = [cache.of_layer(layer) for layer in range(cache.sizes.layers)]
+        stored = sum(keys[:, :, :10].nbytes + values[:, :, :10].nbytes for keys, values in layers)
+        states = 3 * 10 * len(layers) * cache.sizes.width * 4 if name == "late" else 0
+        assert held[name] == stored + states
     assert held["some"] < held["all"] == full < held["late"]
 
 
