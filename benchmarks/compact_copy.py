@@ -59,7 +59,7 @@ def main() -> None:
                 stay = np.zeros((1, LAYERS, count), np.bool_)
                 for layer in range(LAYERS):
                     stay[0, layer, lists[layer]] = True
-                counts = np.full((LAYERS, 2), n, np.int64)
+                counts = np.full((LAYERS, 2), lists.shape[1], np.int64)
                 choice = Choice(
                     stay, stay, lists.astype(np.int32), lists.astype(np.int32), counts, counts.copy()
                 )

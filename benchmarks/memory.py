@@ -24,9 +24,7 @@ def main() -> None:
     if args.case is not None:
         print(json.dumps(measure(args)))
         return
-    print(
-        "| case | peak, MB | over dense | peak after loading, MB | over dense | KV cache, MB | of a dense one |"
-    )
+    print("| case | peak, MB | over dense | after loading, MB | over dense | KV cache, MB | of a dense one |")
     print("|" + " --- |" * 7)
     dense = None
     for case in CASES:
@@ -36,8 +34,9 @@ def main() -> None:
         found = json.loads(child.stdout.splitlines()[-1])
         dense = dense or found
         ratios = [found[key] / dense[key] for key in ("peak", "after_loading")]
+        kept = found["held"] / found["dense"]
         print(f"| {case} | {found['peak']:.0f} | {ratios[0]:.2f} | {found['after_loading']:.0f} | "
-              f"{ratios[1]:.2f} | {found['held']:.2f} | {found['held'] / found['dense']:.2f} |", flush=True)  # fmt: skip
+              f"{ratios[1]:.2f} | {found['held']:.2f} | {kept:.2f} |", flush=True)  # fmt: skip
 
 
 def measure(args: argparse.Namespace) -> dict[str, float]:
