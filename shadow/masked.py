@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ Fill = Mapping[Unit, Tensor]  # [U, D] of each layer and kind: what stands in a 
 Executor = Literal["masked", "gathered"]
 Storage = Literal["float32", "bfloat16", "int8"]
 KVPolicy = Literal["write_all", "recompute"]
+Prefill = Literal["sparse", "dense"]
 Hear = Callable[[int, Mapping[Unit, Tensor]], None]  # is told a tap and its scores, as they come
 
 
@@ -70,22 +71,26 @@ class SparseRun:
         decided_at: DecidedAt,
         fill: Fill | None = None,
         hear: Hear | None = None,
+        prefill: Prefill = "sparse",
     ) -> None:
         check(model, scorer, policy, decided_at)
+        if prefill not in get_args(Prefill):
+            raise UserError(f"sparsity.prefill must be one of {list(get_args(Prefill))}, got {prefill!r}")
         if policy.scope == "threshold":
             check_thresholds(model, policy)
         if fill is not None:
             check_fill(model, policy, fill)
         self.model, self.scorer, self.policy, self.decided_at = model, scorer, policy, decided_at
-        self.fill, self.hear = fill, hear
+        self.fill, self.hear, self.prefill = fill, hear, prefill
         self.structure = structure_of(model)
         self.plan: Plan = {}
         self.kept: Counter[Unit] = Counter()
         self.total: Counter[Unit] = Counter()
         self._batch: Batch | None = None
         self._real = torch.zeros(0)  # bool [B, T] of the call under way
+        self._whole: Tensor | None = None  # bool [B, T], positions at which every unit stays
         self._pool: Tensor | None = None
-        self._looking = self._going_on = False
+        self._looking = self._going_on = self._untouched = False
         if not scorer.taps:
             self.plan = policy.plan(scorer.at(0, torch.zeros(0), None), self.structure)
 
@@ -118,6 +123,8 @@ class SparseRun:
     def begin(self, real: Tensor, prompt: Tensor, going_on: bool) -> None:
         """A call of these positions, bool [B, T] each, which goes on from a key-value cache or does not."""
         self._real, self._going_on = real, going_on
+        self._whole = prompt if self.prefill == "dense" and not going_on else None
+        self._untouched = self._whole is not None and bool((self._whole | ~real).all())
         self._pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
 
     def _begin(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -135,6 +142,8 @@ class SparseRun:
         """Plan the layers of this tap by its state [B, T, E]."""
         if self._looking or self.policy.level == 0 or (self._going_on and self.decided_at != "token"):
             return
+        if self._untouched and self.decided_at == "token" and self.hear is None:
+            return  # nobody would use it
         scores = self.scorer.at(tap, state, self._pool)
         if self.hear is not None:
             self.hear(tap, scores)
@@ -144,12 +153,14 @@ class SparseRun:
         """What stays of so many units of a kind: bool [U] or [B, 1 or T, U], or None: all. Counted."""
         n_real = int(self._real.sum())
         self.total[unit] += n_real * units
-        if unit not in self.plan:
+        if unit not in self.plan or self._untouched:
             self.kept[unit] += n_real * units
             return None
         keep = self.plan[unit]  # [U], [B, U] or [B, T, U]
         if keep.dim() == 2:
             keep = keep[:, None]
+        if self._whole is not None:
+            keep = keep | self._whole[..., None].to(keep.device)
         real = self._real.to(keep.device)
         if keep.dim() == 3 and keep.shape[1] == real.shape[1]:
             self.kept[unit] += int((keep & real[..., None]).count_nonzero())  # of bools faster than their sum
@@ -189,6 +200,7 @@ def sparse(
     executor: Executor = "masked",
     storage: Storage | None = None,
     kv_policy: KVPolicy = "write_all",
+    prefill: Prefill = "sparse",
 ) -> Iterator[Run]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
@@ -202,6 +214,9 @@ def sparse(
     An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
     m is W m, a constant vector for each layer, plus the sum over the kept units u of W_u (a_u - m_u).
     hear: is told what the scorer says at each tap.
+    prefill: whether a prompt is read without the dropped units, or `dense`, by all of them, so that only what
+    comes behind it is sparse. The plan is decided from it either way. Prompts are a batch's, or a call that
+    goes on from no key-value cache.
     """
     if policy is None and level is not None:
         policy = SparsityPolicy(level)
@@ -213,7 +228,7 @@ def sparse(
     net = net_of(scorer)
     if isinstance(fill, str):
         fill = net.means if net is not None and net.deviates else None
-    run = SparseRun(model, scorer, policy, decided_at, fill, hear)
+    run = SparseRun(model, scorer, policy, decided_at, fill, hear, prefill)
     if executor == "gathered":
         from shadow.fast.gathered import gathered  # numba takes a second to import
 

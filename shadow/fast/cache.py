@@ -105,6 +105,17 @@ class GatheredCache(DynamicCache):
         """Of one row: what its keys and values take, in all layers."""
         return int(self.memory.slots.sum()) * self.sizes.head_width * 2 * 4
 
+    def bytes_held(self) -> int:
+        """Of all rows: what the keys and values of the positions so far take, and with late keys the states
+        that they come from; room for later positions is not counted."""
+        states = self.sizes.layers * self.sizes.width * 4 if self.late else 0
+        return self.rows * self.length * (self.bytes_a_position() + states)
+
+    def bytes_of_dense(self) -> int:
+        """What a float32 cache of all key-value heads takes for these positions."""
+        sizes = self.sizes
+        return self.rows * self.length * sizes.layers * sizes.kv_heads * sizes.head_width * 2 * 4
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 

@@ -17,9 +17,9 @@ from shadow.fast.cache import GatheredCache
 from shadow.fast.decode import Bench, step
 from shadow.fast.families import describe
 from shadow.fast.prefill import Fills, Prompt, prefill
+from shadow.fast.products import across
 from shadow.fast.scoring import Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.fast.scoring import list_layer as list_choice
-from shadow.fast.storage import read
 from shadow.fast.team import Team
 from shadow.fast.weights import Weights, pack
 from shadow.masked import KVPolicy, Run, SparseRun, Storage, real_positions
@@ -93,13 +93,13 @@ class GatheredRun:
             self.fills,
             lambda unit: self.planner.keep(unit, units[unit[1]]),
             enter,
-            compact=not self.each_token,
+            lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
         )
 
     def vocabulary(self, h: Tensor) -> Tensor:
         """h: [..., E] -> logits [..., V]."""
         bias = torch.from_numpy(self.weights.vocabulary_bias[0])
-        return torch.nn.functional.linear(h, read(self.weights.vocabulary, 0), bias)
+        return across(h, self.weights.vocabulary, 0, bias=bias)
 
     @torch.no_grad()
     def forward(

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shadow.fast.cache import Remembered
+from shadow.fast.families import Sizes
+from shadow.fast.products import across, along
 from shadow.fast.storage import Rows, read
 from shadow.fast.weights import Norms, Weights
 from shadow.sites import Kind
@@ -14,6 +16,7 @@ from shadow.sparsity import Unit
 
 Keep = Callable[[Unit], Tensor | None]  # bool [U] or [B, 1 or T, U] of a layer's kind; None: all stay
 Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, T, E], just before it
+Later = Callable[[int], Tensor | None]  # bool [..., H], a layer's heads that tokens to come use; None: any
 
 
 class Prompt:
@@ -50,7 +53,9 @@ class Fills:
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
             rows = weights.output if kind == "head" else weights.down
-            self.bases[0 if kind == "head" else 1, layer] = values.flatten().float() @ read(rows, layer)
+            self.bases[0 if kind == "head" else 1, layer] = along(
+                values.flatten()[None].float(), rows, layer
+            )[0]
 
 
 def prefill(
@@ -60,13 +65,10 @@ def prefill(
     fills: Fills,
     keep: Keep,
     enter: Enter,
-    compact: bool,
+    later: Later,
 ) -> tuple[Tensor, list[Remembered]]:
-    """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come.
-
-    compact: where one plan holds for all positions of a call, key-value heads that no head needs are neither
-    computed nor stored.
-    """
+    """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come: key-value heads
+    that no head will need are not stored, nor computed where no head needs them now."""
     sizes = weights.sizes
     h = read_lines(weights.embedding, prompt.ids)
     angles = None
@@ -80,7 +82,9 @@ def prefill(
     for layer in range(sizes.layers):
         enter(layer, h)
         x = normed(weights, weights.attention_norm, layer, h)
-        said, remembered = attention(weights, layer, x, angles, prompt, fills, keep((layer, "head")), compact)
+        said, remembered = attention(
+            weights, layer, x, angles, prompt, fills, keep((layer, "head")), later(layer)
+        )
         left.append(remembered)
         h = h + said
         x = normed(weights, weights.neuron_norm, layer, h)
@@ -94,7 +98,7 @@ def read_lines(rows: Rows, ids: Tensor) -> Tensor:
 
 
 def project(rows: Rows, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
-    return F.linear(x, read(rows, layer, lines), bias if lines is None else bias[lines])
+    return across(x, rows, layer, lines, bias if lines is None else bias[lines])
 
 
 def normed(weights: Weights, norms: Norms, layer: int, h: Tensor) -> Tensor:
@@ -112,6 +116,14 @@ def staying(keep: Tensor | None) -> Tensor | None:
     return lines[0].nonzero()[:, 0] if len(lines) == 1 else None
 
 
+def groups_of(keep: Tensor | None, sizes: Sizes) -> Tensor:
+    """The numbers of the key-value heads that any head needs which stays anywhere."""
+    if keep is None:
+        return torch.arange(sizes.kv_heads)
+    each = sizes.heads // sizes.kv_heads
+    return keep.view(-1, sizes.kv_heads, each).any(2).any(0).nonzero()[:, 0]
+
+
 def attention(
     weights: Weights,
     layer: int,
@@ -120,7 +132,7 @@ def attention(
     prompt: Prompt,
     fills: Fills,
     keep: Tensor | None,
-    compact: bool,
+    later: Tensor | None,
 ) -> tuple[Tensor, Remembered]:
     sizes = weights.sizes
     width, each = sizes.head_width, sizes.heads // sizes.kv_heads
@@ -128,10 +140,8 @@ def attention(
     agreed = heads is not None
     if heads is None:
         heads = torch.arange(sizes.heads)
-    groups = torch.arange(sizes.kv_heads)
-    if compact and keep is not None:
-        needed = keep.view(-1, sizes.heads).any(0)
-        groups = needed.view(sizes.kv_heads, each).any(1).nonzero()[:, 0]
+    stored = groups_of(later, sizes)
+    groups = groups_of(keep, sizes) if later is not None else stored
 
     def rows_of(units: Tensor, count: int) -> Tensor | None:
         return None if len(units) == count else (units[:, None] * width + torch.arange(width)).flatten()
@@ -145,7 +155,10 @@ def attention(
     value = split(weights.value, "value_bias", groups, sizes.kv_heads)
     if angles is not None:
         query, key = turned(query, angles), turned(key, angles)
-    remembered = Remembered(groups, key, value, x)
+    remembered = Remembered(stored, key, value, x)
+    if len(stored) < len(groups):
+        at = torch.isin(groups, stored)
+        remembered = Remembered(stored, key[:, at], value[:, at], x)
     base = fills.bases[0, layer] + torch.from_numpy(weights.output_bias[layer])
     if not len(heads) or not len(groups):
         return base.expand_as(x), remembered
@@ -163,7 +176,7 @@ def attention(
     said = context - fills.of["head"][layer][heads]
     if not agreed and keep is not None:
         said = said * keep[..., None]
-    return said.flatten(2) @ read(weights.output, layer, rows_of(heads, sizes.heads)) + base, remembered
+    return along(said.flatten(2), weights.output, layer, rows_of(heads, sizes.heads)) + base, remembered
 
 
 def turned(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -185,4 +198,4 @@ def neurons(weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor 
     if lines is None and keep is not None:
         said = said * keep
     base = fills.bases[1, layer] + torch.from_numpy(weights.down_bias[layer])
-    return said @ read(weights.down, layer, lines) + base
+    return along(said, weights.down, layer, lines) + base

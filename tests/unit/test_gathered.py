@@ -97,6 +97,64 @@ def test_both_executors_generate_from_the_same_logits(lm, make_scorer, plan, row
     assert also_gone == gone
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_scorer, decided_at, rows):
+    """The reference reads the prompt without this framework, and goes on with its cache."""
+    scorer, ids, new = make_scorer(lm, [1]), prompts(rows), prompts(rows, length=1)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at) as run:
+        lm.model(ids)  # one tap before the first sparse layer: its plan is that of a dense prompt
+        planned = dict(run.plan)
+    dense = lm.model(ids)
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at) as run:
+        run.plan = planned
+        expected = lm.model(new, past_key_values=dense.past_key_values).logits
+        gone = skipped(run)
+    for executor in ("masked", "gathered"):
+        with sparse(
+            lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor, prefill="dense"
+        ) as run:
+            read = lm.model(ids)
+            torch.testing.assert_close(read.logits, dense.logits, rtol=1e-4, atol=1e-5)
+            assert skipped(run) == [0, 0]
+            found = lm.model(new, past_key_values=read.past_key_values).logits
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert skipped(run) == pytest.approx(
+                [share / 11 for share in gone]
+            )  # of 11 tokens one was sparse
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("plan", ["static", "three taps", "at the prompt", "over all layers"])
+def test_both_executors_go_on_from_a_dense_prompt_alike(lm, make_scorer, plan, rows):
+    what, decided_at, policy = PLANS[plan]
+    scorer, ids = make_scorer(lm, what), prompts(rows)
+    found = []
+    for executor in ("masked", "gathered"):
+        with sparse(lm.model, scorer, policy, decided_at, executor=executor, prefill="dense") as run:
+            found.append((generate(lm, ids, tokens=16), skipped(run)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    assert found[1][1] == found[0][1]
+
+
+@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+def test_of_a_batch_only_what_is_behind_the_prompts_is_sparse(lm, make_scorer, examples, decided_at):
+    batch, scorer = collate(examples([7, 12, 9])), make_scorer(lm, [1])
+    dense = lm.model(batch.ids).logits
+    found = []
+    for executor in ("masked", "gathered"):
+        with sparse(
+            lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor, prefill="dense"
+        ) as run:
+            logits = run.logits(batch)
+            found.append((logits[batch.real()], skipped(run)))
+        inside, behind = batch.in_prompt(), batch.real() & ~batch.in_prompt()
+        torch.testing.assert_close(logits[inside], dense[inside], rtol=1e-4, atol=1e-5)
+        assert (logits[behind] - dense[behind]).abs().max() > 1e-3
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    assert found[1][1] == found[0][1]
+
+
 @pytest.mark.parametrize("decided_at", ["token", "prompt"])
 def test_both_executors_let_means_stand_in_and_follow_thresholds(lm, make_scorer, decided_at):
     policy = SparsityPolicy(0.5, scope="threshold", thresholds=thresholds(lm))
@@ -191,6 +249,29 @@ def test_dropped_heads_leave_no_keys_when_the_prompt_decides(lm, make_scorer):
         assert each > 1 or stored < 1
 
 
+@pytest.mark.parametrize("prefill", ["sparse", "dense"])
+def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, prefill):
+    dense = lm.model(prompts(3)).past_key_values
+    full = sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.layers)
+    held = {}
+    for name, level, kv_policy in (
+        ("all", 0.0, "write_all"),
+        ("some", 0.75, "write_all"),
+        ("late", 0.0, "recompute"),
+    ):
+        policy = SparsityPolicy(level, min_units=0)
+        with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor="gathered",
+                    kv_policy=kv_policy, prefill=prefill):  # fmt: skip
+            cache = lm.model(prompts(3)).past_key_values
+        assert cache.bytes_of_dense() == full
+        held[name] = cache.bytes_held()
+        layers = [cache.of_layer(layer) for layer in range(cache.sizes.layers)]
+        stored = sum(keys[:, :, :10].nbytes + values[:, :, :10].nbytes for keys, values in layers)
+        states = 3 * 10 * len(layers) * cache.sizes.width * 4 if name == "late" else 0
+        assert held[name] == stored + states
+    assert held["some"] < held["all"] == full < held["late"]
+
+
 def test_sampling_draws_the_same_tokens(lm, make_scorer):
     found = []
     for executor in ("masked", "gathered"):
@@ -283,6 +364,7 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
         ({"executor": "gathered", "kv_policy": "some"}, "kv_policy must be one of .*got 'some'"),
         ({"executor": "fast"}, "executor=masked, or executor=gathered.*got 'fast'"),
         ({"storage": "int8"}, "executor=gathered with storage"),
+        ({"prefill": "some"}, "prefill must be one of .*dense.*got 'some'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(lm, make_scorer, settings, message):

@@ -1,0 +1,135 @@
+"""How many units a batch keeps in any of its rows, and how fast it decodes beside dense transformers.
+
+python benchmarks/batch_density.py MODEL PREDICTOR TEXTS [--level 0.5] [--to docs/results/batch_density.png]
+
+MODEL and PREDICTOR are folders, TEXTS is a file of JSON lines with a `page` each.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import latency as shapes  # benchmarks/latency.py
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from shadow import latency
+from shadow.fast.gathered import GatheredRun
+from shadow.fast.weights import pack
+from shadow.hub import load_predictor
+from shadow.masked import DecidedAt, SparseRun
+from shadow.sparsity import SparsityPolicy
+
+PLANS: tuple[DecidedAt, ...] = ("prompt", "token")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("predictor")
+    parser.add_argument("texts")
+    parser.add_argument("--level", type=float, default=0.5)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--to", type=Path, default=Path("batch_density.png"))
+    args = parser.parse_args()
+    dense = shapes.load(args.model)
+    turned = copy.deepcopy(dense)
+    ids = windows(args.model, args.texts, args.prompt, max(args.batch))
+    predictor = load_predictor(args.predictor)
+    fill = predictor.means if predictor.deviates else None
+    policy, weights, threads = SparsityPolicy(args.level), pack(turned), torch.get_num_threads()
+    runs = {
+        at: GatheredRun(turned, SparseRun(dense, predictor, policy, at, fill), weights, late_keys=False)
+        for at in PLANS
+    }
+    density: dict[DecidedAt, list[np.ndarray]] = {at: [] for at in PLANS}
+    print(
+        f"{threads} threads, prompts of {args.prompt}, {args.tokens} tokens, {args.rounds} rounds by turns\n"
+    )
+    print("| batch | plan | heads kept by a row, % | by any row, % | neurons by a row, % | by any row, % | "
+          "dense, ms a token | sparse, ms a token | times dense |")  # fmt: skip
+    print("|" + " --- |" * 9)
+    for rows in args.batch:
+        works: dict[str, Callable[[], latency.Timing]] = {
+            "dense": partial(densely, dense, ids[:rows], args.tokens, threads)
+        }
+        for at, run in runs.items():
+            works[at] = partial(latency.time_generation, run.forward, ids[:rows], args.tokens)
+        timings = latency.by_turns(works, args.rounds)
+        for at, run in runs.items():
+            own, union = densities(run, ids, rows, args.tokens, policy)
+            density[at].append(union)
+            base, took = ([statistics.median(t.tokens) for t in timings[name]] for name in ("dense", at))
+            ratios = [b / t for b, t in zip(base, took)]
+            print(f"| {rows} | {at} | {100 * own[0]:.1f} | {100 * union[0]:.1f} | {100 * own[1]:.1f} | "
+                  f"{100 * union[1]:.1f} | {1e3 * statistics.median(base):.1f} | "
+                  f"{1e3 * statistics.median(took):.1f} | {statistics.median(ratios):.2f} "
+                  f"({min(ratios):.2f} to {max(ratios):.2f}) |", flush=True)  # fmt: skip
+    draw(args.batch, density, args.level, args.to)
+
+
+def windows(model: str, texts: str, length: int, count: int) -> Tensor:
+    """-> [count, length]: the beginnings of the first pages that are long enough."""
+    tokenizer, found = AutoTokenizer.from_pretrained(model), []
+    with Path(texts).open() as lines:
+        for line in lines:
+            ids = tokenizer(json.loads(line)["page"][:4000])["input_ids"]
+            if len(ids) >= length:
+                found.append(ids[:length])
+            if len(found) == count:
+                return torch.tensor(found)
+    raise SystemExit(f"{texts} has {len(found)} pages of {length} tokens, and --batch needs {count}")
+
+
+def densely(model: Callable, ids: Tensor, tokens: int, threads: int) -> latency.Timing:
+    torch.set_num_threads(threads)  # which a gathered run has reduced
+    return latency.time_generation(model, ids, tokens)
+
+
+@torch.no_grad()
+def densities(
+    run: GatheredRun, ids: Tensor, rows: int, tokens: int, policy: SparsityPolicy
+) -> tuple[np.ndarray, np.ndarray]:
+    """-> [2] each, of heads and neurons in the layers that are pruned: the share that a row keeps, and the
+    share that any row of a batch keeps, over all batches that the prompts give and all tokens."""
+    sizes = run.weights.sizes
+    pruned = [layer for layer in range(sizes.layers) if layer not in policy.dense_layers]
+    own, union = [], []
+    for batch in ids.split(rows):
+        found = run.forward(batch, logits_to_keep=1)
+        for _ in range(tokens):
+            found = run.forward(found.logits[:, -1:].argmax(-1), past_key_values=found.past_key_values)
+            choice = found.past_key_values.choice
+            own.append([choice.heads[:, pruned].mean(), choice.neurons[:, pruned].mean()])
+            union.append(choice.counts[pruned].mean(0) / [sizes.heads, sizes.neurons])
+    return np.mean(own, 0), np.mean(union, 0)
+
+
+def draw(batches: list[int], density: dict[DecidedAt, list[np.ndarray]], level: float, to: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for at, line in (("prompt", "-"), ("token", "--")):
+        for index, kind in enumerate(("heads", "neurons")):
+            axis.plot(batches, [100 * union[index] for union in density[at]], line, marker="o",
+                      label=f"{kind}, plan per {at}")  # fmt: skip
+    axis.set(xscale="log", xticks=batches, xticklabels=batches, ylim=(0, 100), xlabel="rows in the batch",
+             ylabel="kept by any row, % of the pruned layers", title=f"level {level}")  # fmt: skip
+    axis.minorticks_off()
+    axis.legend()
+    figure.savefig(to, dpi=120, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
