@@ -101,8 +101,8 @@ def check_shots(task: ConfigurableTask, num_fewshot: int) -> None:
     """Refuse shots from the split that is evaluated, to which lm-eval falls back without a train split."""
     config = task.config
     evaluated = config.test_split or config.validation_split
-    shots = config.fewshot_split or config.training_split or config.validation_split or config.test_split
-    given = config.fewshot_config and config.fewshot_config.get("samples") is not None
+    shots = task.fewshot_cfg.split or config.training_split or config.validation_split or config.test_split
+    given = task.fewshot_cfg.samples is not None
     if num_fewshot > 0 and shots == evaluated and not given:
         raise UserError(
             f"measure.num_fewshot={num_fewshot}: the shots of {config.task} would come from its {shots} "
