@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, get_args
 
 import numpy as np
@@ -283,7 +284,9 @@ def gathered(
     if kv_policy not in get_args(KVPolicy):
         raise UserError(f"kv_policy must be one of {list(get_args(KVPolicy))}, got {kv_policy!r}")
     if model.device.type == "cuda":
-        from shadow.fast.gpu.run import on_device  # Triton has no build for every system
+        if find_spec("triton") is None:
+            raise UserError("executor=gathered on a GPU needs Triton (Linux): pip install -e .[gpu]")
+        from shadow.fast.gpu.run import on_device
 
         with on_device(model, planner, storage, kv_policy) as on_gpu:
             yield on_gpu

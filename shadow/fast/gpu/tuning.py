@@ -9,13 +9,11 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"  # Triton reads it when a kernel is defined
 
 
-def choices(*blocks: dict[str, int], warps: tuple[int, ...] = (4, 8)) -> list[triton.Config]:
+def choices(*blocks: dict[str, int]) -> list[triton.Config]:
     """What `triton.autotune` is to time on the GPU; the interpreter takes the first."""
     if INTERPRETED:
         return [triton.Config(blocks[0])]
-    return [
-        triton.Config(block, num_warps=n, num_stages=s) for block in blocks for n in warps for s in (2, 4)
-    ]
+    return [triton.Config(block, num_warps=warps, num_stages=3) for block in blocks for warps in (4, 8)]
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:
