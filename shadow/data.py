@@ -109,7 +109,13 @@ class TaskPrompts:
         from shadow.tasks import few_shot_examples  # lm-eval takes seconds to import
 
         return few_shot_examples(
-            lm, self.tasks, self.root, self.examples_per_task, self.num_fewshot, self.max_tokens, self.seed
+            lm,
+            self.tasks,
+            self.root,
+            self.examples_per_task,
+            self.num_fewshot,
+            min(self.max_tokens, lm.model.config.max_position_embeddings),
+            self.seed,
         )
 
     def fingerprint(self) -> str:

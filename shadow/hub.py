@@ -1,6 +1,7 @@
 """A predictor's folder, here or on the Hugging Face hub: writing it, and loading from it."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,8 +51,10 @@ def save_predictor(
     tensors = net.state_dict() | {
         f"{MEANS}{layer}.{kind}": values for (layer, kind), values in (means or {}).items()
     }
+    content = save({name: values.cpu().contiguous() for name, values in tensors.items()})
+    config = config | {"sha256": hashlib.sha256(content).hexdigest()}
     with writing(folder / WEIGHTS) as unfinished:  # save_file has temporary files of its own
-        unfinished.write_bytes(save({name: values.cpu().contiguous() for name, values in tensors.items()}))
+        unfinished.write_bytes(content)
     curve.write_card(folder, config, curve.read(folder))
     write_json(folder / CONFIG, config)
 
@@ -74,8 +77,9 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder} has no {WEIGHTS}: {CURE}")
+    content = file.read_bytes()
     try:
-        tensors = load(file.read_bytes())
+        tensors = load(content)
         shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
         units = {kind: config["units"][kind] for kind in config["kinds"]}
         net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
@@ -93,6 +97,9 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     ) as error:  # torch's word for missing, unknown or misshapen weights
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not the predictor that {CONFIG} tells of ({reason}): {CURE}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if config.get("sha256", found) != found:  # predictors of before have no checksum
+        raise UserError(f"{file} is damaged, for it does not match the checksum in {CONFIG}: {CURE}")
     return Predicted(net.eval(), config["pooling"], config["source"], means, config["deviates"])
 
 

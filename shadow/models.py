@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from shadow.artifacts import making
+from shadow.artifacts import alone, making
 from shadow.errors import UserError
 from shadow.sites import require_layout
 
@@ -36,18 +36,39 @@ class LM(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-Source = Callable[..., LM]  # (dtype=, device_map=) -> LM
+DeviceMap = str | dict[str, int | str] | None  # accelerate's: `auto`, or a device of each module
+Source = Callable[..., LM]  # (dtype=, device_map=, and if it is asked for trust_remote_code=) -> LM
 
 
-def load(source: Source, path: str | None, dtype: str, device_map: str | None) -> LM:
-    """The model in evaluation mode, every weight frozen; a local folder `path` replaces `source`."""
+def load(
+    source: Source, path: str | None, dtype: str, device_map: DeviceMap, trust_remote_code: bool = False
+) -> LM:
+    """The model in evaluation mode, every weight frozen; a local folder `path` replaces `source`.
+
+    trust_remote_code: run Python code that lies beside the weights, of a folder or a hub's model alone.
+    """
     chosen = getattr(torch, dtype, None)
     if not isinstance(chosen, torch.dtype):
         raise UserError(f"model.dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
     transformers_logging.disable_progress_bar()
-    lm = from_folder(path, chosen, device_map) if path else source(dtype=chosen, device_map=device_map)
+    if path:
+        lm = from_folder(path, chosen, device_map, trust_remote_code)
+    else:
+        trust = {"trust_remote_code": True} if trust_remote_code else {}
+        lm = source(dtype=chosen, device_map=device_map, **trust)
     lm.model.eval().requires_grad_(False)
+    require_finite(lm.model)
     return lm
+
+
+def require_finite(model: PreTrainedModel) -> None:
+    """Refuse weights that make every number after them meaningless. Those on disk are not read for it."""
+    for name, values in model.named_parameters():
+        if not values.is_meta and not torch.isfinite(values).all():
+            raise UserError(
+                f"the model's weights must be finite numbers, and {name} has NaN or infinity in "
+                f"model.dtype={str(values.dtype)[6:]}: get the file again, or try model.dtype=float32"
+            )
 
 
 def require_folder(path: str) -> Path:
@@ -66,14 +87,21 @@ def describe_folder(path: str) -> dict[str, int]:
     }
 
 
-def from_folder(path: str, dtype: torch.dtype, device_map: str | None) -> LM:
-    return _pretrained(str(require_folder(path)), None, dtype, device_map, local_files_only=True)
+def from_folder(path: str, dtype: torch.dtype, device_map: DeviceMap, trust_remote_code: bool = False) -> LM:
+    folder = str(require_folder(path))
+    return _pretrained(folder, None, dtype, device_map, True, trust_remote_code)
 
 
-def from_hub(hub_id: str, revision: str | None, dtype: torch.dtype, device_map: str | None) -> LM:
+def from_hub(
+    hub_id: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    trust_remote_code: bool = False,
+) -> LM:
     try:
         online = _reachable(hub_id, revision)
-        return _pretrained(hub_id, revision, dtype, device_map, local_files_only=not online)
+        return _pretrained(hub_id, revision, dtype, device_map, not online, trust_remote_code)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -97,10 +125,28 @@ def _reachable(hub_id: str, revision: str | None) -> bool:
 
 
 def _pretrained(
-    name: str, revision: str | None, dtype: torch.dtype, device_map: str | None, local_files_only: bool
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    local_files_only: bool,
+    trust_remote_code: bool = False,
 ) -> LM:
-    where = {"revision": revision, "local_files_only": local_files_only}
-    config = AutoConfig.from_pretrained(name, **where)
+    # said even if false: left open, transformers would ask on the terminal
+    where = {
+        "revision": revision,
+        "local_files_only": local_files_only,
+        "trust_remote_code": trust_remote_code,
+    }
+    try:
+        config = AutoConfig.from_pretrained(name, **where)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"model {name!r} comes with Python code of its own, which is run only if that is asked for: read "
+            "it, and give model.trust_remote_code=true, got false"
+        ) from error
     require_layout(config.model_type)  # before gigabytes are read
     tokenizer = AutoTokenizer.from_pretrained(name, **where)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, **where)
@@ -108,7 +154,7 @@ def _pretrained(
 
 
 def from_package(
-    package: str, gguf_file: str, install: str, cache: str, dtype: torch.dtype, device_map: str | None
+    package: str, gguf_file: str, install: str, cache: str, dtype: torch.dtype, device_map: DeviceMap
 ) -> LM:
     """The GGUF file in an installed Python package; dequantised weights are kept in `cache`."""
     folder = Path(cache)
@@ -119,18 +165,24 @@ def from_package(
                 f"the model's weights come in the Python package {package!r}, which is missing: {install}"
             )
         source = spec.submodule_search_locations[0]
-        log.info("dequantising %s once (about 30 s) -> %s", gguf_file, folder)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
-        del model.config.quantization_config  # it describes the file, not these weights,
-        model.hf_quantizer = None  # type: ignore[assignment]  # and with it save_pretrained refuses
-        with making(folder) as unfinished:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
+        with alone(folder):
+            if not (folder / "config.json").is_file():  # else another process was faster
+                dequantise(source, gguf_file, folder)
     return _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
 
 
-def from_installed(module: str, dtype: torch.dtype, device_map: str | None) -> LM:
+def dequantise(source: str, gguf_file: str, folder: Path) -> None:
+    log.info("dequantising %s once (about 30 s) -> %s", gguf_file, folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
+    del model.config.quantization_config  # it describes the file, not these weights,
+    model.hf_quantizer = None  # type: ignore[assignment]  # and with it save_pretrained refuses
+    with making(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+
+
+def from_installed(module: str, dtype: torch.dtype, device_map: DeviceMap) -> LM:
     """A model folder inside an installed package of ours."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
@@ -149,7 +201,7 @@ def random_opt(
     positions: int,
     seed: int,
     dtype: torch.dtype,
-    device_map: str | None,
+    device_map: DeviceMap,
 ) -> LM:
     """An OPT of random weights and a byte tokenizer, for tests and for trying a configuration in seconds."""
     tokenizer = byte_tokenizer()
@@ -177,7 +229,7 @@ def random_llama(
     positions: int,
     seed: int,
     dtype: torch.dtype,
-    device_map: str | None,
+    device_map: DeviceMap,
 ) -> LM:
     """A Llama with grouped-query attention, otherwise as `random_opt`."""
     tokenizer = byte_tokenizer()

@@ -87,20 +87,25 @@ class TraceRows(Dataset):
 
 
 class EpochShuffle(Sampler):
-    """A shuffle by seed and epoch alone, so that a resumed fit sees the batches of an unbroken one."""
+    """A shuffle by seed and epoch alone, so that a resumed fit sees the batches of an unbroken one.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    Of `world` processes each takes every other row, so that their batches together are those of one process.
+    Where the rows do not go round evenly, the last few of the shuffle are left out: all must step as often.
+    """
+
+    def __init__(self, count: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.count, self.seed, self.rank, self.world, self.epoch = count, seed, rank, world, 0
 
     def set_epoch(self, epoch: int) -> None:  # called by Lightning
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count
+        return self.count // self.world
 
     def __iter__(self) -> Iterator[int]:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(self.count, generator=draw).tolist()
+        rows = torch.randperm(self.count, generator=draw)[: len(self) * self.world]
+        yield from rows[self.rank :: self.world].tolist()
 
 
 class TraceData(pl.LightningDataModule):
@@ -142,8 +147,10 @@ class TraceData(pl.LightningDataModule):
         self.batch_size, self.seed = batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
-        sampler = EpochShuffle(len(self.train), self.seed)
-        return DataLoader(self.train, batch_size=self.batch_size, sampler=sampler, collate_fn=_as_is)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = EpochShuffle(len(self.train), self.seed, rank, world)
+        return DataLoader(self.train, batch_size=self.batch_size // world, sampler=sampler, collate_fn=_as_is)
 
     def passed(self, name: str) -> Iterator[Sample]:
         """The training rows once, in order, with a progress bar of this name."""
@@ -153,6 +160,7 @@ class TraceData(pl.LightningDataModule):
                 bar.update(len(rows))
 
     def val_dataloader(self) -> DataLoader:
+        """All of it in each process: what is reported does not depend on their number."""
         return DataLoader(self.val, batch_size=self.batch_size, collate_fn=_as_is)
 
 
@@ -239,7 +247,7 @@ class PredictorModule(pl.LightningModule):
         with torch.autocast(self.device.type, torch.bfloat16):  # of products alone: faster
             predicted = self.net(batch.states)
         loss = self.loss(predicted, self.targets(batch))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.states))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.states), sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -266,7 +274,8 @@ class PredictorModule(pl.LightningModule):
                     totals[prefix + name] = totals.get(prefix + name, 0) + whole
         for name, of_kinds in found.items():
             mean = torch.stack(of_kinds).mean()
-            self.log(name, mean, prog_bar=name == "val/recall@50", batch_size=len(batch.states))
+            shown = name == "val/recall@50"
+            self.log(name, mean, prog_bar=shown, batch_size=len(batch.states), sync_dist=True)
 
     def metrics_of_layers(self) -> list[dict[str, int | str | float]]:
         """Of the last validation, a row for each scored layer and kind."""

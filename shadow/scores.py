@@ -17,7 +17,7 @@ from shadow.criteria.activation import DEVIATIONS, SUMMABLE, Need, Summed
 from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.criteria.weight import WEIGHT_FORMS, Weighed, WeightRead
 from shadow.errors import UserError
-from shadow.sites import Site, differentiable_embeddings, find_sites, overhear, visit, watch
+from shadow.sites import Site, differentiable_embeddings, find_sites, overhear, values_of, visit, watch
 from shadow.sparsity import Unit
 
 Receive = Callable[[str, Site, known.Seen | Shown], None]
@@ -209,7 +209,7 @@ class _Pass:
     def read(self, site: Site, projection: nn.Linear, x: Tensor, grad: Tensor) -> WeightRead:
         given, wanted = self.unflatten(x).float(), self.unflatten(grad).float() / self.scale
         _require_finite(wanted)
-        weight = projection.weight.detach().float()
+        weight = values_of(projection).float()
         if site.kind == "neuron":  # a row each, or two where a gate and more are written in one
             own = wanted.unflatten(-1, (-1, site.units)).transpose(-1, -2)
             return WeightRead(own, given, weight.unflatten(0, (-1, site.units)).transpose(0, 1))

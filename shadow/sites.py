@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -114,7 +115,7 @@ class Site:
     def columns(self) -> Tensor:
         """-> [E, U, D]: the weights by which each unit is read."""
         if isinstance(self.reader, nn.Linear):
-            return self.reader.weight.detach().unflatten(1, (self.units, -1))
+            return values_of(self.reader).unflatten(1, (self.units, -1))
         return expert_columns(self.reader)
 
 
@@ -236,6 +237,12 @@ def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
     for site in sites:
         found.setdefault(site.kind, []).append(site.columns().float().cpu().square().sum((0, 2)).sqrt())
     return {kind: torch.stack(of_layers) for kind, of_layers in found.items()}
+
+
+def values_of(module: nn.Module, name: str = "weight") -> Tensor:
+    """A module's own parameter, which accelerate may keep elsewhere until the module runs."""
+    with align_module_device(module):
+        return module.get_parameter(name).detach()
 
 
 @contextmanager

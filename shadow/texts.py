@@ -41,15 +41,20 @@ def read_documents(setting: str, file: str | None, column: str) -> list[str]:
         raise UserError(
             f"{setting} must name a text file or a .jsonl file with a {column!r} column, got {file!r}"
         )
-    text = Path(file).expanduser().read_text(encoding="utf-8")
+    try:
+        text = Path(file).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{setting}={file!r} must be text in UTF-8: {error}") from error
+    if not text.strip():
+        raise UserError(f"{setting}={file!r} is empty: give text, or JSON lines with a {column!r} column")
     if not file.endswith(".jsonl"):
         return [text]
     try:
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as error:
         raise UserError(f"{setting}={file!r} must be JSON lines with a {column!r} column: {error}") from error
-    if not rows or any(column not in row for row in rows):
-        raise UserError(f"{setting}={file!r} must have at least one line, and a {column!r} column in each")
+    if any(not isinstance(row, dict) or not isinstance(row.get(column), str) for row in rows):
+        raise UserError(f"{setting}={file!r} must have a {column!r} column of text in each line")
     return [row[column] for row in rows]
 
 
@@ -64,6 +69,10 @@ def cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -
     """Every whole, disjoint window of `tokens` tokens, begun as the tokenizer begins a text."""
     start: list[int] = tokenizer("")["input_ids"]
     step = tokens - len(start)
+    if step < 1:
+        raise UserError(
+            f"a window must have room for more than the {len(start)} tokens that begin a text, got {tokens}"
+        )
     windows = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -73,6 +82,11 @@ def cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -
 
 def choose(windows: list, count: int, seed: int, setting: str) -> list:
     """`count` of the windows, spread over the texts by a seeded shuffle; more begin with the fewer."""
+    if not windows:
+        raise UserError(
+            f"{setting} asks for {count} windows, and no text is as long as one: give more text, or shorter "
+            "windows"
+        )
     if not 1 <= count <= len(windows):
         raise UserError(f"{setting} must be in [1, {len(windows)}], the windows in the text, got {count}")
     return random.Random(seed).sample(windows, len(windows))[:count]

@@ -14,7 +14,7 @@ from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, Seen, needs_gradient
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
 from shadow.scores import score
-from shadow.sites import NeuronPath, Site, find_neuron_paths
+from shadow.sites import NeuronPath, Site, find_neuron_paths, values_of
 from shadow.sparsity import Unit
 
 
@@ -85,7 +85,7 @@ def copies_of(path: NeuronPath, rank: int) -> list[LowRank]:
     """Of the gate and of what else is written, one each, also where one projection writes both."""
     found = []
     for writer in path.writers:
-        weights = writer.weight.split(path.neurons)
+        weights = values_of(writer).split(path.neurons)
         biases = [None] * len(weights) if writer.bias is None else writer.bias.split(path.neurons)
         found += [truncated(weight, bias, rank) for weight, bias in zip(weights, biases)]
     return found

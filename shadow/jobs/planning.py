@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from transformers import AutoConfig, PretrainedConfig
 
 from shadow import plan
+from shadow.errors import UserError
 from shadow.jobs.settings import (
     NETS,
     asked_criteria,
@@ -25,6 +26,25 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
     if cfg.model.path:
         return AutoConfig.from_pretrained(require_folder(cfg.model.path))
     return AutoConfig.for_model(**plain(cfg.model.shape))
+
+
+def check_context(cfg: DictConfig) -> None:
+    """Refuse windows longer than what the model was made to read; prompts of tasks are cut to it."""
+    room = shape_of(cfg).max_position_embeddings
+    asked = {"data.tokens": cfg.data.get("tokens") or 0}
+    if "measure" in cfg:
+        measure = cfg.measure
+        if measure.perplexity or measure.quality:
+            asked["measure.tokens"] = measure.tokens
+        if measure.choices:
+            both = measure.context_tokens + measure.continuation_tokens
+            asked["measure.context_tokens + measure.continuation_tokens"] = both
+    for setting, tokens in asked.items():
+        if tokens > room:
+            raise UserError(
+                f"{setting} must be at most the {room} positions of {cfg.model.path or cfg.model.name}, got "
+                f"{tokens}"
+            )
 
 
 def windows_of(cfg: DictConfig) -> tuple[int, int]:

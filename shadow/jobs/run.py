@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from shadow.artifacts import write_json
+from shadow.artifacts import FULL, cannot_write, write_json
 from shadow.errors import UserError
 from shadow.jobs.settings import plain
 from shadow.memory import peak_memory
@@ -82,9 +82,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
         yield this
         this.record["status"] = "done"
     except BaseException as error:
-        cause = (
-            error.__cause__ if isinstance(error.__cause__, UserError) else error
-        )  # from within instantiate
+        cause = cause_of(error, cfg)
         this.record |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
         if isinstance(cause, UserError):
             this.record["error"] = str(cause)
@@ -94,11 +92,30 @@ def job(cfg: DictConfig) -> Iterator[Job]:
     finally:
         this.record["seconds"] = round(time.monotonic() - start, 1)
         this.record["peak_memory_gb"] = round(peak_memory(), 3)
-        rank_zero_only(write_json)(Path(cfg.paths.output_dir) / "run.json", this.record)
-        if any(isinstance(logger, WandbLogger) for logger in this.loggers):
-            import wandb
+        try:
+            rank_zero_only(write_json)(Path(cfg.paths.output_dir) / "run.json", this.record)
+        except UserError as error:
+            if this.record["status"] == "done":
+                raise CompactHydraException(str(error)) from None
+            log.error("%s", error)  # beside what ended the job
+        finally:
+            finish_wandb(this)
 
-            wandb.finish(exit_code=int(this.record["status"] != "done"))
+
+def cause_of(error: BaseException, cfg: DictConfig) -> BaseException:
+    """What the user is told of."""
+    if isinstance(error.__cause__, UserError):  # from within instantiate
+        return error.__cause__
+    if isinstance(error, OSError) and error.errno in FULL:  # a logger's file
+        return cannot_write(Path(cfg.paths.output_dir), error)
+    return error
+
+
+def finish_wandb(this: Job) -> None:
+    if any(isinstance(logger, WandbLogger) for logger in this.loggers):
+        import wandb
+
+        wandb.finish(exit_code=int(this.record["status"] != "done"))
 
 
 def versions() -> dict[str, str]:

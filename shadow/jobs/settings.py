@@ -36,6 +36,7 @@ TRAINER_WHERE = {
     "_target_",
     "accelerator",
     "devices",
+    "num_nodes",
     "strategy",
     "default_root_dir",
     "log_every_n_steps",
@@ -45,6 +46,10 @@ STAGES = ("plan", "traces", "predictor")
 FILLS = ("auto", "zero", "mean")
 LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
 BUDGETS = ("uniform", "greedy")
+STRATEGIES = (
+    "auto",
+    "ddp",
+)  # others would shard the predictor, or nothing: the model is no child of a module
 NETS = (
     *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
     *("unified_paper", "unified_paper_global", "layerwise_paper"),
@@ -80,7 +85,8 @@ def model_settings(cfg: DictConfig) -> dict[str, Any]:
         source = describe_folder(model["path"])
     else:
         source = {key: value for key, value in model["source"].items() if key not in WHERE}
-    return {"name": model["name"], "source": source, "dtype": model["dtype"]}
+    settings = {"name": model["name"], "source": source, "dtype": model["dtype"]}
+    return settings | ({"trust_remote_code": True} if model.get("trust_remote_code") else {})
 
 
 def model_label(cfg: DictConfig) -> str:
@@ -434,19 +440,27 @@ def fill_of(cfg: DictConfig) -> str:
 def check_train(cfg: DictConfig) -> None:
     """What can be known before the model is loaded."""
     require_choice("stage", cfg.stage, STAGES)
-    if (
-        cfg.stage == "predictor"
-        and cfg.trainer.devices not in (1, "auto", [0])
-        and cfg.predictor.name in NETS
-    ):
-        raise UserError(
-            f"several processes collect, one fits: with trainer.devices={cfg.trainer.devices} give "
-            "stage=traces, then run again with trainer.devices=1 to fit"
-        )
+    check_devices(cfg)
     check_predictor(cfg)
     check_traces(cfg)
-    policy_of(cfg)
     calibration_data(cfg)
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Processes share the work out, and accelerate spreads one model: not both over the same devices."""
+    trainer, device_map = cfg.trainer, cfg.model.device_map
+    require_choice("trainer.strategy", trainer.strategy, STRATEGIES)
+    if trainer.devices not in (1, "auto", [0]) and trainer.strategy == "auto":
+        raise UserError(
+            f"trainer.devices={trainer.devices} asks for several processes: give trainer.strategy=ddp, got "
+            f"{trainer.strategy}"
+        )
+    if trainer.strategy == "ddp" and trainer.devices not in (1, [0]) and device_map is not None:
+        raise UserError(
+            f"with trainer.devices={trainer.devices} each process holds the whole model: give "
+            "model.device_map=null, or for a model larger than one device trainer.devices=1, got "
+            f"{device_map!r}"
+        )
 
 
 def check_predictor(cfg: DictConfig) -> None:
@@ -492,6 +506,7 @@ def check_predictor(cfg: DictConfig) -> None:
 
 
 def check_sparsity(cfg: DictConfig) -> None:
+    policy_of(cfg)  # refuses what is no policy
     settings = cfg.sparsity
     require_choice("sparsity.fill", settings.fill, FILLS)
     require_choice("sparsity.budgets", settings.budgets, BUDGETS)
@@ -535,6 +550,11 @@ def check_executor(cfg: DictConfig) -> None:
 def check_scorer(cfg: DictConfig) -> None:
     """Before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
     check_predictor(cfg)
+    if cfg.trainer.strategy != "auto" or cfg.trainer.devices not in (1, "auto", [0]):
+        raise UserError(
+            "evaluate.py measures in one process: give trainer.devices=1 and trainer.strategy=auto, got "
+            f"{cfg.trainer.devices} and {cfg.trainer.strategy}; train.py collects and fits in several"
+        )
     name = cfg.predictor.name
     if cfg.sparsity.level == 0:
         return
@@ -573,6 +593,11 @@ def check_scored(cfg: DictConfig) -> None:
         raise UserError(
             f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
             f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
+        )
+    if cfg.sparsity.scope == "global" and cfg.predictor.loss == "bce":
+        raise UserError(
+            "predictor.loss=bce learns which units of a layer are active, and its logits do not compare "
+            f"across layers: give sparsity.scope=layer, got {cfg.sparsity.scope}"
         )
     if cfg.sparsity.scope != "layer" and cfg.predictor.loss in ("listwise", "pairwise", "cutoff"):
         others = "layers" if cfg.sparsity.scope == "global" else "tokens"

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import logging
+import math
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +23,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shadow import budgets, hub, models, thresholds, traces
-from shadow.artifacts import write_json
+from shadow.artifacts import alone, write_json
 from shadow.batches import batched
+from shadow.checkpoints import WholeCheckpoints
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.criteria import BESIDE_MEANS, RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
+from shadow.jobs import planning
 from shadow.jobs.run import versions
 from shadow.jobs.settings import (
     asked_criteria,
@@ -61,7 +65,16 @@ from shadow.predictor_module import Descent, PredictorModule, TraceData
 from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
 from shadow.scores import require_seen
-from shadow.sites import KINDS, column_norms, count_units, find_layers, find_sites, structure_of, width_of
+from shadow.sites import (
+    KINDS,
+    column_norms,
+    count_units,
+    find_layers,
+    find_sites,
+    structure_of,
+    values_of,
+    width_of,
+)
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.traces import Traces
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -73,6 +86,7 @@ Collector = CriterionCollector | PrunedStates
 
 def load_lm(cfg: DictConfig) -> LM:
     """The jobs of a sweep share one model: nothing is left on it between them."""
+    planning.check_context(cfg)
     return _load_lm(json.dumps(plain(cfg.model), sort_keys=True))
 
 
@@ -80,7 +94,9 @@ def load_lm(cfg: DictConfig) -> LM:
 def _load_lm(settings: str) -> LM:
     model = OmegaConf.create(json.loads(settings))
     start = time.monotonic()
-    lm = models.load(instantiate(model.source), model.path, model.dtype, model.device_map)
+    where = json.loads(settings)["device_map"]  # plain: accelerate's may be a dict
+    trusted = model.get("trust_remote_code", False)
+    lm = models.load(instantiate(model.source), model.path, model.dtype, where, trusted)
     log.info("loaded %s in %.1f s", model.path or model.name, time.monotonic() - start)
     return lm
 
@@ -89,6 +105,9 @@ def digest(model: PreTrainedModel) -> str:
     """Tells one set of weights from another by a few numbers of every parameter."""
     found = hashlib.sha256()
     for name, values in model.named_parameters():
+        if values.is_meta:  # accelerate keeps it elsewhere
+            owner, _, own = name.rpartition(".")
+            values = values_of(model.get_submodule(owner), own)
         flat = values.detach().flatten()
         found.update(name.encode() + flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
@@ -164,12 +183,32 @@ def complete(
     collector: Collector,
 ) -> dict:
     """The manifest of the store in this folder; what it misses of these parts is collected."""
-    manifest = traces.read_manifest(folder)
-    if manifest is not None:
-        require_weights(folder, manifest["weights"], lm)
-    if manifest is None or not holds(manifest, asked_size(cfg), parts) or damaged(folder, manifest, parts):
-        manifest = collect(cfg, lm, folder, settings, parts, collector)
+    manifest = complete_manifest(cfg, lm, folder, parts)
+    if manifest is None:
+        with taking_turns(folder):
+            manifest = complete_manifest(cfg, lm, folder, parts)  # another may have made it meanwhile
+            if manifest is None:
+                manifest = collect(cfg, lm, folder, settings, parts, collector)
     return manifest
+
+
+def complete_manifest(cfg: DictConfig, lm: LM, folder: Path, parts: Sequence[str]) -> dict | None:
+    """That of the store in this folder, if it misses nothing of these parts and nothing is damaged."""
+    manifest = traces.read_manifest(folder)
+    if manifest is None:
+        return None
+    require_weights(folder, manifest["weights"], lm)
+    enough = holds(manifest, asked_size(cfg), parts) and not damaged(folder, manifest, parts)
+    return manifest if enough else None
+
+
+@contextmanager
+def taking_turns(target: Path) -> Iterator[None]:
+    """Of jobs that make the same artifact at once, all but one wait; the processes of one job are one."""
+    with ExitStack() as stack:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            stack.enter_context(alone(target))
+        yield
 
 
 # a sweep's jobs read one store: each file is verified once, by its time of change
@@ -314,7 +353,9 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     """The folder of the finished predictor of these settings; what is missing of it is fitted."""
     folder = predictor_folder(cfg)
     if not (folder / hub.CONFIG).is_file():
-        fit(cfg, lm, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
+        with taking_turns(folder):
+            if not (folder / hub.CONFIG).is_file():  # else another job was faster
+                fit(cfg, lm, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
 
@@ -353,7 +394,14 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         module.start(data, settings.ridge)
     keeper = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
     extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
-    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=[keeper, *extra], logger=loggers)
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=[keeper, *extra],
+        logger=loggers,
+        plugins=[WholeCheckpoints()],
+        use_distributed_sampler=False,  # the data share their rows out themselves
+    )
+    require_shares(settings.batch_size, trainer.world_size)
     if settings.epochs:
         trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
     if trainer.interrupted:
@@ -383,8 +431,10 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         "metrics": metrics,
         "versions": versions(),
     }
-    hub.save_metrics(folder, module.metrics_of_layers())
-    hub.save_predictor(folder, net, config, means)
+    if trainer.is_global_zero:
+        hub.save_metrics(folder, module.metrics_of_layers())
+        hub.save_predictor(folder, net, config, means)
+    trainer.strategy.barrier()  # the others read the predictor too
     log.info(
         "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
         parameters / 1e6,
@@ -393,6 +443,14 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         time.monotonic() - start,
         folder,
     )
+
+
+def require_shares(rows: int, processes: int) -> None:
+    if rows % processes:
+        raise UserError(
+            f"predictor.batch_size must be a multiple of the {processes} processes that share each batch, "
+            f"got {rows}"
+        )
 
 
 def load_predictor(folder: Path, lm: LM) -> Predicted:
@@ -427,12 +485,18 @@ def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor]
         return policy
     file = budgets_file(cfg)
     if not file.is_file():
-        learn_budgets(cfg, lm, scorer, fill, file)
+        with taking_turns(file):
+            if not file.is_file():  # else another job was faster
+                learn_budgets(cfg, lm, scorer, fill, file)
     known = json.loads(file.read_text(encoding="utf-8"))
     require_weights(file, known["weights"], lm)
     if policy.scope == "threshold":
         return replace(
-            policy, thresholds={(layer, kind): value for layer, kind, value in known["thresholds"]}
+            policy,
+            thresholds={
+                (layer, kind): -math.inf if value is None else value
+                for layer, kind, value in known["thresholds"]
+            },
         )
     return replace(policy, levels={(layer, kind): level for layer, kind, level in known["levels"]})
 
@@ -449,7 +513,8 @@ def learn_budgets(
     if policy.scope == "threshold":
         values = thresholds.learn(lm.model, scorer, policy, decided_at, fill, batches)
         learnt = {
-            "thresholds": [[*unit, value] for unit, value in values.items()],
+            # JSON has no infinity: null where none is to go
+            "thresholds": [[*unit, None if value == -math.inf else value] for unit, value in values.items()],
             "passes": len(scorer.taps),
         }
     else:

@@ -496,7 +496,8 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.name=unifed", r"predictor\.name.*unifed"),
         ("criterion.name=magnitude", r"criterion .*l2_norm.*magnitude"),
         ("stage=fit", r"stage .*traces.*'fit'"),
-        ("trainer.devices=2", r"stage=traces.*trainer\.devices=1"),
+        ("trainer.devices=2", r"trainer\.devices=2 .*trainer\.strategy=ddp, got auto"),
+        ("trainer.strategy=fsdp", r"trainer\.strategy.*'auto', 'ddp'.*'fsdp'"),
         ("traces.criteria=[magnitude]", r"traces\.criteria.*magnitude"),
         ("traces.criteria=[removal]", r"traces\.criteria.*removal"),
         ("traces.criteria=[]", r"traces\.criteria.*\[\]"),
@@ -520,10 +521,22 @@ def test_a_bad_setting_is_refused_before_the_model_is_loaded(compose, override, 
         check_train(compose("train", override))
 
 
+def test_measuring_is_of_one_process(compose):
+    with pytest.raises(UserError, match=r"trainer\.devices=1 and trainer\.strategy=auto, got 2 and ddp"):
+        check_scorer(compose("evaluate", "sparsity.level=0", "trainer.devices=2", "trainer.strategy=ddp"))
+
+
+def test_a_model_is_spread_or_copied_to_every_process_and_not_both(compose):
+    with pytest.raises(UserError, match=r"trainer\.devices=auto.*model\.device_map=null.*'auto'"):
+        check_train(compose("train", "model=opt-30b", "trainer=ddp"))
+
+
 @pytest.mark.parametrize(
     "job",
     [
-        ["stage=traces", "trainer.devices=2"],
+        ["stage=traces", "trainer.devices=2", "trainer.strategy=ddp"],
+        ["trainer=ddp"],
+        ["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", "model.device_map=auto"],
         ["predictor=static", "traces.tokens_per_window=0"],
         ["predictor.pooling=last", "sparsity.decided_at=prompt", "traces.tokens_per_window=0"],
         ["traces.criteria=[fisher]"],

@@ -1,0 +1,92 @@
+"""Faults of whole processes: a sweep that is killed, two at once, a disk that is really full."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow
+SWEEP = ["-m", "predictor=static", "sparsity.level=0.2,0.4,0.6", "make_missing=true", "criterion=l2_norm"]
+
+
+def points(folder):
+    return {file: file.stat().st_mtime_ns for file in folder.glob("artifacts/points/*.json")}
+
+
+def records(folder):
+    found = sorted(folder.glob("logs/evaluate/multiruns/*/*/run.json"))
+    return [json.loads(file.read_text()) for file in found]
+
+
+def test_a_killed_sweep_measures_no_point_twice(run, start, small, small_measure, tmp_path):
+    job = ["evaluate.py", *SWEEP, *small, *small_measure, "measure.choices=false"]
+    process = start(tmp_path, tmp_path / "output.txt", *job)
+    give_up = time.monotonic() + 120
+    while not [file for file in points(tmp_path) if "samples" not in file.name]:
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
+        assert time.monotonic() < give_up
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    before = points(tmp_path)
+    done = run(tmp_path, *job)
+    assert done.returncode == 0, done.stdout[-3000:]
+    after = points(tmp_path)
+    assert {file: after[file] for file in before} == before
+    last = records(tmp_path)[-3:]
+    assert [record["status"] for record in last] == ["done"] * 3
+    reused = [record["reused_from"] is not None for record in last]
+    assert reused[0]
+    assert sum(reused) == len([file for file in before if "samples" not in file.name])
+
+
+def test_two_jobs_that_need_the_same_artifacts_make_them_once(start, small, tmp_path):
+    logs = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    processes = [start(tmp_path, log, "train.py", *small, "criterion=l2_norm") for log in logs]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0], [log.read_text() for log in logs]
+    said = [log.read_text() for log in logs]
+    assert sum("fitting unified" in text for text in said) == 1
+    assert sum("collecting ['features'" in text for text in said) == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_disk_that_is_really_full_is_one_sentence_and_the_rerun_goes_on(run, small, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a small disk here")
+    try:
+        job = ["train.py", *small, "criterion=l2_norm"]
+        done = run(disk, *job)
+        assert done.returncode == 1
+        assert "could not be written (No space left on device): make room there" in done.stdout
+        assert "Traceback" not in done.stdout
+        kept = {file.name for file in disk.glob("artifacts/traces/*/*.safetensors")}
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        done = run(disk, *job)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert kept <= {file.name for file in disk.glob("artifacts/traces/*/*.safetensors")}
+        assert not list(disk.rglob("*.part"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_folders_and_settings_that_cannot_be_are_one_sentence(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    closed = run(tmp_path / "file", "train.py", "model=tiny-llama")
+    unknown_option = run(tmp_path, "train.py", "model=tiny-lama")
+    unknown_key = run(tmp_path, "train.py", "model=tiny-llama", "sparsity.levle=0.5")
+    unknown_task = run(tmp_path, "evaluate.py", "model=tiny-llama", "measure=tasks", "measure.tasks=[copaa]")
+    for done, words in (
+        (closed, "hydra.run.dir must be a folder that can be written"),
+        (unknown_option, "Could not find 'model/tiny-lama'"),
+        (unknown_key, "Key 'levle' is not in struct"),
+        (unknown_task, "unknown lm-eval task 'copaa'"),
+    ):
+        assert done.returncode == 1
+        assert words in done.stdout
+        assert "Traceback" not in done.stdout
+    assert "tiny-llama" in unknown_option.stdout  # what there is
+    assert not (tmp_path / "artifacts").exists()
