@@ -156,7 +156,8 @@ def _of_task(metric: str, value: float, stderr: object, logged: Sequence[dict]) 
     """lm-eval's value and standard error; of a weighted mean, which has none there, that of a ratio."""
     found = [one.get(metric) for one in logged]
     if metric in WEIGHTED and all(isinstance(one, tuple | list) for one in found):
-        ours = weighted_mean([-one[0] for one in found], [one[1] for one in found])
+        pairs = [one for one in found if one is not None]
+        ours = weighted_mean([-one[0] for one in pairs], [one[1] for one in pairs])
         if metric != "bits_per_byte":
             return _exponential(ours)._replace(value=value)
         assert ours.samples is not None

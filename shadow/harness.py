@@ -129,7 +129,7 @@ def rows_of(tokens: int, most: int = 64) -> int:
 
 def check_rolling(run: Run) -> None:
     """Text that is scored as a whole has no prompt that could decide."""
-    planner = getattr(run, "planner", run)
+    planner: Any = getattr(run, "planner", run)  # a gathered run has one, and the masked run is one
     if planner.decided_at == "prompt" and planner.policy.level > 0 and run.scorer.taps:
         raise UserError(
             "sparsity.decided_at must be token or sequence for tasks that score whole documents, such as "

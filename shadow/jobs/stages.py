@@ -105,10 +105,10 @@ def digest(model: PreTrainedModel) -> str:
     """Tells one set of weights from another by a few numbers of every parameter."""
     found = hashlib.sha256()
     for name, values in model.named_parameters():
+        flat = values.detach().flatten()
         if values.is_meta:  # accelerate keeps it elsewhere
             owner, _, own = name.rpartition(".")
-            values = values_of(model.get_submodule(owner), own)
-        flat = values.detach().flatten()
+            flat = values_of(model.get_submodule(owner), own).flatten()
         found.update(name.encode() + flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
 
