@@ -271,11 +271,16 @@ def test_every_sweep_is_a_multirun_over_settings_that_there_are(compose, option)
     grid = yaml.safe_load((CONF / "sweep" / f"{option}.yaml").read_text())["hydra"]
     assert grid["mode"] == "MULTIRUN"
     parser = OverridesParser.create()
-    for name, values in grid["sweeper"]["params"].items():
-        override = parser.parse_override(f"{name}={values}")
-        assert override.is_sweep_override()
-        if name in groups_of("evaluate"):
-            jobs = [compose("evaluate", f"{name}={value}") for value in override.sweep_string_iterator()]
+    swept = {
+        name: parser.parse_override(f"{name}={values}") for name, values in grid["sweeper"]["params"].items()
+    }
+    assert any(override.is_sweep_override() for override in swept.values())
+    for name, override in swept.items():
+        if not override.is_sweep_override():
+            jobs = [compose("evaluate", f"sweep={option}", override.input_line)]
+        elif name in groups_of("evaluate"):
+            chosen = [f"{name}={value}" for value in override.sweep_string_iterator()]
+            jobs = [compose("evaluate", f"sweep={option}", one) for one in chosen]
         else:
             cfg = compose("evaluate", f"sweep={option}")  # once, as it takes a while
             jobs = [cfg.copy() for _ in override.sweep_iterator()]
