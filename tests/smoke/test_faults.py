@@ -64,7 +64,7 @@ def test_a_disk_that_is_really_full_is_one_sentence_and_the_rerun_goes_on(run, s
         assert "could not be written (No space left on device): make room there" in done.stdout
         assert "Traceback" not in done.stdout
         kept = {file.name for file in disk.glob("artifacts/traces/*/*.safetensors")}
-        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         done = run(disk, *job)
         assert done.returncode == 0, done.stdout[-3000:]
         assert kept <= {file.name for file in disk.glob("artifacts/traces/*/*.safetensors")}
