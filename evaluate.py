@@ -38,6 +38,7 @@ def main(cfg: DictConfig) -> None:
                 executor=cfg.executor.name,
                 storage=cfg.executor.storage,
                 kv_policy=cfg.executor.kv_policy,
+                prefill=cfg.executor.prefill,
             ) as run:
                 metrics = points.measure(cfg, lm, run)
             achieved = {kind: run.achieved(kind) for kind in ("head", "neuron")}

@@ -114,7 +114,7 @@ class TaskPrompts:
             self.root,
             self.examples_per_task,
             self.num_fewshot,
-            min(self.max_tokens, lm.model.config.max_position_embeddings),
+            min(self.max_tokens, lm.model.config.get_text_config().max_position_embeddings),
             self.seed,
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
+from shadow.fast.cache import GatheredCache
 from shadow.fast.gathered import GatheredRun
 from shadow.fast.storage import Rows
 from shadow.fast.weights import Weights
@@ -67,7 +68,7 @@ def beside_dense(
 
     A second copy of the model stands for dense transformers (sdpa, key-value cache), as `pack` turns some
     weights over. weight_bytes: of a token; roofline: how many times as many a dense token reads in the
-    model's own dtype.
+    model's own dtype; kv_bytes: of keys and values after the prompt.
     """
     threads, dense = run.team.members, stock_copy(model)
 
@@ -97,7 +98,11 @@ def beside_dense(
             figures |= told(f"times_{name}", [token_of(slow) / token_of(fast) for slow, fast in pairs])
             figures |= told(f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs])
     dense_token = model.dtype.itemsize * sum(rows.values.size for rows in read_densely(run.weights))
+    cache = run.forward(prompts[-1], use_cache=True).past_key_values
+    assert isinstance(cache, GatheredCache)
     return figures | {
+        "kv_bytes": float(cache.bytes_held()),
+        "kv_share_of_dense": cache.bytes_held() / cache.bytes_of_dense(),
         "tokens_per_second": 1e3 / figures["token_ms"],
         "weight_bytes": sparse_bytes(run),
         "predictor_bytes": float(predictor_bytes(run)),

@@ -75,7 +75,7 @@ class SparseRun:
     ) -> None:
         check(model, scorer, policy, decided_at)
         if prefill not in get_args(Prefill):
-            raise UserError(f"sparsity.prefill must be one of {list(get_args(Prefill))}, got {prefill!r}")
+            raise UserError(f"prefill must be one of {list(get_args(Prefill))}, got {prefill!r}")
         if policy.scope == "threshold":
             check_thresholds(model, policy)
         if fill is not None:

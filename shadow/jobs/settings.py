@@ -16,7 +16,7 @@ from shadow.batches import Loss, Positions
 from shadow.data import CalibrationData
 from shadow.errors import UserError
 from shadow.hub import CONFIG
-from shadow.masked import Executor, KVPolicy, Storage
+from shadow.masked import Executor, KVPolicy, Prefill, Storage
 from shadow.models import describe_folder
 from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
 from shadow.packing import Stored
@@ -528,6 +528,7 @@ def check_executor(cfg: DictConfig) -> None:
     settings, measure = cfg.executor, cfg.measure
     require_choice("executor.name", settings.name, get_args(Executor))
     require_choice("executor.kv_policy", settings.kv_policy, get_args(KVPolicy))
+    require_choice("executor.prefill", settings.prefill, get_args(Prefill))
     if settings.storage is not None:
         require_choice("executor.storage", settings.storage, get_args(Storage))
     if settings.name == "gathered" and cfg.predictor.name in UNGATHERED and cfg.sparsity.level > 0:

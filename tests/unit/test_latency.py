@@ -88,6 +88,13 @@ def test_the_predictor_of_each_token_is_counted_and_that_of_a_prompt_is_not(lm):
             assert predictor_bytes(run) == counted
 
 
+def dense_kv_bytes(lm) -> int:
+    """Of a position, in float32."""
+    config = lm.model.config
+    groups = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return config.num_hidden_layers * groups * config.hidden_size // config.num_attention_heads * 2 * 4
+
+
 def test_beside_dense_tells_of_both_and_leaves_the_model_gathered(lm, make_net):
     prompts = [torch.arange(1, 9)[None], torch.arange(11, 19)[None]]
     with sparse(lm.model, Predicted(make_net(lm, [1]), "scores"), level=0.5, executor="gathered") as run:
@@ -97,6 +104,8 @@ def test_beside_dense_tells_of_both_and_leaves_the_model_gathered(lm, make_net):
     assert found["times_dense"] > 0
     assert found["tokens_per_second"] == pytest.approx(1e3 / found["token_ms"])
     assert found["roofline"] == pytest.approx(dense_bytes(run.weights) / found["weight_bytes"])
+    assert found["kv_bytes"] == 8 * dense_kv_bytes(lm)
+    assert found["kv_share_of_dense"] == 1
     assert found["predictor_bytes"] == predictor_bytes(run)
     assert not any(name.startswith("compiled") for name in found)
 

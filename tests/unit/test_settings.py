@@ -670,6 +670,7 @@ def test_contexts_are_collected_for_those_who_read_them(compose):
         (["executor.name=fast"], "executor.name must be one of"),
         (["executor=gathered", "executor.storage=int4"], "executor.storage must be one of"),
         (["executor=gathered", "executor.kv_policy=none"], "executor.kv_policy must be one of"),
+        (["executor.prefill=whole"], "executor.prefill must be one of"),
         (["executor=gathered", "predictor=oracle"], "executor=gathered runs no predictor=oracle"),
         (["measure=latency"], "give executor=gathered"),
         (
