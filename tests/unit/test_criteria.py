@@ -307,7 +307,9 @@ def spoilt(seen, inside):
 def test_values_outside_a_window_do_not_reach_its_score(lm, batch, name):
     inside = batch.in_prompt()
     for seen in seen_of(lm, batch, [name]).values():
-        assert torch.equal(spoilt(seen, inside).window(inside), seen.window(inside))
+        window = seen.window(inside)
+        # products of tensors that lie elsewhere in memory may be summed in another order
+        assert torch.allclose(spoilt(seen, inside).window(inside), window, rtol=1e-5, atol=1e-7 * window.max())
 
 
 @pytest.mark.parametrize("name", [name for name in CONTEXTUAL if name != "random"])
