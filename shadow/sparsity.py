@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,7 +166,14 @@ def keep_top(scores: Tensor, n: int) -> Tensor:
     """
     if n <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    keep = scores >= nth_highest(scores, n)
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        from shadow.selection import keep_rows  # numba takes a second to import
+
+        keep = torch.empty(scores.shape, dtype=torch.bool)
+        units = scores.shape[-1]
+        keep_rows(scores.detach().reshape(-1, units).numpy(), n, keep.view(-1, units).numpy())
+        return keep
+    keep = scores >= scores.topk(n, -1, sorted=False).values.amin(-1, keepdim=True)
     if int(keep.count_nonzero()) == keep.numel() // keep.shape[-1] * n:  # a row has n and its ties
         return keep
     tied = keep.sum(-1) != n
@@ -176,11 +182,3 @@ def keep_top(scores: Tensor, n: int) -> Tensor:
         exact = torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order[..., :n], True)
         keep[tied] = exact
     return keep
-
-
-def nth_highest(scores: Tensor, n: int) -> Tensor:
-    """scores: [..., U] -> [..., 1]"""
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        split = scores.shape[-1] - n  # numpy's selection is vectorised, and takes a fifth of topk's time
-        return torch.from_numpy(np.partition(scores.detach().numpy(), split, -1)[..., split, None])
-    return scores.topk(n, -1, sorted=False).values.amin(-1, keepdim=True)

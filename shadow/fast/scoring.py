@@ -13,6 +13,7 @@ from shadow.errors import UserError
 from shadow.fast.storage import Rows, Storage, allocate, dot, put
 from shadow.fast.team import meet, share
 from shadow.predictors import Predicted, Tap
+from shadow.selection import keep_top
 from shadow.sites import KINDS, Kind, find_layers, find_sites, structure_of
 from shadow.sparsity import SparsityPolicy
 
@@ -233,44 +234,6 @@ def score_tap(nets, tap, h, scaled, hidden, told, scores, units, board, member, 
             for b in range(rows):
                 scores[b, row // count, shift + row % count] = dot(told, b, up, 0, row) + static[row]
     meet(board, members)
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def keep_top(scores, start, count, n, work, keep):
-    """keep[:count]: True at the n highest of scores[start:start + count]; among equals the first stay.
-
-    The least that stays is found by halving what it can be, 32 times: counting takes no branches. Whole
-    numbers of the same bits compare as floats do, once those of negative ones are turned round.
-    """
-    if n <= 0:
-        keep[:count] = False
-        return
-    bits = scores.view(np.int32)
-    for unit in range(count):
-        own = bits[start + unit]
-        work[unit] = own if own >= 0 else np.int32(-(2**31)) - own
-    low, high = -(2**31), 2**31 - 1  # at least n are from `low` on
-    while low < high:
-        middle = np.int32((low + high + 1) >> 1)
-        more = np.int32(0)
-        for unit in range(count):
-            more += np.int32(work[unit] >= middle)
-        if more >= n:
-            low = np.int64(middle)
-        else:
-            high = np.int64(middle) - 1
-    least = np.int32(low)
-    free = n
-    for unit in range(count):
-        above = work[unit] > least
-        keep[unit] = above
-        free -= above
-    for unit in range(count):
-        if free == 0:
-            break
-        if work[unit] == least:
-            keep[unit] = True
-            free -= 1
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
