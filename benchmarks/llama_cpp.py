@@ -2,7 +2,8 @@
 
 python benchmarks/llama_cpp.py MODEL GGUF [GGUF ...] [--level 0.5]; pip install -e .[llama-cpp] first
 
-MODEL: the folder of the same model's weights; GGUF: its file, in full. llama.cpp is dense; predictors are random, as in latency.py.
+MODEL: the folder of the same model's weights; GGUF: its file, in full. llama.cpp is dense;
+predictors are random, as in latency.py.
 """
 
 import argparse
