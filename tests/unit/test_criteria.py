@@ -310,7 +310,7 @@ def test_values_outside_a_window_do_not_reach_its_score(lm, batch, name):
         window = seen.window(inside)
         # products of tensors that lie elsewhere in memory may be summed in another order
         assert torch.allclose(
-            spoilt(seen, inside).window(inside), window, rtol=1e-5, atol=1e-7 * window.max()
+            spoilt(seen, inside).window(inside), window, rtol=1e-5, atol=1e-7 * float(window.max())
         )
 
 
