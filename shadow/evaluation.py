@@ -35,7 +35,7 @@ WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # lm-eval's 
 def perplexity(run: Run, lm: LM, windows: Sequence[Example], batch_size: BatchSize) -> Metrics:
     """Token and word perplexity of the windows' loss tokens; words are what white space parts in the text.
 
-    The standard error is that of the mean loss over windows, carried through the exponential.
+    Their standard errors are those of `weighted_perplexity`.
     """
     losses: list[float] = []
     words: list[int] = []

@@ -211,7 +211,7 @@ class _Pass:
         _require_finite(wanted)
         weight = values_of(projection).float()
         if site.kind == "neuron":  # a row each, or two where a gate and more are written in one
-            own = wanted.unflatten(-1, (-1, site.units)).transpose(-1, -2)
+            own = torch.stack(wanted.split(site.units, -1), -1)  # [B, T, U, D], laid out as it reads
             return WeightRead(own, given, weight.unflatten(0, (-1, site.units)).transpose(0, 1))
         return WeightRead(
             given.unflatten(-1, (site.units, -1)), wanted, weight.T.unflatten(0, (site.units, -1))

@@ -5,10 +5,8 @@ import logging
 from pathlib import Path
 
 from sweeps.records import RecordError
-from sweeps.reports import REPORTS, load
+from sweeps.reports import AGAINST, REPORTS, load
 from sweeps.upload import upload
-
-AGAINST = "static"  # what every contextual scorer must beat
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sweeps.reports import REPORTS, load
+from sweeps.reports import AGAINST, REPORTS, load
 
 if TYPE_CHECKING:
     from sweeps.rebuild import Rebuilt
@@ -30,7 +30,7 @@ class CurveCallback(Callback):
     patience = 0  # how many times the duration of a drawing must pass before the next
     draw_from = 0.0  # on the monotonic clock
 
-    def __init__(self, against: str = "static") -> None:
+    def __init__(self, against: str = AGAINST) -> None:
         """against: the scorer that the others are compared with, example by example."""
         self.against = against
 

@@ -8,8 +8,9 @@ from sweeps import study
 from sweeps.curves import chart
 from sweeps.panels import Axis, Line, Plot, Spot
 from sweeps.points import by_place
-from sweeps.rebuild import AGAINST, Rebuilt
+from sweeps.rebuild import Rebuilt
 from sweeps.records import Record
+from sweeps.reports import AGAINST
 from sweeps.study import Study
 
 FAMILY = "rank_variance"

@@ -9,8 +9,9 @@ from sweeps.criteria_points import is_quality, kinds_of, quality_of, with_kinds
 from sweeps.criteria_report import section, told
 from sweeps.files import Cell, write_csv
 from sweeps.hover import criteria_panels
-from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
+from sweeps.rebuild import Part, Rebuilt, read_some, write_parts
 from sweeps.records import Measured, Record, Records
+from sweeps.reports import AGAINST
 
 COLUMNS = (
     *("model", "data", "scorer", "kinds", "criterion", "level", "seed"),

@@ -9,9 +9,10 @@ from sweeps.grid import COLUMNS, Grid, Panel, find_grids, rows_of
 from sweeps.hover import grid_panels
 from sweeps.markdown import aligned
 from sweeps.paired_table import told
-from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
+from sweeps.rebuild import Part, Rebuilt, read_some, write_parts
 from sweeps.records import Records
 from sweeps.report import closing, opening, titled
+from sweeps.reports import AGAINST
 from sweeps.table import unfinished
 
 LEGEND = (

@@ -9,13 +9,16 @@ from sweeps.curves import Chart, Mark, chart
 from sweeps.hover import axis_of
 from sweeps.panels import Axis, Line, Plot, Spot
 from sweeps.points import by_place, is_accuracy, tidy
-from sweeps.rebuild import AGAINST, Rebuilt
-from sweeps.records import Measured, Record
+from sweeps.rebuild import Rebuilt
+from sweeps.records import Record
+from sweeps.reports import AGAINST
 from sweeps.study import Study
+from sweeps.table import cell
 
 TIMES, LOW, HIGH = "latency/times_dense", "latency/times_dense_low", "latency/times_dense_high"
 TOKEN, ROOFLINE = "latency/token_ms", "latency/roofline"
 DENSE, ALL = "dense transformers", "everything stays"  # level 0: what is faster then is the executor
+SHOW = {True: "{:.3f}".format, False: "{:.2f}".format}  # an accuracy, or a perplexity
 LEGEND = (
     "Of each plan its quality and its speed, by the same executor in the same process. Times dense: a token "
     "of dense transformers over a token of this, by turns; the median over rounds, and their quartiles. "
@@ -83,7 +86,7 @@ def table(timed: list[Timed], qualities: list[str]) -> list[list[str]]:
     rows = [["scorer", "level", "heads %", "neurons %", *qualities, "ms a token", "times dense", "roofline"]]
     for one in timed:
         gone = [f"{100 * one.mark.achieved.get(kind, 0):.1f}" for kind in ("head", "neuron")]
-        quality = [shown(one.mark.metrics.get(name), 3 if is_accuracy(name) else 2) for name in qualities]
+        quality = [cell(one.mark.metrics.get(name), SHOW[is_accuracy(name)]) for name in qualities]
         speed = [f"{one.value(TOKEN):.1f}", times(one), f"{one.value(ROOFLINE):.2f}"]
         rows.append([one.label, f"{one.mark.level:g}", *gone, *quality, *speed])
     return rows
@@ -91,10 +94,3 @@ def table(timed: list[Timed], qualities: list[str]) -> list[list[str]]:
 
 def times(one: Timed) -> str:
     return f"{one.value(TIMES):.2f} ({one.value(LOW):.2f} to {one.value(HIGH):.2f})"
-
-
-def shown(measured: Measured | None, digits: int) -> str:
-    if measured is None:
-        return "-"
-    error = "" if measured.stderr is None else f" ± {measured.stderr:.{digits}f}"
-    return f"{measured.value:.{digits}f}{error}"

@@ -9,9 +9,10 @@ from sweeps.hover import predictors_panels
 from sweeps.markdown import aligned
 from sweeps.paired_table import told
 from sweeps.predictors import COLUMNS, Entry, Survey, find_surveys, front, rows_of
-from sweeps.rebuild import AGAINST, Part, Rebuilt, read_some, write_parts
+from sweeps.rebuild import Part, Rebuilt, read_some, write_parts
 from sweeps.records import Records
 from sweeps.report import closing, opening, titled
+from sweeps.reports import AGAINST
 from sweeps.table import unfinished
 
 

@@ -15,13 +15,12 @@ from sweeps.panels import Panel
 from sweeps.points import COLUMNS, rows_of, tidy
 from sweeps.records import RecordError, Records, read
 from sweeps.report import section, write_sections
+from sweeps.reports import AGAINST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
-
-AGAINST = "static"  # what every contextual scorer must beat
 
 
 class Rebuilt(NamedTuple):

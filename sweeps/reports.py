@@ -25,6 +25,7 @@ class Named(NamedTuple):
     about: str
 
 
+AGAINST = "static"  # what every contextual scorer must beat
 REPORTS = {
     "curve": Named("sweeps.rebuild", "report", "accuracy and perplexity against achieved sparsity"),
     "criteria": Named("sweeps.criteria_rebuild", "criteria", "compare pruning criteria"),

@@ -9,8 +9,9 @@ from sweeps.curves import Chart, find_charts
 from sweeps.paired_table import NATS, Row, find_rows, heading, shown
 from sweeps.panels import Axis, Line, Plot, Spot
 from sweeps.points import tidy
-from sweeps.rebuild import AGAINST, Rebuilt
+from sweeps.rebuild import Rebuilt
 from sweeps.records import Record
+from sweeps.reports import AGAINST
 from sweeps.study import Study
 
 LEGEND = (

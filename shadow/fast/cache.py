@@ -26,8 +26,33 @@ class Remembered(NamedTuple):
     states: Tensor
 
 
-class GatheredCache(DynamicCache):
+NOT_YET = "search beams, or take tokens back: use executor=masked, or generate greedily or by sampling"
+
+
+class OwnCache(DynamicCache):
     """What `generate` hands back at each token; of stock caches it has the length, and no more."""
+
+    length: int  # positions so far
+    start: Tensor  # [B], each row's first position
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+    def crop(self, max_length: int) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        raise UserError(f"executor=gathered does not {NOT_YET}")
+
+
+class GatheredCache(OwnCache):
+    """Of key-value heads that no token will need nothing is held."""
 
     def __init__(
         self,
@@ -115,21 +140,3 @@ class GatheredCache(DynamicCache):
         """What a float32 cache of all key-value heads takes for these positions."""
         sizes = self.sizes
         return self.rows * self.length * sizes.layers * sizes.kv_heads * sizes.head_width * 2 * 4
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def crop(self, max_length: int) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-
-NOT_YET = "search beams, or take tokens back: use executor=masked, or generate greedily or by sampling"

@@ -1,6 +1,5 @@
 """The gathered executor: a model's calls, answered from the weights of kept units."""
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.batches import Batch
 from shadow.errors import UserError
 from shadow.fast.cache import GatheredCache
+from shadow.fast.calls import answering, begun, check_positions, counted_on, ids_of, require_left_padding
 from shadow.fast.decode import Bench, step
 from shadow.fast.families import describe
 from shadow.fast.prefill import Fills, Prompt, prefill
@@ -112,28 +112,17 @@ class GatheredRun:
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
-        refused = [name for name in REFUSED if others.get(name) is not None and others[name] is not False]
-        if refused:
-            raise UserError(f"executor=gathered has no {refused[0]}: leave it out, or use executor=masked")
-        if input_ids is None:
-            raise UserError("executor=gathered reads input_ids: give them, or use executor=masked")
-        real = real_positions(input_ids, attention_mask)
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            if not isinstance(past_key_values, GatheredCache):
-                raise UserError(
-                    "executor=gathered goes on from its own caches alone, got a "
-                    f"{type(past_key_values).__name__}: begin without past_key_values"
-                )
-            counted = (
-                past_key_values.length + torch.arange(input_ids.shape[1]) - past_key_values.start[:, None]
-            )
-            check_positions(others.get("position_ids"), counted, real)
-            steps = [self.step(past_key_values, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=past_key_values)
+        input_ids = ids_of(input_ids, others)
+        real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
+        going_on = begun(past_key_values, GatheredCache)
+        if going_on is not None:
+            check_positions(given, counted_on(going_on, input_ids.shape[1]), real)
+            steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
+            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)
         self.planner.begin(real, real, False)
         prompt = Prompt(input_ids, real)
-        check_positions(others.get("position_ids"), prompt.positions, real)
+        check_positions(given, prompt.positions, real)
         h, left = self.read(prompt)
         logits = self.vocabulary(h[:, -logits_to_keep:])
         if others.get("use_cache") is False:
@@ -231,9 +220,6 @@ class GatheredRun:
         return self.bench
 
 
-REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
-
-
 def check_scorer(planner: SparseRun) -> None:
     scorer = planner.scorer
     if planner.policy.level == 0 or not scorer.taps:
@@ -258,23 +244,6 @@ def check_scorer(planner: SparseRun) -> None:
         )
 
 
-def require_left_padding(real: Tensor) -> None:
-    if bool((real.long().diff(dim=1) < 0).any()) or not bool(real.any(1).all()):
-        raise UserError(
-            "executor=gathered needs rows that are padded on the left alone: "
-            "set tokenizer.padding_side='left'"
-        )
-
-
-def check_positions(given: Tensor | None, counted: Tensor, real: Tensor) -> None:
-    """[B, T] each; what stands at padding does not matter."""
-    if given is not None and bool((given != counted)[real].any()):
-        raise UserError(
-            "executor=gathered counts positions from each row's first token, and position_ids are others: "
-            "leave them out, or use executor=masked"
-        )
-
-
 @contextmanager
 def gathered(
     model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy
@@ -293,14 +262,9 @@ def gathered(
         return
     run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute")
 
-    def forward(*args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
-        return run.forward(*args, **kwargs)
-
-    forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
-    model.forward = forward
     try:
-        yield run
+        with answering(model, run.forward):
+            yield run
     finally:
-        del model.forward
         torch.set_num_threads(run.team.members)
         run.team.close()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from shadow import criteria, curve, hub
 from shadow.artifacts import key_of, write_json, writing
+from shadow.batches import Example
 from shadow.card import STDERR
 from shadow.errors import UserError
 from shadow.jobs import settings as names
@@ -231,32 +232,22 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
 
     settings = cfg.measure
     metrics: evaluation.Metrics = {}
-    if settings.perplexity or settings.choices:
-        texts = names.calibration_data(cfg).documents("eval")
-        if settings.perplexity:
-            # the prompt is left out of the loss only where it has been read before the plan was made
-            share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
-            windows = text_windows(
-                texts,
-                lm.tokenizer,
-                settings.windows,
-                settings.tokens,
-                share,
-                settings.seed,
-                "measure.windows",
-            )
-            metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
-        if settings.choices:
-            asked = questions(
-                texts,
-                lm.tokenizer,
-                settings.questions,
-                settings.options,
-                settings.context_tokens,
-                settings.continuation_tokens,
-                settings.seed,
-            )
-            metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
+    if settings.perplexity:
+        # the prompt is left out of the loss only where it has been read before the plan was made
+        share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
+        windows = eval_windows(cfg, lm, "windows", settings.tokens, share)
+        metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
+    if settings.choices:
+        asked = questions(
+            names.calibration_data(cfg).documents("eval"),
+            lm.tokenizer,
+            settings.questions,
+            settings.options,
+            settings.context_tokens,
+            settings.continuation_tokens,
+            settings.seed,
+        )
+        metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
     if settings.latency:
         metrics |= _latency(cfg, lm, run)
     if settings.quality:
@@ -277,6 +268,13 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
     return metrics
 
 
+def eval_windows(cfg: DictConfig, lm: LM, setting: str, tokens: int, prompt_share: float) -> list[Example]:
+    """Of the evaluation text, as many as this setting of the measure says."""
+    texts = names.calibration_data(cfg).documents("eval")
+    count, name = cfg.measure[setting], f"measure.{setting}"
+    return text_windows(texts, lm.tokenizer, count, tokens, prompt_share, cfg.measure.seed, name)
+
+
 def _latency(cfg: DictConfig, lm: LM, run: Run) -> dict:
     from shadow import latency
     from shadow.evaluation import Metric
@@ -285,10 +283,7 @@ def _latency(cfg: DictConfig, lm: LM, run: Run) -> dict:
     settings = cfg.measure
     if not isinstance(run, GatheredRun):
         raise UserError(f"measure.latency times what runs on the CPU, and this model is on {lm.model.device}")
-    texts = names.calibration_data(cfg).documents("eval")
-    prompts = text_windows(
-        texts, lm.tokenizer, settings.rounds, settings.prompt_tokens, 1.0, settings.seed, "measure.rounds"
-    )
+    prompts = eval_windows(cfg, lm, "rounds", settings.prompt_tokens, 1.0)
     ids = [torch.tensor([prompt.ids]) for prompt in prompts]
     figures = latency.beside_dense(run, lm.model, ids, settings.new_tokens, settings.compiled)
     return {f"latency/{name}": Metric(value, None) for name, value in figures.items()}
@@ -299,15 +294,7 @@ def _quality(cfg: DictConfig, lm: LM) -> dict:
     from shadow.quality import criterion_quality, sample_units
 
     settings = cfg.measure
-    windows = text_windows(
-        names.calibration_data(cfg).documents("eval"),
-        lm.tokenizer,
-        settings.quality_windows,
-        settings.tokens,
-        settings.prompt_share,
-        settings.seed,
-        "measure.quality_windows",
-    )
+    windows = eval_windows(cfg, lm, "quality_windows", settings.tokens, settings.prompt_share)
     per_layer: dict[Kind, int | None] = {"head": settings.quality_heads, "neuron": settings.quality_neurons}
     units = sample_units(lm.model, settings.quality_layers, per_layer, settings.seed)
     judged = criterion_quality(
@@ -324,19 +311,12 @@ def _quality(cfg: DictConfig, lm: LM) -> dict:
 def _context(cfg: DictConfig, lm: LM) -> dict:
     """`rank_variance/<criterion>/<layer>`: the mean over heads, which stand where samples do."""
     from shadow.context import rank_variances
-    from shadow.evaluation import Metric
+    from shadow.evaluation import Metric, rows
 
     settings = cfg.measure
-    windows = text_windows(
-        names.calibration_data(cfg).documents("eval"),
-        lm.tokenizer,
-        settings.context_windows,
-        settings.tokens,
-        settings.prompt_share,
-        settings.seed,
-        "measure.context_windows",
-    )
-    found = rank_variances(lm.model, windows, list(settings.context), cfg.traces.loss, settings.batch_size)
+    windows = eval_windows(cfg, lm, "context_windows", settings.tokens, settings.prompt_share)
+    batch_size = rows(windows, settings.batch_size)
+    found = rank_variances(lm.model, windows, list(settings.context), cfg.traces.loss, batch_size)
     return {
         f"rank_variance/{name}/{layer}": Metric(float(of_heads.mean()), None, of_heads.tolist())
         for (name, layer), of_heads in found.items()

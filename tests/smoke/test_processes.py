@@ -101,8 +101,10 @@ def test_two_processes_fit_what_one_fits(folders, run):
         moved += not torch.equal(values, two[name])
     assert moved  # else one of them alone would have trained
     metrics = [json.loads((predictor(folder) / "config.json").read_text())["metrics"] for folder in folders]
-    # of few rows, where units that nearly tie change places
-    assert metrics[0] == pytest.approx(metrics[1], rel=0.01, abs=0.02)
+    ranks = {name for name in metrics[0] if "recall" in name or "spearman" in name}
+    for name, value in metrics[0].items():  # of few rows, where units that nearly tie change places
+        room = 0.02 if name in ranks else 0.002
+        assert value == pytest.approx(metrics[1][name], rel=0.01, abs=room), name
 
 
 def test_more_processes_than_shards_collect_all_the_same(run, tmp_path):

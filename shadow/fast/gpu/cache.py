@@ -7,18 +7,17 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from shadow.errors import UserError
-from shadow.fast.cache import NOT_YET, ROOM
+from shadow.fast.cache import ROOM, OwnCache
 from shadow.fast.families import Sizes
 from shadow.fast.gpu.choice import Choice
 from shadow.sites import Kind
 
 
-class DeviceCache(DynamicCache):
-    """What `generate` hands back at each token; of stock caches it has the length, and no more.
+class DeviceCache(OwnCache):
+    """On the device.
 
     keys, values: [B, G, room, D] of each layer, keys turned; start: int32 [B], each row's first position;
-    end: int32 [1], the next one, which kernels read; length: the same, for the host.
+    end: int32 [1], the next one, which kernels read; `length` is the same, for the host.
     """
 
     def __init__(
@@ -61,21 +60,6 @@ class DeviceCache(DynamicCache):
     def advance(self) -> None:
         self.length += 1
         self.end += 1
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def crop(self, max_length: int) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
 
 
 def taken_from(cache: Cache | None) -> list[tuple[Tensor, Tensor]]:

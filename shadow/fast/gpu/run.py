@@ -1,6 +1,5 @@
 """A model's calls on a GPU: prompts by the masked executor, later tokens from the weights of kept units."""
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.batches import Batch
 from shadow.errors import UserError
-from shadow.fast.gathered import REFUSED, check_positions, check_scorer, require_left_padding
+from shadow.fast.calls import answering, begun, check_positions, counted_on, ids_of, require_left_padding
+from shadow.fast.gathered import check_scorer
 from shadow.fast.gpu.cache import DeviceCache, taken_from
 from shadow.fast.gpu.choice import Choice
 from shadow.fast.gpu.decode import step
@@ -102,23 +102,13 @@ class DeviceRun:
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
-        refused = [name for name in REFUSED if others.get(name) is not None and others[name] is not False]
-        if refused:
-            raise UserError(f"executor=gathered has no {refused[0]}: leave it out, or use executor=masked")
-        if input_ids is None:
-            raise UserError("executor=gathered reads input_ids: give them, or use executor=masked")
+        input_ids = ids_of(input_ids, others)
         real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            if not isinstance(past_key_values, DeviceCache):
-                raise UserError(
-                    "executor=gathered goes on from its own caches alone, got a "
-                    f"{type(past_key_values).__name__}: begin without past_key_values"
-                )
-            cache = past_key_values
-            new = torch.arange(cache.length, cache.length + input_ids.shape[1], device=real.device)
-            check_positions(given, new - cache.start[:, None], real)
-            steps = [self.step(cache, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=cache)
+        going_on = begun(past_key_values, DeviceCache)
+        if going_on is not None:
+            check_positions(given, counted_on(going_on, input_ids.shape[1]), real)
+            steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
+            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)
         self.planner.begin(real, real, False)
         start = real.long().argmax(1)
@@ -200,17 +190,5 @@ def on_device(
     if model.device.type != "cuda" and not INTERPRETED:
         raise UserError(f"executor=gathered runs on the CPU and on CUDA, and this model is on {model.device}")
     run = DeviceRun(model, planner)
-
-    def forward(*args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
-        return run.forward(*args, **kwargs)
-
-    forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
-    stood = vars(model).get("forward")  # accelerate puts one there
-    model.forward = forward
-    try:
+    with answering(model, run.forward):
         yield run
-    finally:
-        if stood is None:
-            del model.forward
-        else:
-            model.forward = stood
