@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> None:
             scorer = stages.get_scorer(cfg, lm, this.loggers)
             fill = stages.get_fill(cfg, lm)
             policy = stages.get_policy(cfg, lm, scorer, fill)
+            lm = stages.measured_lm(cfg)
             with sparse(
                 lm.model,
                 scorer,

@@ -47,9 +47,7 @@ def load(
 
     trust_remote_code: run Python code that lies beside the weights, of a folder or a hub's model alone.
     """
-    chosen = getattr(torch, dtype, None)
-    if not isinstance(chosen, torch.dtype):
-        raise UserError(f"model.dtype must name a torch dtype such as float32 or bfloat16, got {dtype!r}")
+    chosen = require_dtype("model.dtype", dtype)
     transformers_logging.disable_progress_bar()
     if path:
         lm = from_folder(path, chosen, device_map, trust_remote_code)
@@ -85,6 +83,13 @@ def describe_folder(path: str) -> dict[str, int]:
         for file in sorted(require_folder(path).iterdir())
         if file.is_file()
     }
+
+
+def require_dtype(setting: str, name: str) -> torch.dtype:
+    chosen = getattr(torch, name, None)
+    if not isinstance(chosen, torch.dtype):
+        raise UserError(f"{setting} must name a torch dtype such as float32 or bfloat16, got {name!r}")
+    return chosen
 
 
 def from_folder(path: str, dtype: torch.dtype, device_map: DeviceMap, trust_remote_code: bool = False) -> LM:

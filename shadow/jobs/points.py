@@ -17,7 +17,7 @@ from shadow.card import STDERR
 from shadow.errors import UserError
 from shadow.jobs import settings as names
 from shadow.masked import Run
-from shadow.models import LM
+from shadow.models import LM, require_dtype
 from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
 
@@ -57,6 +57,8 @@ def check_measure(cfg: DictConfig) -> None:
         )
     if not any(settings[name] for name in MEASURES):
         raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
+    if settings.dtype is not None:
+        require_dtype("measure.dtype", settings.dtype)
     if reads_text(cfg):
         names.calibration_data(cfg).documents("eval")
     if settings.quality:

@@ -90,6 +90,12 @@ def load_lm(cfg: DictConfig) -> LM:
     return _load_lm(json.dumps(plain(cfg.model), sort_keys=True))
 
 
+def measured_lm(cfg: DictConfig) -> LM:
+    """The model of `load_lm` as it is measured: the same weights in measure.dtype."""
+    model = plain(cfg.model)
+    return _load_lm(json.dumps(model | {"dtype": cfg.measure.dtype or model["dtype"]}, sort_keys=True))
+
+
 @lru_cache(maxsize=1)
 def _load_lm(settings: str) -> LM:
     model = OmegaConf.create(json.loads(settings))

@@ -43,6 +43,12 @@ CRITERION = ["criterion=l2_norm", "traces.criteria=[l2_norm]"]
 CONTENDERS = ["contender=[static,l2_norm],[oracle,l2_norm]", "sparsity.kinds=[head,neuron]"]
 TARGETS = ["criterion=l2_norm,plainact", "traces.criteria=[l2_norm,plainact]"]
 GAP = ["predictor=static,random", "hydra.callbacks.curve.against=static"]
+CONTENDER = [one for one in TASKS if not one.startswith("predictor.")]  # whose settings are its recipe's
+SEVEN = [
+    "contender=[static,token],[prompt_activation,prompt]",
+    "measure.dtype=bfloat16",
+    "data.num_fewshot=1",
+]
 # sweep: the stem of its report, and how it is made small
 SWEEPS = {
     "criteria": ("criteria", [*SMALL, *CONTENDERS, "traces.criteria=[l2_norm]"]),
@@ -52,6 +58,7 @@ SWEEPS = {
     "predictor_target": ("grid", [*SMALL, *TARGETS]),
     "context": ("context", [*SMALL[:-1], "sparsity.level=0.0", "measure.context=[l2_norm,plainact]"]),
     "fewshot": ("report", [*TASKS, *CRITERION, "data.num_fewshot=0,1", "sparsity.level=0.5"]),
+    "seven_tasks": ("report", [*CONTENDER, *CRITERION, *SEVEN]),
     "task_gap": ("task_gap", [*TASKS, *CRITERION, *GAP, "data.num_fewshot=1", "sparsity.level=0.5"]),
 }
 
@@ -66,7 +73,7 @@ def swept(
         [
             f"sweep={name}",
             *more,
-            *([f"data.root={task_root}"] if more[: len(TASKS)] == TASKS else []),
+            *([f"data.root={task_root}"] if "measure.tasks=[piqa,copa]" in more else []),
             f"hydra.sweep.dir={folder / name}",
         ]
         for name, (_, more) in SWEEPS.items()

@@ -98,6 +98,7 @@ OTHER = [
     "model=tiny-opt",
     "model.dtype=bfloat16",
     "measure.windows=3",
+    "measure.dtype=bfloat16",
     "measure.batch_size=1",
     "measure=choices",
     "data.split_seed=1",

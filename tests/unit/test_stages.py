@@ -137,6 +137,19 @@ def assert_same_scores(one: dict, other: dict) -> None:
         assert torch.equal(values, other[unit]), unit
 
 
+def test_the_same_weights_are_measured_in_another_dtype(composed):
+    asked = composed("evaluate", "measure.dtype=bfloat16")
+    collected, measured = stages.load_lm(asked), stages.measured_lm(asked)
+    assert (collected.model.dtype, measured.model.dtype) == (torch.float32, torch.bfloat16)
+    for values, same in zip(collected.model.parameters(), measured.model.parameters(), strict=True):
+        assert torch.equal(values.bfloat16(), same)
+
+
+def test_by_default_the_model_of_the_traces_is_measured(composed):
+    asked = composed("evaluate")
+    assert stages.measured_lm(asked) is stages.load_lm(asked)
+
+
 # Traces
 
 
