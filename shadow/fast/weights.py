@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.fast.families import LayerParts, Parts, Sizes, describe, norm_of
+from shadow.fast.mapped import file_ranges, let_go
 from shadow.fast.storage import STORAGES, Rows, Storage, allocate, as_tensor, put
 
 
@@ -57,7 +58,8 @@ def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
     """The model's weights as rows; storage None: as the model has them, float32 or bfloat16.
 
     In the model's own dtype its parameters then *are* these rows, seen through views, so that nothing is held
-    twice: the model works as before, and `pack` again only looks.
+    twice: the model works as before, and `pack` again only looks. Of weights that were loaded as pages of a
+    file the copied pages go back to the system.
     """
     own: Storage | None = {torch.float32: "float32", torch.bfloat16: "bfloat16"}.get(model.dtype)  # type: ignore[assignment]
     storage = storage or own
@@ -110,9 +112,10 @@ def gather(role: str, layers: Sequence[LayerParts], storage: Storage, shared: bo
     found = [p.weight.detach().T if turned else p.weight.detach() for p in projections]
     if shared and (there := already(found)) is not None:
         return there
-    rows = allocate(storage, len(found), *found[0].shape)
+    rows, files = allocate(storage, len(found), *found[0].shape), file_ranges()
     for layer, (projection, weight) in enumerate(zip(projections, found)):
         put(rows, layer, weight)
+        let_go(projection.weight, files)
         if shared:  # the layer's own memory is free before the next layer is copied
             view = as_tensor(rows, layer)
             projection.weight.data = view.T if turned else view
@@ -126,6 +129,7 @@ def gather_one(module: nn.Embedding | nn.Linear, storage: Storage, shared: bool)
         return there
     rows = allocate(storage, 1, *weight.shape)
     put(rows, 0, weight)
+    let_go(weight, file_ranges())
     return rows
 
 
