@@ -1,4 +1,4 @@
-"""Weights that are pages of a file, as safetensors loads them: the system may have these back once they are copied."""
+"""Weights that are pages of a file, as safetensors loads them: once copied, the system may have them back."""
 
 import ctypes
 import mmap
