@@ -11,8 +11,8 @@ from sweeps.records import RecordError
 from sweeps.upload import SPARSITY, TABLE, logger_settings, series
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import H2, MarkdownBlock, PanelGrid, Report, Runset
-    from wandb_workspaces.reports.v2.interface import Panel
+    from wandb_workspaces.reports.v2 import Report, Runset
+    from wandb_workspaces.reports.v2.interface import BlockTypes, PanelTypes
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def build(rebuilt: Rebuilt) -> "Report":
     settings = logger_settings(rebuilt.records.done)
     group, entity = settings.get("group"), settings.get("entity")
     title = f"{rebuilt.report.stem}: {', '.join(chart.name for chart in rebuilt.charts)}"
-    blocks: list[H2 | PanelGrid | MarkdownBlock] = []
+    blocks: list[BlockTypes] = []
     for chart in rebuilt.charts:
         curves = wr.PanelGrid(runsets=[runs("curves", group, "curve")], panels=line_plots(rebuilt, chart))
         blocks += [wr.H2(chart.name), curves]
@@ -79,11 +79,11 @@ def runs(name: str, group: str | None, job_type: str) -> "Runset":
     )
 
 
-def line_plots(rebuilt: Rebuilt, chart: Chart) -> list["Panel"]:
+def line_plots(rebuilt: Rebuilt, chart: Chart) -> list["PanelTypes"]:
     """The first accuracy, the perplexity, the table of points, and the figures as they were drawn."""
     import wandb_workspaces.reports.v2 as wr
 
-    panels: list[Panel] = [
+    panels: list[PanelTypes] = [
         wr.LinePlot(
             title=f"{metric} against achieved sparsity",
             x=SPARSITY,
@@ -103,7 +103,7 @@ def line_plots(rebuilt: Rebuilt, chart: Chart) -> list["Panel"]:
     return panels
 
 
-def scatter_plots(rebuilt: Rebuilt) -> list["Panel"]:
+def scatter_plots(rebuilt: Rebuilt) -> list["PanelTypes"]:
     """A point for each job."""
     import wandb_workspaces.reports.v2 as wr
 

@@ -74,7 +74,7 @@ def test_a_sweep_goes_on_once_the_cause_of_its_failed_jobs_is_cured(run, small, 
     second = sorted(tmp_path.glob("logs/evaluate/multiruns/*"))[-1]
     assert second != first
     assert "Failed jobs" not in (second / "report.md").read_text()
-    assert levels_of(second) == dict.fromkeys(("random", "unified"), {"0.2", "0.4"})
+    assert levels_of(second) == {"random": {"0.2", "0.4"}, "unified": {"0.2", "0.4"}}
     assert [bool(record["reused_from"]) for record in records(tmp_path)[-4:]] == [True, True, False, False]
     assert {file: stamp for file, stamp in points(tmp_path).items() if file in before} == before
 
