@@ -132,3 +132,11 @@ def test_a_report_of_jobs_that_did_not_log_to_wandb_is_refused(tmp_path: Path) -
     write_job(tmp_path / "0")
     with pytest.raises(RecordError, match="logger=wandb"):
         wandb_report.build(rebuild([tmp_path], tmp_path))
+
+
+def test_a_report_without_its_extra_names_what_installs_it(
+    swept: Rebuilt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    with pytest.raises(RecordError, match=r"\.\[wandb-reports\]"):
+        wandb_report.build(swept)
