@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 
 @hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="evaluate")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     import logging
 
     from shadow.jobs import points, settings, stages
@@ -52,6 +52,7 @@ def main(cfg: DictConfig) -> None:
             figures | {f"achieved/{kind}": share for kind, share in this.record["achieved"].items()}
         )
         log.info("%s level %s: %s", cfg.predictor.name, cfg.sparsity.level, figures)
+        return next(iter(figures.values()), None)  # the perplexity, where measured: for sweepers that ask
 
 
 if __name__ == "__main__":

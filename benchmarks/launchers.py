@@ -1,6 +1,7 @@
-"""Do Hydra's launchers give the curve that one job after another gives? python benchmarks/launchers.py
+"""Do Hydra's launchers and Optuna's grid give the curve of jobs one by one? python benchmarks/launchers.py
 
-Needs the extra `launchers`. Each begins with an empty folder, so that jobs make the same artifacts at once.
+Needs the extra `launchers`; arguments choose some by name, of which the first is what the others are compared
+with. Each begins with an empty folder, so that jobs make the same artifacts at once.
 """
 
 import csv
@@ -13,8 +14,10 @@ from pathlib import Path
 
 LAUNCHERS = {
     "basic": ["hydra/launcher=basic"],
-    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-    "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
+    "joblib": ["launch=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["launch=submitit_local", "hydra.launcher.timeout_min=10"],
+    # its grid sampler takes the very points of the grid, in an order of its own
+    "optuna": ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=1"],
 }
 GRID = [
     *("evaluate.py", "-m", "model=opt-mini", "make_missing=true", "predictor=static,unified"),

@@ -35,6 +35,11 @@ def main() -> None:
         help="which scorer the others are compared with, example by example (default: %(default)s)",
     )
     parser.add_argument("--wandb", action="store_true", help="log it to W&B as the jobs' own logger says")
+    parser.add_argument(
+        "--wandb-report",
+        action="store_true",
+        help="make a W&B Report of the runs that the jobs and --wandb have logged (extra: wandb-reports)",
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     look = load(args.look)
@@ -43,6 +48,10 @@ def main() -> None:
         print(look.summary(args.folders, args.against))
         if args.wandb:
             upload(rebuilt)
+        if args.wandb_report:
+            from sweeps import wandb_report
+
+            wandb_report.save(rebuilt)
     except RecordError as error:
         parser.exit(1, f"{error}\n")
 

@@ -7,7 +7,7 @@ from sweeps.curves import Chart, by_label
 from sweeps.files import Cell
 from sweeps.markdown import markdown
 from sweeps.paired import DENSE, Difference, Pair, difference, mean_of, reference_of
-from sweeps.points import MEAN_ACCURACY, MEANS
+from sweeps.points import MEAN_ACCURACY, MEANS, is_perplexity
 
 COLUMNS = (
     *("model", "data", "scorer", "level", "against", "metric", "seeds"),
@@ -41,7 +41,7 @@ def find_rows(chart: Chart, against: str) -> list[Row]:
 
 
 def differences(chart: Chart, pairs: list[Pair]) -> list[tuple[str, Difference]]:
-    """(metric, difference), nats first, then accuracies with their mean before them."""
+    """(metric, difference): nats, accuracies with their mean before them, nats of other perplexities."""
     found = []
     over = difference(pairs, chart.perplexity) if chart.perplexity else None
     if over:
@@ -50,7 +50,11 @@ def differences(chart: Chart, pairs: list[Pair]) -> list[tuple[str, Difference]]
     by_task = [(task, one) for task in tasks if (one := difference(pairs, task))]
     if MEAN_ACCURACY in chart.accuracies and len(by_task) == len(tasks):
         found.append((MEAN_ACCURACY, mean_of([one for _, one in by_task])))
-    return found + by_task
+    others = dict.fromkeys(
+        name for ours, _ in pairs for name in ours.metrics if is_perplexity(name) and name != chart.perplexity
+    )
+    of_others = [(f"{name}, {NATS}", one) for name in others if (one := difference(pairs, name))]
+    return found + by_task + of_others
 
 
 def csv_rows(charts: Iterable[Chart], against: str) -> list[list[Cell]]:

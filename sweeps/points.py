@@ -19,7 +19,7 @@ COLUMNS = (
     *("achieved_head", "achieved_neuron", "metric", "value", "stderr"),
 )
 # overrides that do not make another curve: in the point already, or about where, what and how to log
-UNTOLD = ("seed", "sparsity.level", "measure", "sweep", "tags", "debug", "task_name")
+UNTOLD = ("seed", "sparsity.level", "measure", "sweep", "launch", "tags", "debug", "task_name")
 UNTOLD_GROUPS = ("hydra", "logger", "paths", "callbacks")
 
 

@@ -1,12 +1,17 @@
 """From a rebuilt curve to Weights & Biases."""
 
 import logging
+from collections.abc import Iterator
 
+from sweeps.curves import Chart, Curve
 from sweeps.points import COLUMNS, rows_of
 from sweeps.rebuild import Rebuilt
 from sweeps.records import Record, RecordError
 
 log = logging.getLogger(__name__)
+
+TABLE = "curve"  # names of what a W&B Report finds again
+SPARSITY = "achieved_sparsity"
 
 
 def upload(rebuilt: Rebuilt) -> None:
@@ -24,12 +29,29 @@ def upload(rebuilt: Rebuilt) -> None:
         mode="offline" if settings.get("offline") else None,
     )
     try:
-        run.log({"curve": wandb.Table(columns=list(COLUMNS), data=rows_of(rebuilt.records.done))})
+        run.define_metric(f"{TABLE}/*", step_metric=SPARSITY)
+        for row in history(rebuilt.charts):
+            run.log(row)
+        run.log({TABLE: wandb.Table(columns=list(COLUMNS), data=rows_of(rebuilt.records.done))})
         run.log({figure.stem: wandb.Image(str(figure)) for figure in rebuilt.figures.values()})
         run.log({rebuilt.page.stem: wandb.Html(rebuilt.page.read_text(encoding="utf-8"))})
     finally:
         run.finish()
     log.info("logged the curve to wandb run %s of group %s", run.id, settings.get("group"))
+
+
+def history(charts: list[Chart]) -> Iterator[dict[str, float]]:
+    """A row for each mark, the dense one first of each curve, so that W&B can draw lines itself."""
+    for chart in charts:
+        for curve in chart.curves:
+            for mark in [*([chart.dense] if chart.dense else []), *curve.marks]:
+                figures = {series(chart, curve, name): one.value for name, one in mark.metrics.items()}
+                yield {SPARSITY: mark.sparsity, **figures}
+
+
+def series(chart: Chart, curve: Curve, metric: str) -> str:
+    """What W&B calls a metric of a curve."""
+    return f"{TABLE}/{chart.name}/{curve.label}/{metric}"
 
 
 def logger_settings(points: list[Record]) -> dict:

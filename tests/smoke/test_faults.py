@@ -1,10 +1,13 @@
 """Faults of whole processes: a sweep that is killed, two at once, a disk that is really full."""
 
 import json
+import re
+import shlex
 import subprocess
 import time
 
 import pytest
+from run_records import csv_rows
 
 pytestmark = pytest.mark.slow
 SWEEP = ["-m", "predictor=static", "sparsity.level=0.2,0.4,0.6", "make_missing=true", "criterion=l2_norm"]
@@ -17,6 +20,14 @@ def points(folder):
 def records(folder):
     found = sorted(folder.glob("logs/evaluate/multiruns/*/*/run.json"))
     return [json.loads(file.read_text()) for file in found]
+
+
+def levels_of(sweep):
+    """Of each scorer on its curve."""
+    levels = {}
+    for row in csv_rows(sweep / "curve.csv"):
+        levels.setdefault(row["scorer"], set()).add(row["level"])
+    return levels
 
 
 def test_a_killed_sweep_measures_no_point_twice(run, start, small, small_measure, tmp_path):
@@ -38,7 +49,34 @@ def test_a_killed_sweep_measures_no_point_twice(run, start, small, small_measure
     assert [record["status"] for record in last] == ["done"] * 3
     reused = [record["reused_from"] is not None for record in last]
     assert reused[0]
+    sweep = sorted(tmp_path.glob("logs/evaluate/multiruns/*"))[-1]
+    assert levels_of(sweep) == {"static": {"0.2", "0.4", "0.6"}}
     assert sum(reused) == len([file for file in before if "samples" not in file.name])
+
+
+def test_a_sweep_goes_on_once_the_cause_of_its_failed_jobs_is_cured(run, small, small_measure, tmp_path):
+    """A predictor is missing: the report says so, its command is obeyed, the same sweep has every point."""
+    grid = ["-m", "predictor=random,unified", "sparsity.level=0.2,0.4", "criterion=l2_norm"]
+    job = ["evaluate.py", *grid, *small, *small_measure, "measure.choices=false"]
+    done = run(tmp_path, *job)
+    assert done.returncode == 1
+    first = sorted(tmp_path.glob("logs/evaluate/multiruns/*"))[-1]
+    report = (first / "report.md").read_text()
+    (command,) = set(re.findall(r"`python (train\.py .*?)`", report))
+    assert "## Failed jobs: 2" in report
+    assert levels_of(first) == {"random": {"0.2", "0.4"}}
+    before = points(tmp_path)
+
+    done = run(tmp_path, *shlex.split(command))
+    assert done.returncode == 0, done.stdout[-3000:]
+    done = run(tmp_path, *job)
+    assert done.returncode == 0, done.stdout[-3000:]
+    second = sorted(tmp_path.glob("logs/evaluate/multiruns/*"))[-1]
+    assert second != first
+    assert "Failed jobs" not in (second / "report.md").read_text()
+    assert levels_of(second) == {"random": {"0.2", "0.4"}, "unified": {"0.2", "0.4"}}
+    assert [bool(record["reused_from"]) for record in records(tmp_path)[-4:]] == [True, True, False, False]
+    assert {file: stamp for file, stamp in points(tmp_path).items() if file in before} == before
 
 
 def test_two_jobs_that_need_the_same_artifacts_make_them_once(start, small, tmp_path):

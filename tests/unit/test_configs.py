@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -52,6 +54,11 @@ def groups_of(script: str) -> set[str]:
     return {name.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for name in entry}
 
 
+def plugins(group: str) -> list[str]:
+    """What there is to choose from of a group of Hydra's own."""
+    return GlobalHydra.instance().config_loader().get_group_options(group)
+
+
 @pytest.fixture
 def text_files(tmp_path):
     """Overrides that name two text files."""
@@ -60,18 +67,36 @@ def text_files(tmp_path):
     return [f"data.{part}={tmp_path / part}.txt" for part in ("train", "eval")]
 
 
+PLUGINS = {
+    ("launch", "joblib"): ("hydra/launcher", "joblib"),
+    ("launch", "submitit_local"): ("hydra/launcher", "submitit_local"),
+    ("launch", "slurm"): ("hydra/launcher", "submitit_slurm"),
+    ("hparams_search", "optuna"): ("hydra/sweeper", "optuna"),
+}  # of the extra `launchers`: what each of these options chooses for Hydra
+
+
 @NAMED
 def test_every_option_composes_and_resolves(compose, group, option):
-    """With both scripts; `measure` and `executor` with evaluate.py alone, as train.py measures nothing."""
+    """With both scripts; `measure` and `executor` with evaluate.py alone, as train.py measures nothing.
+
+    What needs the extra `launchers` is refused by its name where that is not installed.
+    """
     assert group in groups_of("train") | groups_of("evaluate")
+    chosen, plugin = PLUGINS.get((group, option), (None, None))
     for script in SCRIPTS:
-        if group in groups_of(script):
+        if chosen and group in groups_of(script) and plugin not in plugins(chosen):
+            with pytest.raises(MissingConfigException, match=f"Could not find '{chosen}/{plugin}'"):
+                compose(script, f"{group}={option}")
+        elif group in groups_of(script):
             cfg = compose(script, f"{group}={option}")
             assert cfg.task_name == script
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         else:
-            assert group in ("measure", "executor")
-            assert script == "train"
+            assert (script, group) in (
+                ("train", "measure"),
+                ("train", "executor"),
+                ("evaluate", "hparams_search"),
+            )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

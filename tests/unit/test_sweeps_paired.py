@@ -101,6 +101,23 @@ def test_perplexities_of_other_windows_are_not_compared_but_accuracies_are(tmp_p
     assert [one.metric for one in find_rows(only_chart(tmp_path), "static")] == ["choices/acc"]
 
 
+def test_every_perplexity_has_its_nats_that_of_a_task_by_its_documents(tmp_path: Path) -> None:
+    """wikitext's of lm-eval beside that of the windows: samples of a rate are logs too."""
+    name = "wikitext/word_perplexity"
+    for scorer, level, windows, documents in (
+        ("static", 0, DENSE, [3.0, 4.0]),
+        ("unified", 0.3, UNIFIED, [3.5, 4.3]),
+    ):
+        samples = {"perplexity": windows, name: documents}
+        figures = {each: (math.exp(statistics.fmean(of)), 1.0) for each, of in samples.items()}
+        write_job(tmp_path / scorer, level, scorer, samples=samples)
+        write_job(tmp_path / scorer, level, scorer, metrics=figures)
+    found = row(tmp_path, "unified", "dense", f"{name}, nats").difference
+    assert found.values == pytest.approx([0.4])
+    assert found.stderr == pytest.approx(error([0.5, 0.3]))
+    assert row(tmp_path, "unified", "dense").difference.mean == pytest.approx(0.625)
+
+
 @pytest.mark.parametrize(
     ("metric", "measure", "compared"),
     [

@@ -1,12 +1,20 @@
-"""W&B's own sweeps start the scripts with overrides that compose."""
+"""W&B's own sweeps start the scripts with overrides that compose; a Report finds what was logged."""
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
+from run_records import write_job
 
 from shadow.jobs import settings
+from sweeps import __main__, wandb_report
+from sweeps.rebuild import Rebuilt, rebuild
+from sweeps.records import RecordError
+from sweeps.upload import SPARSITY, history
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "wandb"
 
@@ -35,3 +43,100 @@ def test_the_command_of_a_wandb_sweep_composes(file: Path, compose: Callable) ->
         settings.policy_of(cfg)
         assert "wandb" in cfg.logger
     assert first != last
+
+
+GROUP = "logs/evaluate/multiruns/it's one"
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Rebuilt:
+    """Two curves with their dense model, one job that failed, all of them logged to W&B."""
+    logger = {"wandb": {"project": "shadow", "entity": "someone", "group": GROUP, "offline": False}}
+    for n, (scorer, level) in enumerate((s, x) for s in ("static", "unified") for x in (0, 0.3, 0.5)):
+        write_job(tmp_path / str(n), level, scorer, settings={"logger": logger})
+    write_job(tmp_path / "6", 0.7, error="boom")
+    return rebuild([tmp_path], tmp_path)
+
+
+def spec_of(report: object) -> dict:
+    """What save() sends."""
+    return json.loads(report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def test_a_report_draws_lines_that_an_upload_logs(swept: Rebuilt) -> None:
+    logged = list(history(swept.charts))
+    grid = next(
+        block for block in spec_of(wandb_report.build(swept))["blocks"] if block["type"] == "panel-grid"
+    )
+    panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
+    accuracy, perplexity = [panel["config"] for panel in panels if "Line Plot" in panel["viewType"]]
+    assert (accuracy["yLogScale"], perplexity["yLogScale"]) == (False, True)
+    for plot in (accuracy, perplexity):
+        assert plot["xAxis"] == SPARSITY
+        assert len(plot["metrics"]) == 2
+        for name in plot["metrics"]:  # from the dense model on, to the right
+            x = [row[SPARSITY] for row in logged if name in row]
+            assert x == sorted(x)
+            assert (x[0], len(x)) == (0, 3)
+
+
+def test_the_run_sets_of_a_report_are_the_sweeps_own(swept: Rebuilt) -> None:
+    report = wandb_report.build(swept)
+    assert (report.project, report.entity) == ("shadow", "someone")
+    sets = [
+        run_set
+        for block in spec_of(report)["blocks"]
+        if block["type"] == "panel-grid"
+        for run_set in block["metadata"]["runSets"]
+    ]
+    filters = [{f["key"]["name"]: f["value"] for f in one["filters"]["filters"]} for one in sets]
+    assert filters == [
+        {"jobType": "curve", "group": GROUP},
+        {"jobType": "evaluate", "group": GROUP},
+    ]
+    assert "config:predictor.value.name" in sets[1]["runFeed"]["columnOrder"]
+
+
+def test_a_report_has_settings_and_failed_jobs_as_text_and_no_image_of_a_file(swept: Rebuilt) -> None:
+    (text,) = [
+        block for block in wandb_report.build(swept).blocks if hasattr(block, "text") and "|" in block.text
+    ]
+    assert "measure.windows = 32" in text.text
+    assert "## Failed jobs: 1" in text.text
+    assert "boom" in text.text
+    assert "![" in swept.report.read_text()
+    assert "![" not in text.text
+
+
+def test_the_command_saves_a_report_only_with_an_account(
+    swept: Rebuilt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import wandb_workspaces.reports.v2 as wr
+
+    saved: list[wr.Report] = []
+    monkeypatch.setattr(wr.Report, "save", lambda self: saved.append(self) or self)
+    monkeypatch.setattr(wr.Report, "url", "https://wandb.ai/someone/shadow/reports/it")
+    monkeypatch.setattr(sys, "argv", ["sweeps", str(swept.report.parent), "--wandb-report"])
+    monkeypatch.setattr(wandb, "login", lambda prompt: False)
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert "wandb login" in capsys.readouterr().err
+    assert not saved
+    monkeypatch.setattr(wandb, "login", lambda prompt: True)
+    __main__.main()
+    (report,) = saved
+    assert spec_of(report)["blocks"]
+
+
+def test_a_report_of_jobs_that_did_not_log_to_wandb_is_refused(tmp_path: Path) -> None:
+    write_job(tmp_path / "0")
+    with pytest.raises(RecordError, match="logger=wandb"):
+        wandb_report.build(rebuild([tmp_path], tmp_path))
+
+
+def test_a_report_without_its_extra_names_what_installs_it(
+    swept: Rebuilt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    with pytest.raises(RecordError, match=r"\.\[wandb-reports\]"):
+        wandb_report.build(swept)
