@@ -150,6 +150,7 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
         "linear_heads": ["sparsity.kinds=[head]"],
         "unified_paper": ["sparsity.decided_at=prompt"],
         "unified_paper_global": ["sparsity.decided_at=prompt"],
+        "unified_sequence": ["sparsity.decided_at=prompt"],
         "layerwise_paper": ["sparsity.decided_at=prompt"],
     }.get(option, [])
     cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12", *more)
