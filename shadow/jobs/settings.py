@@ -65,6 +65,7 @@ TRAINS = [
     "predictor",
     "sparsity.decided_at",
     "sparsity.fill",
+    "sparsity.head_unit",
     "trainer",
     "seed",
     "paths",
@@ -136,7 +137,15 @@ def traces_folder(cfg: DictConfig) -> Path:
 def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
     """What names the states that the predictor of `before` leaves of the same windows at this level."""
     found = trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
-    return found | ({} if fill_of(before) == "zero" else {"fill": fill_of(before)})
+    return found | pruned_by(before)
+
+
+def pruned_by(cfg: DictConfig) -> dict[str, Any]:
+    """What plans of later rounds take from `sparsity` beside their levels, where it is not the default."""
+    fill, head_unit = fill_of(cfg), cfg.sparsity.head_unit
+    return ({} if fill == "zero" else {"fill": fill}) | (
+        {} if head_unit == "query" else {"head_unit": head_unit}
+    )
 
 
 def pruned_folder(before: DictConfig, level: float) -> Path:
@@ -358,9 +367,6 @@ def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
 
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in TRAINER_WHERE}
-    # only later rounds see what stands in a dropped unit's place
-    seen = cfg.predictor.rounds > 0 and fill_of(cfg) != "zero"
-    filled = {"fill": fill_of(cfg)} if seen else {}
     return {
         "traces": trace_settings(cfg),
         "size": asked_size(cfg),
@@ -368,7 +374,7 @@ def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
         "predictor": plain(cfg.predictor),
         "reads": reads(cfg),
         "trainer": trainer,
-    } | filled
+    } | (pruned_by(cfg) if cfg.predictor.rounds > 0 else {})
 
 
 def predictor_folder(cfg: DictConfig) -> Path:

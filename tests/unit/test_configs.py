@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
 from shadow.jobs import points, settings, stages
+from shadow.jobs.words import refuse_null_groups
 from shadow.masked import sparse
 from shadow.predictors import Fixed, random_scores
 from shadow.sites import find_sites
@@ -248,6 +249,19 @@ def test_every_logger_builds(compose, option, monkeypatch, tmp_path):
         logger = instantiate(node)
         assert isinstance(logger, pl.loggers.Logger)
         assert Path(logger.save_dir) == tmp_path / "output"
+
+
+@pytest.mark.parametrize("word", ["logger=null", "experiment=NULL", "+debug=null"])
+def test_a_group_that_is_null_is_refused_with_what_it_may_be(word):
+    group = word.strip("+").split("=")[0]
+    options = sorted(option for other, option in OPTIONS if other == group)
+    with pytest.raises(SystemExit) as refused:
+        refuse_null_groups(["-m", "seed=1", word])
+    assert str(refused.value) == f"{word} names no option of {group}: give one of {options}, or leave it out"
+
+
+def test_values_that_are_null_and_loggers_that_are_none_are_no_groups():
+    refuse_null_groups(["logger=none", "logger.csv=null", "predictor.ridge=null", "model=tiny-opt", "--help"])
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "traces"])

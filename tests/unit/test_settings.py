@@ -267,6 +267,15 @@ def test_what_stands_in_for_dropped_units_names_only_what_has_seen_it(compose):
     assert "fill" not in pruned_settings(zero, 0.5)  # stores of before keep their names
 
 
+def test_the_unit_of_heads_names_what_later_rounds_have_pruned(compose):
+    job, grouped = "predictor.rounds=1", "sparsity.head_unit=group"
+    assert predictor_folder(compose("train", grouped)) == predictor_folder(compose("train"))
+    assert predictor_folder(compose("train", job, grouped)) != predictor_folder(compose("train", job))
+    query, group = (compose("train", *more) for more in ([], [grouped]))
+    assert pruned_folder(query, 0.5) != pruned_folder(group, 0.5)
+    assert "head_unit" not in pruned_settings(query, 0.5)  # stores of before keep their names
+
+
 def test_what_stands_in_for_dropped_units_is_one_of_three(compose):
     for check, script in ((check_scorer, "evaluate"), (check_train, "train")):
         with pytest.raises(
@@ -284,6 +293,7 @@ JOBS = [
     ["sparsity.decided_at=prompt", "predictor.pooling=mean"],
     ["seed=7"],
     ["predictor.rounds=1", "sparsity.fill=mean"],
+    ["predictor.rounds=1", "sparsity.head_unit=group"],
     ["debug=fdr"],
     ["model=tiny-opt", "model.source.layers=3"],
     ["criterion=fisher"],
