@@ -28,7 +28,16 @@ from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet
 from shadow.scores import score as score_batch
 from shadow.sites import find_sites, watch
 from shadow.sparsity import SparsityPolicy
-from shadow.traces import FEATURES, MEANS, Traces, covered, files_of, read_manifest, read_means
+from shadow.traces import (
+    EMBEDDINGS,
+    FEATURES,
+    MEANS,
+    Traces,
+    covered,
+    files_of,
+    read_manifest,
+    read_means,
+)
 from shadow.training_free import LowRankCopy, PromptActivation
 
 # Lightning's word for resuming
@@ -781,6 +790,18 @@ def test_a_plan_tells_the_size_that_the_fitted_predictor_has(fitted, compose, pr
     )
     config = json.loads((fitted(*job) / "config.json").read_text())
     assert plan_of(compose("train", *SMALL, *job))["predictor_parameters"] == config["parameters"]
+
+
+def test_a_plan_tells_the_size_of_a_net_that_attends_and_of_what_it_reads(fit, compose):
+    job = ("predictor=unified_sequence", "predictor.epochs=1", "sparsity.decided_at=prompt")
+    config = json.loads((fit(*job) / "config.json").read_text())
+    cfg = compose("train", *SMALL, *job)
+    told = plan_of(cfg)
+    assert told["predictor_parameters"] == config["parameters"]
+    files = sorted(settings.traces_folder(cfg).glob(f"{EMBEDDINGS}-*"))
+    assert len(files) == 2
+    stored = sum(values.nbytes for file in files for values in load_file(file).values())
+    assert told["bytes"][EMBEDDINGS] == stored
 
 
 ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "predictor.levels=[0.25,0.75]")
