@@ -38,4 +38,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    from shadow.jobs.words import refuse_null_groups
+
+    refuse_null_groups(sys.argv[1:])
     main()

@@ -16,9 +16,9 @@ from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.data import Numbered
 from shadow.packing import Stored, encode, pack
 from shadow.scores import score
-from shadow.sites import KINDS, Site, find_layers, find_sites, listen, visit
+from shadow.sites import KINDS, Site, find_layers, find_sites, listen, visit, watch
 from shadow.sparsity import Unit
-from shadow.traces import CONTEXTS, FEATURES, MEANS, NO_CRITERION, write_shard
+from shadow.traces import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, NO_CRITERION, write_shard
 
 Arrays = dict[str, Tensor]
 
@@ -102,11 +102,14 @@ class CriterionCollector(pl.LightningModule):
         criteria = [name for name in numbered.parts if name not in NO_CRITERION]
         taps = keeping.taps if FEATURES in numbered.parts else ()
         contexts: dict[int, Tensor] = {}
+        read: dict[int, Tensor] = {}
         with ExitStack() as stack:
             if MEANS in numbered.parts:
                 stack.enter_context(visit(find_sites(model), add_up))
             if CONTEXTS in numbered.parts:
                 stack.enter_context(listen(model, keeping.taps, "context", contexts.__setitem__))
+            if EMBEDDINGS in numbered.parts:
+                stack.enter_context(watch(model, [0], read.__setitem__))
             found = score(model, batch, criteria, receive, taps, keeping.loss, self.means)
         if MEANS in numbered.parts:
             parts[MEANS]["tokens"] = batch.lengths.sum()[None].cpu()
@@ -116,6 +119,8 @@ class CriterionCollector(pl.LightningModule):
         if CONTEXTS in numbered.parts:
             given = torch.stack([contexts[tap].detach().float().cpu() for tap in keeping.taps], 2)
             parts[CONTEXTS] = pooled(given, batch.to("cpu"))
+        if EMBEDDINGS in numbered.parts:
+            parts[EMBEDDINGS] = embeddings(read[0].detach().float().cpu(), batch.to("cpu"))
         answers = batch.prompt.clamp(max=batch.lengths - 1)
         for name in set(criteria) & set(STATISTICS):
             parts[name]["class"] = batch.ids.gather(1, answers[:, None])[:, 0].cpu()
@@ -151,6 +156,13 @@ def features(states: Tensor, batch: Batch, row: Tensor, position: Tensor, first:
     arrays["token/state"], arrays["token/state/scale"] = pack(states[row, position])
     arrays["window/window"] = torch.arange(first, first + len(states))
     arrays["token/window"], arrays["token/position"] = first + row, position
+    return arrays
+
+
+def embeddings(states: Tensor, batch: Batch) -> Arrays:
+    """states: [B, T, E] -> those of all real positions, window after window, and how many each window has."""
+    arrays: Arrays = {"window/length": batch.lengths, "window/prompt": batch.in_prompt().sum(1)}
+    arrays["position/state"], arrays["position/state/scale"] = pack(states[batch.real()])
     return arrays
 
 

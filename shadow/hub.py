@@ -80,6 +80,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     content = file.read_bytes()
     try:
         tensors = load(content)
+        unfit = [name for name, values in tensors.items() if not values.isfinite().all()]
         shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
         units = {kind: config["units"][kind] for kind in config["kinds"]}
         net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
@@ -100,6 +101,11 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     found = hashlib.sha256(content).hexdigest()
     if config.get("sha256", found) != found:  # predictors of before have no checksum
         raise UserError(f"{file} is damaged, for it does not match the checksum in {CONFIG}: {CURE}")
+    if unfit:
+        raise UserError(
+            f"{file} ranks nothing, for its {unfit[0]!r} is not finite, as after a fit that diverged: remove "
+            f"the folder and fit again with a smaller predictor.lr, or {CURE}"
+        )
     return Predicted(net.eval(), config["pooling"], config["source"], means, config["deviates"])
 
 

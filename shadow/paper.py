@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from shadow.collector import mean_of
 from shadow.sites import Kind
 
 
 class MLPShape(NamedTuple):
-    """Widths of the hidden layers of both nets; scaled: whether an input is brought to [0, 1] first.
+    """Widths of the hidden layers of both nets; scaled: whether an input is brought to [0, 1] first; attends:
+    whether that is the states of all positions, joined by `Attention`, or one vector.
 
     The reference has 2048 for heads and trains 1024 for neurons. It scales what its unified predictor reads,
     but not what its baseline, the layerwise one, does.
@@ -20,6 +22,7 @@ class MLPShape(NamedTuple):
     head: int
     neuron: int
     scaled: bool
+    attends: bool = False
 
 
 class MLPReader(nn.Module):
@@ -54,6 +57,28 @@ class MLPReader(nn.Module):
         return {
             kind: self.nets[kind](x).unflatten(-1, (len(self.span), self.units[kind])) for kind in self.units
         }
+
+
+class Attention(nn.Module):
+    """From the states of all positions to one vector: one head of self-attention, then the mean (`ble`).
+
+    The reference publishes figures of it, but its code raises NotImplementedError. Chosen here: there is no
+    residual, and the nets of both kinds of units read the same vector.
+    """
+
+    def __init__(self, width: int, scaled: bool) -> None:
+        """scaled: whether each position's state is brought to [0, 1] first."""
+        super().__init__()
+        self.scaled = scaled
+        self.attend = nn.MultiheadAttention(width, num_heads=1, batch_first=True)
+
+    def forward(self, states: Tensor, inside: Tensor) -> Tensor:
+        """states: [B, T, E]; inside: bool [B, T], what is read -> [B, E]."""
+        x = min_max(states.float(), (-1,)) if self.scaled else states.float()
+        x = torch.where(inside[..., None], x, 0)  # what is outside may be no number
+        outside = ~inside & inside.any(1, keepdim=True)  # a row of nothing reads its zeros: no NaN
+        attended, _ = self.attend(x, x, x, key_padding_mask=outside, need_weights=False)
+        return mean_of(attended.float(), inside)
 
 
 class MinMax:

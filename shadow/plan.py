@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shadow.batches import Example, collate
-from shadow.collector import features
+from shadow.collector import embeddings, features
 from shadow.criteria.statistics import STATISTICS
 from shadow.packing import Stored, encode
 from shadow.paper import MLPShape
@@ -43,6 +43,12 @@ def feature_bytes(taps: int, width: int) -> RowBytes:
         for rows in ("window", "token")
     }
     return RowBytes(size["window"], size["token"])
+
+
+def embedding_bytes(tokens: int, width: int) -> RowBytes:
+    """Of windows of so many tokens, every position of which is kept."""
+    arrays = embeddings(torch.zeros(1, tokens, width), collate([Example([0] * tokens, tokens - 1)]))
+    return RowBytes(window=sum(values.nbytes for values in arrays.values()))
 
 
 def criterion_bytes(model: PreTrainedModel, criterion: str, stored: Stored, top: float | None) -> RowBytes:

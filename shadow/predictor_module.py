@@ -12,29 +12,34 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from shadow.collector import mean_of
 from shadow.errors import UserError
 from shadow.objectives import Objective
 from shadow.predictors import Tap, TapNet
 from shadow.rank_metrics import mass, ranks, recall, spearman
 from shadow.ridge import Moments
 from shadow.sites import KINDS, Kind
-from shadow.traces import FEATURES, Rows, Traces
+from shadow.traces import EMBEDDINGS, FEATURES, Rows, Traces
 
 LEVELS = (0.3, 0.5, 0.7)  # of the plans whose recall and mass are reported
 
 
 class Sample(NamedTuple):
-    """states: [N, taps, E]; scores: the criterion's, float32 [N, S, U] of the scored layers."""
+    """states: [N, taps, E]; scores: the criterion's, float32 [N, S, U] of the scored layers.
+
+    Of whole windows, states: [N, T, E] at the one tap, and inside: bool [N, T], the positions that are read.
+    """
 
     states: Tensor
     scores: dict[Kind, Tensor]
+    inside: Tensor | None = None
 
 
 class Reading(NamedTuple):
     """Which rows of a store a predictor learns from, and what it reads of them.
 
     state: `state` (a token row's own), or for window rows `prompt/last`, `prompt/mean`, `sequence/last`,
-    `sequence/mean`; part: FEATURES or CONTEXTS.
+    `sequence/mean`; part: FEATURES or CONTEXTS. Of EMBEDDINGS all positions of the `prompt` or `sequence`.
     """
 
     rows: Rows
@@ -67,6 +72,13 @@ class TraceRows(Dataset):
         """The chosen rows, in the order of the stores."""
         numbers = torch.tensor(chosen).sort().values  # a store reads its rows in order at least cost
         store_of, rows = numbers // len(self.indices), self.indices[numbers % len(self.indices)]
+        if self.reading.part == EMBEDDINGS:
+            states, inside = self.stores[0].read_embeddings(rows, self.reading.state)
+            return Sample(states, self._scores(rows), inside)
+        return Sample(self._states(store_of, rows), self._scores(rows))
+
+    def _states(self, store_of: Tensor, rows: Tensor) -> Tensor:
+        """Each row's, [N, taps, E], from the store of its number."""
         states: Tensor | None = None
         for number in store_of.unique().tolist():
             here, store = store_of == number, self.stores[number]
@@ -76,14 +88,13 @@ class TraceRows(Dataset):
                 states = torch.empty(len(rows), *found.shape[1:])
             states[here] = found
         assert states is not None, "no rows asked for"
-        scores = self.stores[0]
-        return Sample(
-            states,
-            {
-                kind: scores.read(self.reading.rows, self.criterion, kind, rows)[:, self.first :]
-                for kind in self.kinds
-            },
-        )
+        return states
+
+    def _scores(self, rows: Tensor) -> dict[Kind, Tensor]:
+        return {
+            kind: self.stores[0].read(self.reading.rows, self.criterion, kind, rows)[:, self.first :]
+            for kind in self.kinds
+        }
 
 
 class EpochShuffle(Sampler):
@@ -222,7 +233,9 @@ class PredictorModule(pl.LightningModule):
             for index, (tap, seen) in enumerate(moments.items()):
                 span = self.net.reader(tap).span
                 here = slice(span.start - self.net.first, span.stop - self.net.first)
-                seen.add(sample.states[:, index], {kind: values[:, here] for kind, values in targets.items()})
+                inside = sample.inside
+                states = sample.states[:, index] if inside is None else mean_of(sample.states, inside)
+                seen.add(states, {kind: values[:, here] for kind, values in targets.items()})
         for tap, seen in moments.items():
             reader = self.net.reader(tap)
             best = {kind: self.objective.start(mean) for kind, mean in seen.mean().items()}
@@ -245,7 +258,7 @@ class PredictorModule(pl.LightningModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16):  # of products alone: faster
-            predicted = self.net(batch.states)
+            predicted = self.net(batch.states, batch.inside)
         loss = self.loss(predicted, self.targets(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.states), sync_dist=True)
         return loss
@@ -254,7 +267,7 @@ class PredictorModule(pl.LightningModule):
         self.totals, self.validated = {kind: {} for kind in self.net.kinds}, 0
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        targets, predicted = self.targets(batch), self.net(batch.states)
+        targets, predicted = self.targets(batch), self.net(batch.states, batch.inside)
         of_taps = [self.net.reader(tap).static for tap in self.net.taps]
         found: dict[str, list[Tensor]] = defaultdict(list)
         self.validated += len(batch.states)

@@ -13,13 +13,13 @@ from shadow.collector import last_of, mean_of
 from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, REMOVAL, Seen
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
-from shadow.paper import MLPReader, MLPShape
+from shadow.paper import Attention, MLPReader, MLPShape
 from shadow.removal import Exact, removal
 from shadow.scores import score
 from shadow.sites import Kind, Site, Source, find_sites, listen
 from shadow.sparsity import Unit
 
-Pooling = Literal["scores", "mean", "last"]
+Pooling = Literal["scores", "mean", "last", "attention"]
 
 
 class Scorer(Protocol):
@@ -196,6 +196,10 @@ class TapNet(nn.Module):
         """
         super().__init__()
         self.taps, self.shape, self.ahead, self.kinds = list(taps), shape, ahead, list(units)
+        self.attention: Attention | None = None
+        if isinstance(shape, MLPShape) and shape.attends:
+            assert len(self.taps) == 1, "all positions are read at one tap"
+            self.attention, shape = Attention(width, shape.scaled), shape._replace(scaled=False)
         starts = [tap + ahead for tap in self.taps]
         spans = [range(start, end) for start, end in zip(starts, [*starts[1:], layers])]
         self.readers: nn.ModuleList = nn.ModuleList(
@@ -215,8 +219,13 @@ class TapNet(nn.Module):
         assert isinstance(found, Tap | MLPReader)
         return found
 
-    def forward(self, states: Tensor) -> dict[Kind, Tensor]:
-        """states: [N, taps, E] -> log scores [N, S, U] of all layers from `first` on."""
+    def forward(self, states: Tensor, inside: Tensor | None = None) -> dict[Kind, Tensor]:
+        """states: [N, taps, E] -> log scores [N, S, U] of all layers from `first` on.
+
+        For a net that attends, states: [N, T, E] at its one tap, and inside: bool [N, T], what it may read.
+        """
+        if self.attention is not None:
+            states = self.attention(states, inside)[:, None]
         parts = [self.reader(tap)(states[:, index]) for index, tap in enumerate(self.taps)]
         return {kind: torch.cat([part[kind] for part in parts], 1) for kind in self.kinds}
 
@@ -239,7 +248,7 @@ class Predicted:
 
     source: what its taps read, the input state of their layer or what its heads give out, [B, T, H * D].
     pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states
-    are first (`mean`), or only the `last` one is read.
+    are first (`mean`), only the `last` one is read, or the net joins them itself, by its `attention`.
     means: [U, D] of every unit's activation over the calibration: what `sparse` takes for its `fill`.
     deviates: whether it ranks units by how far they are from their means, which then stand in for what goes.
     """
@@ -252,6 +261,10 @@ class Predicted:
         means: Mapping[Unit, Tensor] | None = None,
         deviates: bool = False,
     ) -> None:
+        if (pooling == "attention") != (net.attention is not None):
+            raise UserError(
+                f"predictor.pooling=attention is for nets that attend, and for these alone, got {pooling!r}"
+            )
         self.net = net
         self.pooling, self.source = pooling, source
         self.means, self.deviates = dict(means or {}), deviates
@@ -276,7 +289,14 @@ class Predicted:
     @torch.no_grad()
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
         reader = self.net.to(state.device).reader(tap)
-        if pool is None:
+        if self.net.attention is not None:
+            if pool is None:
+                raise UserError(
+                    "a predictor that attends to a whole prompt scores no single token: use "
+                    "sparsity.decided_at=prompt or sequence, got token"
+                )
+            found = reader(self.net.attention(state, pool))
+        elif pool is None:
             found = reader(state)
         elif self.pooling == "scores":
             found = {kind: mean_of(values, pool) for kind, values in reader(state).items()}

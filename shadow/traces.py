@@ -20,10 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from shadow.artifacts import write_json, writing
 from shadow.errors import UserError
-from shadow.packing import decode, from_bits
+from shadow.packing import decode, from_bits, unpack
 from shadow.sites import KINDS
 from shadow.sparsity import Unit
 
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 Rows = Literal["window", "token", "shard"]
 FEATURES, MEANS = "features", "means"
 CONTEXTS = "contexts"  # what heads give out, for the paper's predictors
-NO_CRITERION = (FEATURES, MEANS, CONTEXTS)  # the parts that are no criterion's scores
+EMBEDDINGS = "embeddings"  # what the first layer reads at every position, of windows of any length
+NO_CRITERION = (FEATURES, MEANS, CONTEXTS, EMBEDDINGS)  # the parts that are no criterion's scores
 SUFFIXES = ("", "/scale", "/knots", "/knots/scale")
 NAME = re.compile(r"(?P<part>[a-z0-9_]+)-(?P<index>\d{5})-rank\d+of\d+\.safetensors")
 
@@ -236,6 +238,22 @@ class Traces:
         values = decode(arrays) if len(arrays) > 1 else arrays[""]
         place = torch.cat(places)
         return values if place.equal(torch.arange(len(place))) else values[place.argsort()]
+
+    def read_embeddings(self, indices: Tensor, of: str) -> tuple[Tensor, Tensor]:
+        """of: `prompt` or `sequence`, of each window -> float32 [N, T, E], padded with 0 to the longest, and
+        bool [N, T], True at what is no padding."""
+        counts = self.read("window", EMBEDDINGS, {"prompt": "prompt", "sequence": "length"}[of], indices)
+        states: list[Tensor] = [torch.zeros(0)] * len(indices)
+        for shard, here, local in self._locate("window", indices):
+            lengths = self._array(EMBEDDINGS, shard, "window/length")
+            starts = lengths.cumsum(0) - lengths
+            packed = self._array(EMBEDDINGS, shard, "position/state")
+            scale = self._array(EMBEDDINGS, shard, "position/state/scale")
+            for place, start in zip(here.nonzero()[:, 0].tolist(), starts[local].tolist(), strict=True):
+                read = slice(start, start + int(counts[place]))
+                states[place] = unpack(packed[read], scale[read])
+        padded = pad_sequence(states, batch_first=True)
+        return padded, torch.arange(padded.shape[1]) < counts[:, None]
 
     def read_top(self, rows: Rows, criterion: str, kind: str, indices: Tensor) -> Tensor:
         """-> bool [len(indices), L, U]: which units are the best share `traces.top`, if that was kept."""

@@ -10,6 +10,7 @@ from shadow.errors import UserError
 from shadow.jobs.settings import (
     NETS,
     asked_criteria,
+    asked_parts,
     asked_size,
     plain,
     predictor_kinds,
@@ -19,6 +20,7 @@ from shadow.jobs.settings import (
 )
 from shadow.models import require_folder
 from shadow.sites import count_units, find_layers, find_sites, width_of
+from shadow.traces import EMBEDDINGS
 
 
 def shape_of(cfg: DictConfig) -> PretrainedConfig:
@@ -66,6 +68,8 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     stored = {"features": plan.feature_bytes(len(taps), width_of(model, "state"))} | {
         name: plan.criterion_bytes(model, name, settings.dtype, settings.top) for name in asked_criteria(cfg)
     }
+    if EMBEDDINGS in asked_parts(cfg):
+        stored[EMBEDDINGS] = plan.embedding_bytes(tokens, width_of(model, "state"))
     stored_bytes = {part: size.of(windows, sampled, shards) for part, size in stored.items()}
     found: dict[str, Any] = {
         "parameters": model.num_parameters(),

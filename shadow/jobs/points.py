@@ -234,14 +234,15 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
 
     settings = cfg.measure
     metrics: evaluation.Metrics = {}
+    texts = names.calibration_data(cfg).documents("eval") if reads_text(cfg) else []
     if settings.perplexity:
         # the prompt is left out of the loss only where it has been read before the plan was made
         share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
-        windows = eval_windows(cfg, lm, "windows", settings.tokens, share)
+        windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, share)
         metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
     if settings.choices:
         asked = questions(
-            names.calibration_data(cfg).documents("eval"),
+            texts,
             lm.tokenizer,
             settings.questions,
             settings.options,
@@ -251,11 +252,11 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
         )
         metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
     if settings.latency:
-        metrics |= _latency(cfg, lm, run)
+        metrics |= _latency(cfg, lm, texts, run)
     if settings.quality:
-        metrics |= _quality(cfg, lm)
+        metrics |= _quality(cfg, lm, texts)
     if settings.context:
-        metrics |= _context(cfg, lm)
+        metrics |= _context(cfg, lm, texts)
     if settings.tasks:
         metrics |= evaluation.task_metrics(
             run,
@@ -270,14 +271,15 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
     return metrics
 
 
-def eval_windows(cfg: DictConfig, lm: LM, setting: str, tokens: int, prompt_share: float) -> list[Example]:
+def eval_windows(
+    cfg: DictConfig, lm: LM, texts: list[str], setting: str, tokens: int, prompt_share: float
+) -> list[Example]:
     """Of the evaluation text, as many as this setting of the measure says."""
-    texts = names.calibration_data(cfg).documents("eval")
     count, name = cfg.measure[setting], f"measure.{setting}"
     return text_windows(texts, lm.tokenizer, count, tokens, prompt_share, cfg.measure.seed, name)
 
 
-def _latency(cfg: DictConfig, lm: LM, run: Run) -> dict:
+def _latency(cfg: DictConfig, lm: LM, texts: list[str], run: Run) -> dict:
     from shadow import latency
     from shadow.evaluation import Metric
     from shadow.fast.gathered import GatheredRun
@@ -285,18 +287,18 @@ def _latency(cfg: DictConfig, lm: LM, run: Run) -> dict:
     settings = cfg.measure
     if not isinstance(run, GatheredRun):
         raise UserError(f"measure.latency times what runs on the CPU, and this model is on {lm.model.device}")
-    prompts = eval_windows(cfg, lm, "rounds", settings.prompt_tokens, 1.0)
+    prompts = eval_windows(cfg, lm, texts, "rounds", settings.prompt_tokens, 1.0)
     ids = [torch.tensor([prompt.ids]) for prompt in prompts]
     figures = latency.beside_dense(run, lm.model, ids, settings.new_tokens, settings.compiled)
     return {f"latency/{name}": Metric(value, None) for name, value in figures.items()}
 
 
-def _quality(cfg: DictConfig, lm: LM) -> dict:
+def _quality(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
     from shadow.evaluation import Metric, rows
     from shadow.quality import criterion_quality, sample_units
 
     settings = cfg.measure
-    windows = eval_windows(cfg, lm, "quality_windows", settings.tokens, settings.prompt_share)
+    windows = eval_windows(cfg, lm, texts, "quality_windows", settings.tokens, settings.prompt_share)
     per_layer: dict[Kind, int | None] = {"head": settings.quality_heads, "neuron": settings.quality_neurons}
     units = sample_units(lm.model, settings.quality_layers, per_layer, settings.seed)
     judged = criterion_quality(
@@ -310,13 +312,13 @@ def _quality(cfg: DictConfig, lm: LM) -> dict:
     return metrics
 
 
-def _context(cfg: DictConfig, lm: LM) -> dict:
+def _context(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
     """`rank_variance/<criterion>/<layer>`: the mean over heads, which stand where samples do."""
     from shadow.context import rank_variances
     from shadow.evaluation import Metric, rows
 
     settings = cfg.measure
-    windows = eval_windows(cfg, lm, "context_windows", settings.tokens, settings.prompt_share)
+    windows = eval_windows(cfg, lm, texts, "context_windows", settings.tokens, settings.prompt_share)
     batch_size = rows(windows, settings.batch_size)
     found = rank_variances(lm.model, windows, list(settings.context), cfg.traces.loss, batch_size)
     return {

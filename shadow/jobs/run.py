@@ -37,7 +37,7 @@ class Job:
     def __init__(self, cfg: DictConfig) -> None:
         hydra = HydraConfig.get()
         settings = plain(cfg)
-        loggers = {name: node for name, node in (settings["logger"] or {}).items() if node is not None}
+        loggers = {name: node for name, node in (settings.get("logger") or {}).items() if node is not None}
         if "wandb" in loggers and loggers["wandb"]["group"] is None and hydra.mode == RunMode.MULTIRUN:
             loggers["wandb"]["group"] = str(hydra.sweep.dir)
         self.loggers = [instantiate(node) for node in loggers.values()]

@@ -22,10 +22,10 @@ from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, P
 from shadow.packing import Stored
 from shadow.paper import MinMax, MLPShape
 from shadow.predictor_module import Reading
-from shadow.predictors import NetShape
+from shadow.predictors import NetShape, Pooling
 from shadow.sites import KINDS, Kind, Source
 from shadow.sparsity import SparsityPolicy
-from shadow.traces import CONTEXTS, FEATURES, MEANS, covered, reach, read_manifest
+from shadow.traces import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, covered, reach, read_manifest
 
 FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is
@@ -52,7 +52,7 @@ STRATEGIES = (
 )  # others would shard the predictor, or nothing: the model is no child of a module
 NETS = (
     *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
-    *("unified_paper", "unified_paper_global", "layerwise_paper"),
+    *("unified_paper", "unified_paper_global", "unified_sequence", "layerwise_paper"),
 )
 UNGATHERED = ("oracle", "prompt_activation", "svd")  # scorers that the gathered executor does not run
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
@@ -65,6 +65,7 @@ TRAINS = [
     "predictor",
     "sparsity.decided_at",
     "sparsity.fill",
+    "sparsity.head_unit",
     "trainer",
     "seed",
     "paths",
@@ -136,7 +137,15 @@ def traces_folder(cfg: DictConfig) -> Path:
 def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
     """What names the states that the predictor of `before` leaves of the same windows at this level."""
     found = trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
-    return found | ({} if fill_of(before) == "zero" else {"fill": fill_of(before)})
+    return found | pruned_by(before)
+
+
+def pruned_by(cfg: DictConfig) -> dict[str, Any]:
+    """What plans of later rounds take from `sparsity` beside their levels, where it is not the default."""
+    fill, head_unit = fill_of(cfg), cfg.sparsity.head_unit
+    return ({} if fill == "zero" else {"fill": fill}) | (
+        {} if head_unit == "query" else {"head_unit": head_unit}
+    )
 
 
 def pruned_folder(before: DictConfig, level: float) -> Path:
@@ -185,8 +194,7 @@ def reads(cfg: DictConfig) -> Reading:
     """Which rows of a store a predictor learns from, and what of them it reads."""
     pooling, decided_at, source = cfg.predictor.pooling, cfg.sparsity.decided_at, cfg.predictor.source
     require_choice("predictor.source", source, get_args(Source))
-    if pooling not in ("scores", "mean", "last"):
-        raise UserError(f"predictor.pooling must be scores, mean or last, got {pooling!r}")
+    require_choice("predictor.pooling", pooling, get_args(Pooling))
     if pooling == "scores":
         if source == "context":
             raise UserError(
@@ -203,6 +211,13 @@ def reads(cfg: DictConfig) -> Reading:
             f"sparsity.decided_at=token needs predictor.pooling=scores, got {pooling!r}: "
             "one state of a whole prompt says nothing about a single token"
         )
+    if pooling == "attention":
+        if source != "state" or cfg.predictor.taps != [0]:
+            raise UserError(
+                "predictor.pooling=attention reads the embeddings of all positions: give predictor.taps=[0] "
+                f"and predictor.source=state, got {cfg.predictor.taps} and {source}"
+            )
+        return Reading("window", decided_at, EMBEDDINGS)
     return Reading("window", f"{decided_at}/{pooling}", CONTEXTS if source == "context" else FEATURES)
 
 
@@ -325,15 +340,22 @@ def check_rounds(cfg: DictConfig) -> None:
 
 def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
     if cfg.predictor.mlp is not None:
-        mlp = MLPShape(**plain(cfg.predictor.mlp))
+        mlp = MLPShape(**plain(cfg.predictor.mlp), attends=cfg.predictor.pooling == "attention")
         if mlp.head < 1 or mlp.neuron < 1:
-            raise UserError(f"predictor.mlp.head and .neuron must be at least 1, got {list(mlp)}")
+            raise UserError(
+                f"predictor.mlp.head and .neuron must be at least 1, got {mlp.head} and {mlp.neuron}"
+            )
         if cfg.predictor.ridge is not None:
             raise UserError(
                 "predictor.mlp has no linear map for a regression to start from: give predictor.ridge=null, "
                 f"got {cfg.predictor.ridge}"
             )
         return mlp
+    if cfg.predictor.pooling == "attention":
+        raise UserError(
+            "predictor.pooling=attention is of the paper's nets and needs predictor.mlp, got null: use "
+            "predictor=unified_sequence, or predictor.pooling=scores, mean or last"
+        )
     shape = NetShape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
     if shape.rank < 1 or shape.hidden < 1 or shape.depth < 0:
         raise UserError(
@@ -345,9 +367,6 @@ def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
 
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
     trainer = {key: value for key, value in plain(cfg.trainer).items() if key not in TRAINER_WHERE}
-    # only later rounds see what stands in a dropped unit's place
-    seen = cfg.predictor.rounds > 0 and fill_of(cfg) != "zero"
-    filled = {"fill": fill_of(cfg)} if seen else {}
     return {
         "traces": trace_settings(cfg),
         "size": asked_size(cfg),
@@ -355,7 +374,7 @@ def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
         "predictor": plain(cfg.predictor),
         "reads": reads(cfg),
         "trainer": trainer,
-    } | filled
+    } | (pruned_by(cfg) if cfg.predictor.rounds > 0 else {})
 
 
 def predictor_folder(cfg: DictConfig) -> Path:
@@ -609,8 +628,12 @@ def check_scored(cfg: DictConfig) -> None:
 
 
 def asked_parts(cfg: DictConfig) -> list[str]:
-    contexts = [CONTEXTS] if cfg.predictor.source == "context" and cfg.predictor.name in NETS else []
-    return [FEATURES, MEANS, *contexts, *asked_criteria(cfg)]
+    read = []
+    if cfg.predictor.name in NETS and cfg.predictor.source == "context":
+        read = [CONTEXTS]
+    elif cfg.predictor.name in NETS and cfg.predictor.pooling == "attention":
+        read = [EMBEDDINGS]
+    return [FEATURES, MEANS, *read, *asked_criteria(cfg)]
 
 
 def holds(manifest: dict | None, asked: str, parts: Sequence[str]) -> bool:

@@ -165,7 +165,12 @@ def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
     fill = get_means(cfg, lm) if fill_of(cfg) == "mean" else None
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
-        policy = SparsityPolicy(level, dense_layers=range(predictor.first), kinds=predictor.kinds)
+        policy = SparsityPolicy(
+            level,
+            dense_layers=range(predictor.first),
+            kinds=predictor.kinds,
+            head_unit=cfg.sparsity.head_unit,
+        )
         collector = PrunedStates(lm.model, keeping, predictor, policy, fill)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
         manifest = complete(cfg, lm, folder, settings, [traces.FEATURES], collector)

@@ -116,11 +116,13 @@ def test_folders_and_settings_that_cannot_be_are_one_sentence(run, tmp_path):
     closed = run(tmp_path / "file", "train.py", "model=tiny-llama")
     unknown_option = run(tmp_path, "train.py", "model=tiny-lama")
     unknown_key = run(tmp_path, "train.py", "model=tiny-llama", "sparsity.levle=0.5")
+    null_group = run(tmp_path, "train.py", "model=tiny-llama", "logger=null")
     unknown_task = run(tmp_path, "evaluate.py", "model=tiny-llama", "measure=tasks", "measure.tasks=[copaa]")
     for done, words in (
         (closed, "hydra.run.dir must be a folder that can be written"),
         (unknown_option, "Could not find 'model/tiny-lama'"),
         (unknown_key, "Key 'levle' is not in struct"),
+        (null_group, "logger=null names no option of logger: give one of ['csv', 'none', 'wandb']"),
         (unknown_task, "unknown lm-eval task 'copaa'"),
     ):
         assert done.returncode == 1

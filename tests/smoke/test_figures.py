@@ -54,7 +54,10 @@ SWEEPS = {
     "criteria": ("criteria", [*SMALL, *CONTENDERS, "traces.criteria=[l2_norm]"]),
     "local_global": ("report", [*SMALL, *CRITERION]),
     "perplexity": ("report", [*SMALL, *CRITERION, "predictor=static,random"]),
-    "predictor_design": ("grid", [*SMALL, *CRITERION, "predictor=unified_paper,layerwise_paper"]),
+    "predictor_design": (
+        "grid",
+        [*SMALL, *CRITERION, "predictor=unified_paper,unified_sequence,layerwise_paper"],
+    ),
     "predictor_target": ("grid", [*SMALL, *TARGETS]),
     "context": ("context", [*SMALL[:-1], "sparsity.level=0.0", "measure.context=[l2_norm,plainact]"]),
     "fewshot": ("report", [*TASKS, *CRITERION, "data.num_fewshot=0,1", "sparsity.level=0.5"]),

@@ -14,8 +14,8 @@ from shadow.data import CalibrationExamples, Numbered
 from shadow.models import random_llama
 from shadow.packing import decode, encode, unpack
 from shadow.scores import score
-from shadow.sites import KINDS, find_sites, visit
-from shadow.traces import FEATURES, MEANS, Traces, files_of, finish, inspect, read_means, verify
+from shadow.sites import KINDS, find_sites, visit, watch
+from shadow.traces import EMBEDDINGS, FEATURES, MEANS, Traces, files_of, finish, inspect, read_means, verify
 
 KEY = "0123456789"
 LENGTHS = [12, 5, 9, 16, 7, 13, 10, 3, 11, 6]
@@ -354,6 +354,22 @@ def collected(folder) -> Traces:
     shards = [(file, inspect(file, KEY)) for file in files_of(folder)]
     finish(folder, {"traces": {"shard_windows": SHARD}}, {"taps": list(KEEPING.taps)}, {}, shards)
     return Traces(folder)
+
+
+@pytest.mark.parametrize("of", ["prompt", "sequence"])
+def test_the_embeddings_of_all_positions_are_read_back_in_any_order(lm, windows, tmp_path, of):
+    write(lm, tmp_path, windows, [FEATURES, EMBEDDINGS], batch_size=4)
+    asked = torch.tensor([7, 2, 9, 0, 3, 8])
+    states, inside = collected(tmp_path).read_embeddings(asked, of)
+    counts = [(PROMPTS if of == "prompt" else LENGTHS)[window] for window in asked]
+    assert inside.sum(1).tolist() == counts
+    assert states.shape[1] == inside.shape[1] == max(counts)
+    assert not states[~inside].any()
+    for row, (window, count) in enumerate(zip(asked.tolist(), counts, strict=True)):
+        seen = []
+        with torch.no_grad(), watch(lm.model, [0], lambda layer, x, seen=seen: seen.append(x)):
+            lm.model(input_ids=torch.tensor([windows[window].ids]), use_cache=False)
+        torch.testing.assert_close(states[row, :count], seen[0][0, :count], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2), (6, 8)])

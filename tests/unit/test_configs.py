@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
 from shadow.jobs import points, settings, stages
+from shadow.jobs.words import refuse_null_groups
 from shadow.masked import sparse
 from shadow.predictors import Fixed, random_scores
 from shadow.sites import find_sites
@@ -175,6 +176,7 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
         "linear_heads": ["sparsity.kinds=[head]"],
         "unified_paper": ["sparsity.decided_at=prompt"],
         "unified_paper_global": ["sparsity.decided_at=prompt"],
+        "unified_sequence": ["sparsity.decided_at=prompt"],
         "layerwise_paper": ["sparsity.decided_at=prompt"],
     }.get(option, [])
     cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12", *more)
@@ -272,6 +274,19 @@ def test_every_logger_builds(compose, option, monkeypatch, tmp_path):
         logger = instantiate(node)
         assert isinstance(logger, pl.loggers.Logger)
         assert Path(logger.save_dir) == tmp_path / "output"
+
+
+@pytest.mark.parametrize("word", ["logger=null", "experiment=NULL", "+debug=null"])
+def test_a_group_that_is_null_is_refused_with_what_it_may_be(word):
+    group = word.strip("+").split("=")[0]
+    options = sorted(option for other, option in OPTIONS if other == group)
+    with pytest.raises(SystemExit) as refused:
+        refuse_null_groups(["-m", "seed=1", word])
+    assert str(refused.value) == f"{word} names no option of {group}: give one of {options}, or leave it out"
+
+
+def test_values_that_are_null_and_loggers_that_are_none_are_no_groups():
+    refuse_null_groups(["logger=none", "logger.csv=null", "predictor.ridge=null", "model=tiny-opt", "--help"])
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "traces"])

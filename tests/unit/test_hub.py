@@ -94,6 +94,24 @@ def test_a_loaded_predictor_says_what_the_saved_one_said(
     assert same_scores(Predicted(net, "scores"), loaded)
 
 
+@pytest.mark.parametrize("of", ["weights", "means"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_predictor_that_is_not_finite_is_refused_though_its_checksum_fits(
+    tiny_opt, net, config_of, tmp_path, of, value
+):
+    means = drawn_means(tiny_opt)
+    if of == "weights":
+        with torch.no_grad():
+            net.reader(1).down.weight[0, 0] = value
+        name = r"readers\.0\.down\.weight"
+    else:
+        means[2, "head"][0, 0] = value
+        name = r"means\.2\.head"
+    hub.save_predictor(tmp_path, net, config_of(net, tiny_opt), means)
+    with pytest.raises(UserError, match=rf"'{name}' is not finite.* smaller predictor\.lr"):
+        shadow.load_predictor(tmp_path)
+
+
 def test_the_means_come_back_with_the_predictor_and_can_stand_in_for_what_it_drops(
     lm, net, config_of, tmp_path, batch
 ):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from shadow.batches import Example, collate
 from shadow.collector import last_of
 from shadow.errors import UserError
+from shadow.hub import load_predictor, save_predictor
 from shadow.masked import sparse
 from shadow.paper import MinMax, MLPShape, min_max
 from shadow.predictors import DenseFed, Predicted, TapNet
@@ -145,6 +146,149 @@ def test_a_model_whose_heads_are_of_another_width_is_refused(lm, make_net):
     )
     with pytest.raises(UserError, match="width 48"), sparse(lm.model, scorer, level=0.5):
         pass
+
+
+# What is read of whole prompts
+
+
+@pytest.fixture
+def sequence_net():
+    torch.manual_seed(0)
+    shape = MLPShape(head=20, neuron=10, scaled=True, attends=True)
+    return TapNet([0], LAYERS, E, UNITS, shape).eval()
+
+
+def scores_of(lm, scorer, batch, decided_at):
+    """What is said of every row, by layer and kind."""
+    found = {}
+    with sparse(
+        lm.model, scorer, SparsityPolicy(0.5), decided_at, hear=lambda tap, said: found.update(said)
+    ) as run:
+        run.logits(batch)
+    return found
+
+
+def assert_said_alike(one, other):
+    for unit, values in one.items():
+        torch.testing.assert_close(values, other[unit], rtol=1e-5, atol=1e-6)
+
+
+def examples_of(batch):
+    return [
+        Example(ids[:n].tolist(), int(prompt))
+        for ids, n, prompt in zip(batch.ids, batch.lengths, batch.prompt, strict=True)
+    ]
+
+
+def test_a_net_that_attends_says_what_its_formula_says(sequence_net):
+    x, attend = torch.randn(1, 5, E), sequence_net.attention.attend
+    inside = torch.tensor([[True, True, True, False, False]])
+    tokens = min_max(x[0, :3], (-1,))
+    query, key, value = (tokens @ attend.in_proj_weight.T + attend.in_proj_bias).split(E, -1)
+    mixed = (query @ key.T / math.sqrt(E)).softmax(-1) @ value
+    read = (mixed @ attend.out_proj.weight.T + attend.out_proj.bias).mean(0)
+    for kind in UNITS:
+        first, _, last = sequence_net.reader(0).nets[kind]
+        told = F.relu(first(read)) @ last.weight.T + last.bias
+        torch.testing.assert_close(sequence_net(x, inside)[kind][0], told.view(LAYERS, UNITS[kind]))
+
+
+def test_what_is_outside_is_not_read_not_even_nan(sequence_net):
+    x, inside = torch.randn(2, 6, E), torch.tensor([[False, True, True, True, False, False], [True] * 6])
+    filled = torch.where(inside[..., None], x, torch.nan)
+    assert torch.equal(sequence_net(filled, inside)["head"], sequence_net(x, inside)["head"])
+    alone = sequence_net(x[:1, 1:4], inside[:1, 1:4])["neuron"]
+    torch.testing.assert_close(sequence_net(x, inside)["neuron"][:1], alone)
+    nothing = sequence_net(x, torch.zeros(2, 6, dtype=torch.bool))["head"]
+    assert torch.isfinite(nothing).all()
+
+
+@pytest.mark.parametrize("decided_at", ["prompt", "sequence"])
+def test_each_row_is_scored_as_if_it_were_alone(lm, batch, sequence_net, decided_at):
+    scorer = Predicted(sequence_net, "attention")
+    together = scores_of(lm, scorer, batch, decided_at)
+    for row, example in enumerate(examples_of(batch)):
+        alone = scores_of(lm, scorer, collate([example]), decided_at)
+        assert_said_alike(alone, {unit: values[row : row + 1] for unit, values in together.items()})
+
+
+def test_all_of_the_prompt_is_read_and_at_the_prompt_nothing_of_the_answer(lm, batch, sequence_net):
+    scorer = Predicted(sequence_net, "attention")
+
+    def changed(place):
+        found = []
+        for ids, prompt in examples_of(batch):
+            where = place(prompt)
+            found.append(Example([*ids[:where], (ids[where] + 7) % 64, *ids[where + 1 :]], prompt))
+        return collate(found)
+
+    first, answer = changed(lambda prompt: 0), changed(lambda prompt: prompt)
+    said = scores_of(lm, scorer, batch, "prompt")
+    assert_said_alike(said, scores_of(lm, scorer, answer, "prompt"))
+    whole = scores_of(lm, scorer, batch, "sequence")
+    for other, unlike in [(first, said), (answer, whole)]:
+        decided_at = "prompt" if unlike is said else "sequence"
+        found = scores_of(lm, scorer, other, decided_at)
+        assert (found[1, "neuron"] - unlike[1, "neuron"]).abs().amax(-1).min() > 1e-4
+
+
+def test_a_net_that_attends_says_nothing_of_single_tokens(lm, batch, sequence_net):
+    scorer = Predicted(sequence_net, "attention")
+    with (
+        pytest.raises(UserError, match=r"sparsity\.decided_at=prompt or sequence, got token"),
+        sparse(lm.model, scorer, level=0.5) as run,
+    ):
+        run.logits(batch)
+
+
+def test_no_other_net_is_pooled_by_attention(paper_net, sequence_net):
+    for net, pooling in [(paper_net([0]), "attention"), (sequence_net, "last")]:
+        with pytest.raises(UserError, match="for nets that attend"):
+            Predicted(net, pooling)
+
+
+def test_a_net_that_attends_learns_what_the_last_token_does_not_say():
+    """Which units matter is told by the first token alone; the others are noise, of any number."""
+    torch.manual_seed(0)
+    net = TapNet([0], 1, 8, {"head": 4}, MLPShape(16, 1, scaled=False, attends=True))
+    best = torch.randint(4, (64,))
+    states, lengths = torch.randn(64, 5, 8), torch.randint(2, 6, (64,))
+    states[:, 0] = 4 * F.one_hot(best, 8)
+    inside, target = torch.arange(5) < lengths[:, None], F.one_hot(best, 4).float()[:, None]
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    for _ in range(200):
+        loss = (net(states, inside)["head"] - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    said = net(states, inside)["head"][:, 0].argmax(-1)
+    assert (said == best).float().mean() > 0.95, float(loss)
+
+
+def test_a_net_that_attends_is_saved_and_loaded(lm, sequence_net, config_of, tmp_path):
+    config = config_of(sequence_net, lm, pooling="attention")
+    save_predictor(tmp_path, sequence_net, config)
+    loaded = load_predictor(tmp_path)
+    x, inside = torch.randn(2, 5, E), torch.arange(5) < torch.tensor([[3], [5]])
+    assert loaded.pooling == "attention"
+    with torch.no_grad():
+        for kind, values in loaded.net(x, inside).items():
+            assert torch.equal(values, sequence_net(x, inside)[kind])
+
+
+def test_the_gathered_executor_plans_by_a_net_that_attends_as_the_masked_one(lm, batch, sequence_net):
+    scorer, (example, *_) = Predicted(sequence_net, "attention"), examples_of(batch)
+    ids = torch.tensor([example.ids[: example.prompt]])
+    found = []
+    for executor in ("masked", "gathered"):
+        with sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt", executor=executor) as run:
+            told = lm.model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+            found.append((told, {unit: keep.clone() for unit, keep in run.plan.items()}))
+    (masked, plan), (fast, same) = found
+    assert torch.equal(masked, fast)
+    assert plan.keys() == same.keys() != set()
+    for unit, keep in plan.items():
+        assert torch.equal(keep, same[unit]), unit
 
 
 # Fed from a dense pass

@@ -267,6 +267,15 @@ def test_what_stands_in_for_dropped_units_names_only_what_has_seen_it(compose):
     assert "fill" not in pruned_settings(zero, 0.5)  # stores of before keep their names
 
 
+def test_the_unit_of_heads_names_what_later_rounds_have_pruned(compose):
+    job, grouped = "predictor.rounds=1", "sparsity.head_unit=group"
+    assert predictor_folder(compose("train", grouped)) == predictor_folder(compose("train"))
+    assert predictor_folder(compose("train", job, grouped)) != predictor_folder(compose("train", job))
+    query, group = (compose("train", *more) for more in ([], [grouped]))
+    assert pruned_folder(query, 0.5) != pruned_folder(group, 0.5)
+    assert "head_unit" not in pruned_settings(query, 0.5)  # stores of before keep their names
+
+
 def test_what_stands_in_for_dropped_units_is_one_of_three(compose):
     for check, script in ((check_scorer, "evaluate"), (check_train, "train")):
         with pytest.raises(
@@ -284,6 +293,7 @@ JOBS = [
     ["sparsity.decided_at=prompt", "predictor.pooling=mean"],
     ["seed=7"],
     ["predictor.rounds=1", "sparsity.fill=mean"],
+    ["predictor.rounds=1", "sparsity.head_unit=group"],
     ["debug=fdr"],
     ["model=tiny-opt", "model.source.layers=3"],
     ["criterion=fisher"],
@@ -638,6 +648,28 @@ def test_what_a_predictor_reads_follows_its_pooling(compose):
         "prompt/last",
         "contexts",
     )
+    assert reads(compose("train", "predictor=unified_sequence", "sparsity.decided_at=sequence")) == (
+        "window",
+        "sequence",
+        "embeddings",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("predictor.taps=[1]", r"predictor\.taps=\[0\] and predictor\.source=state, got \[1\] and state"),
+        ("predictor.source=context", r"got \[0\] and context"),
+        ("predictor.mlp=null", r"pooling=attention .* needs predictor\.mlp, got null"),
+        ("sparsity.decided_at=token", r"sparsity\.decided_at=token needs predictor\.pooling=scores"),
+        ("predictor.rounds=1", r"predictor\.rounds=1 needs predictor\.pooling=scores"),
+    ],
+)
+def test_a_net_that_attends_reads_the_embeddings_of_a_whole_prompt_alone(compose, changed, message):
+    job = ["predictor=unified_sequence", "sparsity.decided_at=prompt"]
+    check_train(compose("train", *job))
+    with pytest.raises(UserError, match=message):
+        check_train(compose("train", *job, changed))
 
 
 def test_contexts_are_refused_token_by_token(compose):
@@ -661,7 +693,8 @@ def test_the_papers_nets_have_a_hidden_layer(compose, width):
 
 def test_contexts_are_collected_for_those_who_read_them(compose):
     assert "contexts" in asked_parts(compose("train", "predictor=unified_paper"))
-    assert "contexts" not in asked_parts(compose("train"))
+    assert "embeddings" in asked_parts(compose("train", "predictor=unified_sequence"))
+    assert not {"contexts", "embeddings"} & set(asked_parts(compose("train")))
 
 
 @pytest.mark.parametrize(

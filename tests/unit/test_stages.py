@@ -27,7 +27,17 @@ from shadow.predictor_module import Descent, PredictorModule, Reading, TraceData
 from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet
 from shadow.scores import score as score_batch
 from shadow.sites import find_sites, watch
-from shadow.traces import FEATURES, MEANS, Traces, covered, files_of, read_manifest, read_means
+from shadow.sparsity import SparsityPolicy
+from shadow.traces import (
+    EMBEDDINGS,
+    FEATURES,
+    MEANS,
+    Traces,
+    covered,
+    files_of,
+    read_manifest,
+    read_means,
+)
 from shadow.training_free import LowRankCopy, PromptActivation
 
 # Lightning's word for resuming
@@ -782,6 +792,18 @@ def test_a_plan_tells_the_size_that_the_fitted_predictor_has(fitted, compose, pr
     assert plan_of(compose("train", *SMALL, *job))["predictor_parameters"] == config["parameters"]
 
 
+def test_a_plan_tells_the_size_of_a_net_that_attends_and_of_what_it_reads(fit, compose):
+    job = ("predictor=unified_sequence", "predictor.epochs=1", "sparsity.decided_at=prompt")
+    config = json.loads((fit(*job) / "config.json").read_text())
+    cfg = compose("train", *SMALL, *job)
+    told = plan_of(cfg)
+    assert told["predictor_parameters"] == config["parameters"]
+    files = sorted(settings.traces_folder(cfg).glob(f"{EMBEDDINGS}-*"))
+    assert len(files) == 2
+    stored = sum(values.nbytes for file in files for values in load_file(file).values())
+    assert told["bytes"][EMBEDDINGS] == stored
+
+
 ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "predictor.levels=[0.25,0.75]")
 
 
@@ -820,10 +842,11 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
 
 
 @torch.no_grad()
-def in_one_pass(lm, predictor, level, examples, fill):
+def in_one_pass(lm, predictor, level, examples, fill, head_unit="query"):
     """-> [N, T, E]: the states before layer 3 of a model that is sparse before it."""
     found = []
-    dropping = sparse(lm.model, predictor, level=level, fill=fill)
+    policy = SparsityPolicy(level, kinds=predictor.kinds, head_unit=head_unit)
+    dropping = sparse(lm.model, predictor, policy, fill=fill)
     with dropping as run, watch(lm.model, [3], lambda _, x: found.append(x)):
         run.logits(collate(examples))
     return found[0]
@@ -834,6 +857,29 @@ def test_a_later_round_of_heads_prunes_heads_alone(fit, compose):
     folder = fit(*job, "predictor.rounds=1")
     config = json.loads((folder / "config.json").read_text())
     assert (config["kinds"], config["rows"]["train"]) == (["head"], 2 * 18 * 6)
+
+
+@pytest.mark.parametrize("head_unit", ["query", "group"])
+def test_a_later_round_prunes_heads_or_their_groups_as_plans_are_to_do(fit, compose, head_unit):
+    asked = (
+        *ROUNDS,
+        "predictor.kinds=[head]",
+        "predictor.levels=[0.75]",  # three of four heads, or one of two groups
+        "sparsity.fill=zero",
+        f"sparsity.head_unit={head_unit}",
+    )
+    first, _ = fit(*asked), fit(*asked, "predictor.rounds=1")
+    cfg = compose("train", *SMALL, *asked)
+    lm = stages.load_lm(cfg)
+    pruned, predictor = Traces(settings.pruned_folder(cfg, 0.75)), stages.load_predictor(first, lm)
+    rows = torch.arange(pruned.count("token"))
+    states, windows, positions = (
+        pruned.read("token", FEATURES, name, rows) for name in ("state", "window", "position")
+    )
+    examples = settings.calibration_data(cfg).examples(lm)
+    for unit in ("query", "group"):
+        seen = in_one_pass(lm, predictor, 0.75, examples, None, unit)[windows, positions]
+        assert torch.allclose(states[:, 1], seen, rtol=1e-3, atol=1e-4) == (unit == head_unit)
 
 
 def test_a_later_round_takes_the_fit_before_as_it_is_there(fit):
