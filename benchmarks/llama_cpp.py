@@ -1,6 +1,7 @@
 """Decoding by llama.cpp and by the gathered executor, by turns in one process: tokens a second.
 
-python benchmarks/llama_cpp.py MODEL GGUF [GGUF ...] [--also Q8_0] [--level 0.5]; pip install -e .[llama-cpp] first
+python benchmarks/llama_cpp.py MODEL GGUF [GGUF ...] [--also Q8_0] [--level 0.5]
+First: pip install -e .[llama-cpp]
 
 MODEL: the folder of the same model's weights; GGUF: its file, in full; --also: the first file's weights
 in that quantization too. llama.cpp is dense; predictors are random, as in latency.py.

@@ -162,10 +162,7 @@ class SparseRun:
         if self._whole is not None:
             keep = keep | self._whole[..., None].to(keep.device)
         real = self._real.to(keep.device)
-        if keep.dim() == 3 and keep.shape[1] == real.shape[1]:
-            self.kept[unit] += int((keep & real[..., None]).count_nonzero())  # of bools faster than their sum
-        else:
-            self.kept[unit] += int((keep.sum(-1) * real).sum())
+        self.kept[unit] += count_kept(keep, real)
         return keep
 
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
@@ -175,11 +172,36 @@ class SparseRun:
         keep = self.keep(unit, site.units)
         if keep is None:
             return None
-        keep = keep.to(x.device)[..., None]
-        fill = x.new_zeros(()) if self.fill is None else self.fill[unit].to(x)
-        if torch.is_grad_enabled():
-            return torch.where(keep, x, fill)
-        return torch.where(keep, x, fill, out=x)  # in place, for fresh memory costs as much as the choice
+        fill = x.new_zeros(x.shape[-2:]) if self.fill is None else self.fill[unit].to(x)
+        return drop(x, keep.to(x.device), fill)
+
+
+def drop(x: Tensor, keep: Tensor, fill: Tensor) -> Tensor:
+    """x: [B, T, U, D] with fill [U, D] where keep, bool [U] or [B, T or 1, U], is False; x itself is changed,
+    unless gradients are asked for: fresh memory costs as much as the choice."""
+    if torch.is_grad_enabled():
+        return torch.where(keep[..., None], x, fill)
+    if x.device.type != "cpu":
+        return torch.where(keep[..., None], x, fill, out=x)
+    from shadow.selection import fill_rows  # numba takes a second to import
+
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]  # NumPy has no bfloat16
+    fill_rows(x.view(bits).numpy(), in_rows(keep, len(x)).numpy(), fill.contiguous().view(bits).numpy())
+    return x
+
+
+def count_kept(keep: Tensor, real: Tensor) -> int:
+    """keep: bool [U] or [B, T or 1, U] -> how many stay at the real positions, bool [B, T]."""
+    if keep.device.type != "cpu":
+        return int((keep.sum(-1) * real).sum())
+    from shadow.selection import count_rows
+
+    return int(count_rows(in_rows(keep, len(real)).numpy(), real.numpy()))
+
+
+def in_rows(keep: Tensor, rows: int) -> Tensor:
+    """bool [U] or [B, T or 1, U] -> [B, T or 1, U]."""
+    return keep if keep.dim() == 3 else keep.expand(rows, 1, -1)
 
 
 def real_positions(ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.functional import mse_loss
 
 from shadow.collector import mean_of
 from shadow.sites import Kind
+from shadow.sparsity import Unit
 
 
 class MLPShape(NamedTuple):
@@ -56,6 +57,14 @@ class MLPReader(nn.Module):
         x = min_max(state.float(), (-1,)) if self.scaled else state.float()
         return {
             kind: self.nets[kind](x).unflatten(-1, (len(self.span), self.units[kind])) for kind in self.units
+        }
+
+    def of_layers(self, state: Tensor) -> dict[Unit, Tensor]:
+        """state: [..., E] -> scores [..., U] of each layer of the span."""
+        return {
+            (layer, kind): scores
+            for kind, values in self(state).items()
+            for layer, scores in zip(self.span, values.unbind(-2), strict=True)
         }
 
 

@@ -1,6 +1,6 @@
 """Who says what matters: the trained net and the trivial scorers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -31,7 +31,7 @@ class Scorer(Protocol):
     @property
     def taps(self) -> Sequence[int]: ...
 
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
+    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
         """state: [B, T, E] at this tap -> scores of every unit of its layers: those up to the next tap, or so
         many ahead of them.
 
@@ -55,7 +55,7 @@ class Fixed:
     def __init__(self, scores: Mapping[Unit, Tensor]) -> None:
         self.scores = dict(scores)
 
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
+    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
         return self.scores
 
 
@@ -91,7 +91,7 @@ class Oracle:
         for site, change in removal(model, batch, units, self.loss).items():
             self.seen[site.layer, site.kind] = Exact(change)
 
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
+    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
         if not self.seen:
             raise UserError("the oracle must see the sample first: run batches through `SparseRun.logits`")
         return {
@@ -153,8 +153,8 @@ class Tap(nn.Module):
         for kind in self.units:
             self.up[kind].get_parameter("weight").copy_(up[kind])
 
-    def forward(self, state: Tensor) -> dict[Kind, Tensor]:
-        """state: [..., E] -> log scores [..., S, U] of the S layers of the span."""
+    def told(self, state: Tensor) -> Tensor:
+        """state: [..., E] -> the few numbers [..., R] that carry all that is said of it."""
         scaled = (state.float() - self.center) / self.scale
         told = self.down(scaled)
         if self.bend is not None:
@@ -163,13 +163,45 @@ class Tap(nn.Module):
             for layer in others:
                 hidden = hidden + nn.functional.gelu(layer(hidden))
             told = told + self.bend(hidden)
-        found = {}
+        return told
+
+    def forward(self, state: Tensor) -> dict[Kind, Tensor]:
+        """state: [..., E] -> log scores [..., S, U] of the S layers of the span."""
+        told, found = self.told(state), {}
         for kind in self.units:  # the mean as a bias: no second pass over what may be the largest tensor here
             scores = nn.functional.linear(
                 told, self.up[kind].get_parameter("weight"), self.static[kind].flatten()
             )
             found[kind] = scores.unflatten(-1, (len(self.span), self.units[kind]))
         return found
+
+    def of_layers(self, state: Tensor) -> "LayerScores":
+        """state: [..., E] -> log scores [..., U] of each layer of the span."""
+        return LayerScores(self, self.told(state))
+
+
+class LayerScores(Mapping[Unit, Tensor]):
+    """Log scores [..., U] of a tap's layers, each computed when it is asked for: of a whole model they are
+    more than caches hold, and those of one layer are ranked while they are in them."""
+
+    def __init__(self, tap: Tap, told: Tensor) -> None:
+        """told: [..., R], what the tap's net makes of the states."""
+        self.tap, self.told = tap, told
+
+    @torch.no_grad()
+    def __getitem__(self, unit: Unit) -> Tensor:
+        layer, kind = unit
+        if layer not in self.tap.span or kind not in self.tap.units:
+            raise KeyError(unit)
+        index, units = layer - self.tap.span.start, self.tap.units[kind]
+        rows = self.tap.up[kind].get_parameter("weight")[index * units : (index + 1) * units]
+        return nn.functional.linear(self.told, rows, self.tap.static[kind][index])
+
+    def __iter__(self) -> Iterator[Unit]:
+        return ((layer, kind) for kind in self.tap.units for layer in self.tap.span)
+
+    def __len__(self) -> int:
+        return len(self.tap.units) * len(self.tap.span)
 
 
 class TapNet(nn.Module):
@@ -287,7 +319,7 @@ class Predicted:
         return Shape(last.span.stop, last.width, last.units)
 
     @torch.no_grad()
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
+    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
         reader = self.net.to(state.device).reader(tap)
         if self.net.attention is not None:
             if pool is None:
@@ -295,18 +327,12 @@ class Predicted:
                     "a predictor that attends to a whole prompt scores no single token: use "
                     "sparsity.decided_at=prompt or sequence, got token"
                 )
-            found = reader(self.net.attention(state, pool))
-        elif pool is None:
-            found = reader(state)
-        elif self.pooling == "scores":
-            found = {kind: mean_of(values, pool) for kind, values in reader(state).items()}
-        else:
-            found = reader({"mean": mean_of, "last": last_of}[self.pooling](state.float(), pool))
-        return {
-            (layer, kind): values[..., index, :]
-            for kind, values in found.items()
-            for index, layer in enumerate(reader.span)
-        }
+            return reader.of_layers(self.net.attention(state, pool))
+        if pool is None:
+            return reader.of_layers(state)
+        if self.pooling == "scores":
+            return {unit: mean_of(values, pool) for unit, values in reader.of_layers(state).items()}
+        return reader.of_layers({"mean": mean_of, "last": last_of}[self.pooling](state.float(), pool))
 
 
 class DenseFed:
@@ -321,7 +347,7 @@ class DenseFed:
         with torch.no_grad(), listen(model, self.taps, self.predicted.source, self.seen.__setitem__):
             logits_of(model, batch)
 
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
+    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
         if tap not in self.seen:
             raise UserError("a dense-fed predictor must see the sample first: run `SparseRun.logits`")
         return self.predicted.at(tap, self.seen[tap], pool)

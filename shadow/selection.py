@@ -1,42 +1,69 @@
-"""Compiled: the highest of many numbers."""
+"""Compiled: the highest of many numbers, and what becomes of the rest."""
 
 import numpy as np
 from numba import njit
+
+SECANTS = 8  # guesses by the numbers themselves, before halving, which takes 32 whatever they are
+
+
+@njit(inline="always")
+def whole_of(number):
+    """A float32's bits, so turned that whole numbers compare as floats do."""
+    bits = np.float32(number).view(np.int32)
+    return bits if bits >= 0 else np.int32(-(2**31)) - bits
+
+
+@njit(inline="always")
+def float_of(whole):
+    bits = np.int32(whole)
+    return np.int32(bits if bits >= 0 else np.int32(-(2**31)) - bits).view(np.float32)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def keep_top(scores, start, count, n, work, keep):
     """keep[:count]: True at the n highest of scores[start:start + count]; among equals the first stay.
 
-    What parts them is found by halving what it can be, at most 32 times: counting takes no branches. Whole
-    numbers of the same bits compare as floats do, once those of negative ones are turned round.
+    What parts them is found by counting what is above a guess, which takes no branches: first guesses by
+    secants between what was counted last below and above (the Illinois rule), then halvings.
     """
-    if n <= 0:
-        keep[:count] = False
+    if n <= 0 or n >= count:
+        keep[:count] = n > 0
         return
     bits = scores.view(np.int32)
+    low, high = np.int32(2**31 - 1), np.int32(-(2**31))
     for unit in range(count):
         own = bits[start + unit]
-        work[unit] = own if own >= 0 else np.int32(-(2**31)) - own
-    low, high = -(2**31), 2**31 - 1  # at least n are from `low` on, or n above it
-    while low < high:
-        middle = np.int32((low + high + 1) >> 1)
+        own = own if own >= 0 else np.int32(-(2**31)) - own
+        work[unit] = own
+        low, high = min(low, own), max(high, own)
+    below, above = float_of(low), float_of(high)
+    many, few = np.float32(count), np.float32(1)  # how many are from `below` on, and from `above` on
+    turn = 0
+    while low < high:  # more than n are from `low` on, and fewer above `high`, or as many
+        middle = low
+        if turn < SECANTS:
+            middle = whole_of(below + (above - below) * ((many - n) / (many - few)))
+        if middle <= low or middle > high:
+            middle = np.int32((np.int64(low) + np.int64(high) + 1) >> 1)
         more = np.int32(0)
         for unit in range(count):
             more += np.int32(work[unit] >= middle)
         if more == n:
-            low = np.int64(middle) - 1  # exactly these
+            low = np.int32(middle - 1)  # exactly these
             break
         if more > n:
-            low = np.int64(middle)
+            low, below, many = middle, float_of(middle), np.float32(more)
+            few = n - (n - few) / 2 if turn % 2 else few
         else:
-            high = np.int64(middle) - 1
+            high, above, few = np.int32(middle - 1), float_of(middle), np.float32(more)
+            many = n + (many - n) / 2 if turn % 2 else many
+        turn += 1
     least = np.int32(low)
     free = n
     for unit in range(count):
-        above = work[unit] > least
-        keep[unit] = above
-        free -= above
+        higher = work[unit] > least
+        keep[unit] = higher
+        free -= higher
     for unit in range(count):
         if free == 0:
             break
@@ -52,3 +79,35 @@ def keep_rows(scores, n, keep):
     work = np.empty(count, np.int32)
     for row in range(rows):
         keep_top(scores[row], 0, count, n, work, keep[row])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def fill_rows(x, keep, fill):
+    """x: [B, T, U, D] -> in place, where keep: bool [B, T or 1, U] is False: fill [U, D]."""
+    rows, positions, units, width = x.shape
+    for row in range(rows):
+        for position in range(positions):
+            stays = keep[row, position if keep.shape[1] > 1 else 0]
+            here = x[row, position]
+            if width == 1:  # neurons: without branches
+                for unit in range(units):
+                    here[unit, 0] = here[unit, 0] if stays[unit] else fill[unit, 0]
+                continue
+            for unit in range(units):
+                if not stays[unit]:
+                    here[unit] = fill[unit]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_rows(keep, real):
+    """keep: bool [B, T or 1, U], real: bool [B, T] -> how many are True at real positions."""
+    found = 0
+    for row in range(real.shape[0]):
+        for position in range(real.shape[1]):
+            if real[row, position]:
+                stays = keep[row, position if keep.shape[1] > 1 else 0]
+                here = np.int32(0)
+                for unit in range(len(stays)):
+                    here += np.int32(stays[unit])
+                found += here
+    return found

@@ -1,7 +1,7 @@
 """From scores to a plan: which units stay."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -109,12 +109,8 @@ class SparsityPolicy:
 
         structure: of the model, for groups of heads and for experts.
         """
-        pruned = {
-            unit: self.ranked(unit[1], values, structure)
-            for unit, values in scores.items()
-            if self.prunes(unit)
-        }
-        plan = self._choose(pruned)
+        units = [unit for unit in scores if self.prunes(unit)]
+        plan = self._choose((unit, self.ranked(unit[1], scores[unit], structure)) for unit in units)
         for (layer, kind), keep in plan.items():
             if kind == "neuron" and structure.experts > 1:
                 plan[layer, kind] = keep.flatten(-2)
@@ -122,21 +118,20 @@ class SparsityPolicy:
                 plan[layer, kind] = keep.repeat_interleave(size, -1)
         return plan
 
-    def _choose(self, pruned: Mapping[Unit, Tensor]) -> Plan:
-        """[..., U] of what is compared -> what of it stays."""
+    def _choose(self, pruned: Iterable[tuple[Unit, Tensor]]) -> Plan:
+        """[..., U] of what is compared -> what of it stays; one layer at a time where each is for itself."""
         if self.scope == "layer":
             return {
                 unit: keep_top(values, values.shape[-1] - self.gone(values.shape[-1], self.level_of(unit)))
-                for unit, values in pruned.items()
+                for unit, values in pruned
             }
         if self.scope == "threshold":
             return {
-                unit: (values > self.threshold_of(unit)) | self.protected(values)
-                for unit, values in pruned.items()
+                unit: (values > self.threshold_of(unit)) | self.protected(values) for unit, values in pruned
             }
-        plan: Plan = {}
+        plan, of_unit = Plan(), dict(pruned)
         for kind in self.kinds:
-            plan |= self._rank_globally({unit: values for unit, values in pruned.items() if unit[1] == kind})
+            plan |= self._rank_globally({unit: of_unit[unit] for unit in of_unit if unit[1] == kind})
         return plan
 
     def protected(self, scores: Tensor) -> Tensor:
