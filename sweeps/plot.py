@@ -38,7 +38,7 @@ def draw(chart: Chart) -> Figure | None:
                 else metric
             )
             ax.yaxis.set_major_formatter(PercentFormatter(1))
-    figure.suptitle(title(chart), fontsize=11, color=INK)
+    figure.suptitle(title(chart), fontsize=11, color=INK, x=0.01, ha="left")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     if chart.notes:
