@@ -162,7 +162,10 @@ class SparseRun:
         if self._whole is not None:
             keep = keep | self._whole[..., None].to(keep.device)
         real = self._real.to(keep.device)
-        self.kept[unit] += count_kept(keep, real)
+        if self._whole is None and self.policy.scope == "layer" and self.policy.prunes(unit):
+            self.kept[unit] += n_real * int(keep.view(-1, units)[0].sum())  # everywhere as many
+        else:
+            self.kept[unit] += count_kept(keep, real)
         return keep
 
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
