@@ -7,16 +7,19 @@ SECANTS = 8  # guesses by the numbers themselves, before halving, which takes 32
 
 
 @njit(inline="always")
-def whole_of(number):
-    """A float32's bits, so turned that whole numbers compare as floats do."""
-    bits = np.float32(number).view(np.int32)
+def turned(bits):
+    """A float32's bits so that whole numbers compare as floats do, and back."""
     return bits if bits >= 0 else np.int32(-(2**31)) - bits
 
 
 @njit(inline="always")
+def whole_of(number):
+    return turned(np.float32(number).view(np.int32))
+
+
+@njit(inline="always")
 def float_of(whole):
-    bits = np.int32(whole)
-    return np.int32(bits if bits >= 0 else np.int32(-(2**31)) - bits).view(np.float32)
+    return np.int32(turned(np.int32(whole))).view(np.float32)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -32,8 +35,7 @@ def keep_top(scores, start, count, n, work, keep):
     bits = scores.view(np.int32)
     low, high = np.int32(2**31 - 1), np.int32(-(2**31))
     for unit in range(count):
-        own = bits[start + unit]
-        own = own if own >= 0 else np.int32(-(2**31)) - own
+        own = turned(bits[start + unit])
         work[unit] = own
         low, high = min(low, own), max(high, own)
     below, above = float_of(low), float_of(high)
@@ -96,18 +98,3 @@ def fill_rows(x, keep, fill):
             for unit in range(units):
                 if not stays[unit]:
                     here[unit] = fill[unit]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def count_rows(keep, real):
-    """keep: bool [B, T or 1, U], real: bool [B, T] -> how many are True at real positions."""
-    found = 0
-    for row in range(real.shape[0]):
-        for position in range(real.shape[1]):
-            if real[row, position]:
-                stays = keep[row, position if keep.shape[1] > 1 else 0]
-                here = np.int32(0)
-                for unit in range(len(stays)):
-                    here += np.int32(stays[unit])
-                found += here
-    return found

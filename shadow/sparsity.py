@@ -109,8 +109,9 @@ class SparsityPolicy:
 
         structure: of the model, for groups of heads and for experts.
         """
-        units = [unit for unit in scores if self.prunes(unit)]
-        plan = self._choose((unit, self.ranked(unit[1], scores[unit], structure)) for unit in units)
+        plan = self._choose(
+            (unit, self.ranked(unit[1], scores[unit], structure)) for unit in scores if self.prunes(unit)
+        )
         for (layer, kind), keep in plan.items():
             if kind == "neuron" and structure.experts > 1:
                 plan[layer, kind] = keep.flatten(-2)
@@ -129,9 +130,10 @@ class SparsityPolicy:
             return {
                 unit: (values > self.threshold_of(unit)) | self.protected(values) for unit, values in pruned
             }
-        plan, of_unit = Plan(), dict(pruned)
+        plan: Plan = {}
+        of_unit = dict(pruned)
         for kind in self.kinds:
-            plan |= self._rank_globally({unit: of_unit[unit] for unit in of_unit if unit[1] == kind})
+            plan |= self._rank_globally({unit: values for unit, values in of_unit.items() if unit[1] == kind})
         return plan
 
     def protected(self, scores: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 import statistics
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from sweeps.paired import leaves_out_prompts
 from sweeps.points import by_place, drawn_metrics, is_accuracy, is_perplexity
@@ -100,7 +99,8 @@ def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
     by_seed: dict[int, Record] = {}
     notes: list[str] = []
     whole = [record for record in records if not leaves_out_prompts(record)]
-    if 0 < len(whole) < len(records) and any(map(is_perplexity, chain(*(r.metrics for r in records)))):
+    of_text = any(is_perplexity(name) for record in records for name in record.metrics)
+    if of_text and 0 < len(whole) < len(records):
         notes.append(
             "Plans that are decided at the prompt leave it out of the loss: compare their perplexity only "
             "with the dense model's that does so too, as differences on the same examples do."
