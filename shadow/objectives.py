@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, softplus
 
-from shadow.rank_metrics import ranks, stay
-from shadow.sparsity import kept
+from shadow.sparsity import keep_top, kept
 
 
 class Objective(Protocol):
-    """What a net says is compared with `target`; said of all rows alike, `start` is best, or near it."""
+    """What a net says is compared with `target`; said of all rows alike, `start` is best, or near it.
+
+    alone: whether a layer's part of the loss needs nothing of other layers.
+    """
+
+    alone: bool
 
     def target(self, scores: Tensor, mean: Tensor) -> Tensor:
         """scores: [N, S, U], at least 0; mean: [S, 1], of a layer's scores -> [N, S, U]."""
@@ -32,6 +36,8 @@ class LogSquares:
 
     The floor keeps units that hardly fire, and tokens at which a layer says little, from ruling the loss.
     """
+
+    alone = True
 
     def __init__(self, floor: float) -> None:
         self.floor = floor
@@ -54,14 +60,16 @@ class Active:
     share of active ones + 0.005, as in the code of DejaVu (Liu et al. 2023, arXiv 2310.17157).
     """
 
+    alone = True
+
     def __init__(self, levels: Sequence[float] | None) -> None:
         self.levels = levels
 
     def target(self, scores: Tensor, mean: Tensor) -> Tensor:
         if self.levels is None:
             return (scores > 0).float()
-        order = ranks(scores)
-        return torch.stack([stay(order, level).float() for level in self.levels]).mean(0)
+        units = scores.shape[-1]
+        return torch.stack([keep_top(scores, kept(units, level)).float() for level in self.levels]).mean(0)
 
     def start(self, mean: Tensor) -> Tensor:
         return mean.clamp(1e-3, 1 - 1e-3).logit()

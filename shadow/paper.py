@@ -98,6 +98,7 @@ class MinMax:
 
     def __init__(self, over: Literal["layer", "global"]) -> None:
         self.dims = {"layer": (-1,), "global": (-2, -1)}[over]
+        self.alone = over == "layer"
 
     def target(self, scores: Tensor, mean: Tensor) -> Tensor:
         return min_max(scores, self.dims)

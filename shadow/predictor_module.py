@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -14,6 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from shadow.collector import mean_of
 from shadow.errors import UserError
+from shadow.layer_losses import layer_losses
 from shadow.objectives import Objective
 from shadow.predictors import Tap, TapNet
 from shadow.rank_metrics import mass, ranks, recall, spearman
@@ -214,9 +217,8 @@ class PredictorModule(pl.LightningModule):
         self.norms = {kind: values[net.first :] for kind, values in (norms or {}).items()}
         self.totals: dict[Kind, dict[str, Tensor]] = {}  # of each metric, [S]: the sum over validation rows
         self.validated = 0  # rows
-        layers = sum(len(net.reader(tap).span) for tap in net.taps)
         self.mean_scores = torch.nn.ParameterDict(
-            {kind: torch.nn.Parameter(torch.zeros(layers, 1), requires_grad=False) for kind in net.kinds}
+            {kind: torch.nn.Parameter(torch.zeros(net.layers, 1), requires_grad=False) for kind in net.kinds}
         )
 
     @torch.no_grad()
@@ -258,37 +260,62 @@ class PredictorModule(pl.LightningModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16):  # of products alone: faster
-            predicted = self.net(batch.states, batch.inside)
-        loss = self.loss(predicted, self.targets(batch))
+            if self.objective.alone and self.net.plain:
+                loss = self.loss_by_layers(batch)
+            else:
+                predicted = self.net(batch.states, batch.inside)
+                loss = self.loss(predicted, self.targets(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.states), sync_dist=True)
         return loss
+
+    def loss_by_layers(self, batch: Sample) -> Tensor:
+        """What `loss` gives of all layers at once."""
+        losses = []
+        for index, tap in enumerate(self.net.taps):
+            reader = self.net.reader(tap)
+            assert isinstance(reader, Tap)
+            told, before = reader.told(batch.states[:, index]).float(), reader.span.start - self.net.first
+            for kind in self.net.kinds:
+                rows = reader.up[kind].get_parameter("weight")
+                loss_of = partial(self.loss_of_layer, batch.scores[kind], kind, before)
+                losses.append(layer_losses(told, rows, reader.static[kind], loss_of))
+        return torch.stack(losses).sum() / (len(self.net.kinds) * self.net.layers)
+
+    def loss_of_layer(self, scores: Tensor, kind: Kind, before: int, layer: int, said: Tensor) -> Tensor:
+        """scores: [N, S, U] of all layers; said: [N, 1, U] of the one that comes `layer` behind `before`."""
+        here = slice(before + layer, before + layer + 1)
+        return self.objective.loss(said, self.objective.target(scores[:, here], self.mean_scores[kind][here]))
 
     def on_validation_epoch_start(self) -> None:
         self.totals, self.validated = {kind: {} for kind in self.net.kinds}, 0
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         targets, predicted = self.targets(batch), self.net(batch.states, batch.inside)
-        of_taps = [self.net.reader(tap).static for tap in self.net.taps]
         found: dict[str, list[Tensor]] = defaultdict(list)
-        self.validated += len(batch.states)
         for kind in self.net.kinds:
-            static = torch.cat([each[kind] for each in of_taps])
-            target, guess, fixed = ranks(batch.scores[kind]), ranks(predicted[kind]), ranks(static)
-            found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))
+            static = torch.cat([self.net.reader(tap).static[kind] for tap in self.net.taps])
             constant = static.expand_as(targets[kind])
+            found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))
             found["val/static_loss"].append(self.objective.loss(constant, targets[kind]))
-            moved = batch.scores[kind]
-            if self.norms:
-                moved = moved * self.norms[kind].to(moved.device)
-            for prefix, said in {"": guess, "static_": fixed.expand_as(guess)}.items():
-                for name, of_layers in agreement(said, target, moved).items():
-                    found[f"val/{prefix}{name}"].append(of_layers.mean())
+            if (
+                self.trainer.state.fn == TrainerFn.VALIDATING
+            ):  # after each epoch of a fit, ranking would take longer than learning
+                for name, of_layers in self.ranked(kind, batch, predicted[kind], static).items():
+                    found[f"val/{name}"].append(of_layers.mean())
                     totals, whole = self.totals[kind], of_layers * len(batch.states)
-                    totals[prefix + name] = totals.get(prefix + name, 0) + whole
+                    totals[name] = totals.get(name, 0) + whole
+        self.validated += len(batch.states)
         for name, of_kinds in found.items():
-            mean = torch.stack(of_kinds).mean()
-            shown = name == "val/recall@50"
-            self.log(name, mean, prog_bar=shown, batch_size=len(batch.states), sync_dist=True)
+            self.log(name, torch.stack(of_kinds).mean(), batch_size=len(batch.states), sync_dist=True)
+
+    def ranked(self, kind: Kind, batch: Sample, predicted: Tensor, static: Tensor) -> dict[str, Tensor]:
+        """How well the net ranks, [S] of each metric, and beside it its constant, as `static_`."""
+        moved, target = batch.scores[kind], ranks(batch.scores[kind])
+        if self.norms:
+            moved = moved * self.norms[kind].to(moved.device)
+        found = agreement(ranks(predicted), target, moved)
+        of_static = agreement(ranks(static).expand_as(target), target, moved)
+        return found | {f"static_{name}": values for name, values in of_static.items()}
 
     def metrics_of_layers(self) -> list[dict[str, int | str | float]]:
         """Of the last validation, a row for each scored layer and kind."""
@@ -308,7 +335,7 @@ class PredictorModule(pl.LightningModule):
         free = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." in name]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         lr, weight_decay, warmup, beta2 = self.descent
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr, (0.9, beta2), weight_decay=weight_decay, fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = get_cosine_schedule_with_warmup(optimizer, round(warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

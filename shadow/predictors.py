@@ -246,6 +246,16 @@ class TapNet(nn.Module):
         """The first layer that is scored."""
         return self.taps[0] + self.ahead
 
+    @property
+    def layers(self) -> int:
+        """How many are scored."""
+        return sum(len(self.reader(tap).span) for tap in self.taps)
+
+    @property
+    def plain(self) -> bool:
+        """Whether each tap is a `Tap`, whose last map says a layer's scores without those of others."""
+        return self.attention is None and all(isinstance(reader, Tap) for reader in self.readers)
+
     def reader(self, tap: int) -> Tap | MLPReader:
         found = self.readers[self.taps.index(tap)]
         assert isinstance(found, Tap | MLPReader)

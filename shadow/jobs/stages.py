@@ -417,10 +417,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    logged = {
-        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-    }
-    metrics = logged or dict(trainer.validate(module, data, verbose=False)[0])
+    metrics = dict(trainer.validate(module, data, verbose=False)[0])
     parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
     means = traces.read_means(store.folder)
     config = {

@@ -339,6 +339,10 @@ def test_windows_as_long_as_the_context_are_not_refused(compose):
     planning.check_context(compose("evaluate", "model=tiny-llama", "data.tokens=512", "measure.tokens=512"))
 
 
+def test_training_takes_experiments_that_set_keys_of_measures(compose):
+    planning.check_context(compose("train", "model=tiny-llama", "experiment=wikitext"))
+
+
 # Settings
 
 

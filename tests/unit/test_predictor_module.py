@@ -7,6 +7,7 @@ import torch
 from shadow.errors import UserError
 from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise
 from shadow.packing import encode, pack
+from shadow.paper import MinMax
 from shadow.predictor_module import Descent, EpochShuffle, PredictorModule, Reading, TraceData
 from shadow.predictors import NetShape, TapNet
 from shadow.sites import KINDS
@@ -86,6 +87,14 @@ def fit(module, data, epochs):
     )
     trainer.fit(module, data)
     return trainer
+
+
+def judged(module, data, trainer):
+    """What was logged of a fit, and of a validation after it: after each epoch nothing is ranked."""
+    fitted = dict(trainer.callback_metrics)
+    assert "val/loss" in fitted
+    assert "val/spearman" not in fitted
+    return fitted | trainer.validate(module, data, verbose=False)[0]
 
 
 # Rows
@@ -266,11 +275,46 @@ def test_a_net_learns_which_units_are_active(store, levels):
     data, module = make_data(store), make_module(objective=Active(levels))
     module.start(data, None)
     before = losses(module, data)[0]
-    trainer = fit(module, data, 40)
-    logged = trainer.callback_metrics
+    logged = judged(module, data, fit(module, data, 40))
     assert losses(module, data)[0] < before
     assert logged["val/loss"] < logged["val/static_loss"]
     assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        LogSquares(0.5),
+        Listwise(0.5),
+        Pairwise(0.5),
+        Cutoff(0.5, [0.3, 0.7]),
+        Active([0.3, 0.7]),
+        MinMax("layer"),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+@pytest.mark.parametrize("taps", [(1,), (0, 2)])
+def test_the_loss_of_layers_one_at_a_time_is_that_of_all_at_once(store, objective, taps):
+    data, module = make_data(store, taps=taps), make_module(taps, objective=objective)
+    module.start(data, None)
+    for values in module.net.parameters():
+        if values.requires_grad:  # away from where slopes vanish
+            torch.nn.init.normal_(values, std=0.5)
+    sample = everything(data)
+    found = {}
+    for name, loss in {
+        "at once": module.loss(module.net(sample.states), module.targets(sample)),
+        "one at a time": module.loss_by_layers(sample),
+    }.items():
+        module.zero_grad()
+        loss.backward()
+        slopes = {key: p.grad.clone() for key, p in module.named_parameters() if p.grad is not None}
+        found[name] = float(loss.detach()), slopes
+    (whole, slopes), (by_layers, other) = found.values()
+    assert by_layers == pytest.approx(whole, rel=3e-3)  # products are in bfloat16
+    assert slopes.keys() == other.keys()
+    for key, slope in slopes.items():
+        assert float((slope - other[key]).norm()) <= 0.03 * float(slope.norm()), key
 
 
 ORDERS = pytest.mark.parametrize(
@@ -296,7 +340,7 @@ def test_a_net_learns_the_order_of_units(store, objective):
     data, module = make_data(store), make_module(objective=objective)
     module.start(data, 0.1)
     before = losses(module, data, "train")[0]
-    logged = fit(module, data, 20).callback_metrics
+    logged = judged(module, data, fit(module, data, 20))
     assert losses(module, data, "train")[0] < before
     assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
 
@@ -331,8 +375,7 @@ def test_training_leaves_the_static_mean_alone(store):
 def test_validation_logs_loss_rank_correlation_and_recall(store):
     data, module = make_data(store), make_module()
     module.start(data, 1e-3)
-    trainer = fit(module, data, 1)
-    logged = trainer.callback_metrics
+    logged = judged(module, data, fit(module, data, 1))
     assert {
         "val/loss",
         "val/static_loss",
@@ -353,7 +396,7 @@ def test_the_metrics_of_layers_are_those_of_their_validation_rows_alone(store):
     data.batch_size = 25
     module = PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1, 0.98), norms)
     module.start(data, 0.1)
-    logged = fit(module, data, 2).callback_metrics
+    logged = judged(module, data, fit(module, data, 2))
     rows = module.metrics_of_layers()
     assert [(row["kind"], row["layer"]) for row in rows] == [
         (kind, layer) for kind in UNITS for layer in (1, 2)
