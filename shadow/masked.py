@@ -88,6 +88,8 @@ class SparseRun:
         self.total: Counter[Unit] = Counter()
         self._batch: Batch | None = None
         self._real = torch.zeros(0)  # bool [B, T] of the call under way
+        self._n_real = 0
+        self._staying: dict[Unit, int] = {}  # of those that are the same number at all positions of all calls
         self._whole: Tensor | None = None  # bool [B, T], positions at which every unit stays
         self._pool: Tensor | None = None
         self._looking = self._going_on = self._untouched = False
@@ -123,6 +125,7 @@ class SparseRun:
     def begin(self, real: Tensor, prompt: Tensor, going_on: bool) -> None:
         """A call of these positions, bool [B, T] each, which goes on from a key-value cache or does not."""
         self._real, self._going_on = real, going_on
+        self._n_real = int(real.count_nonzero())
         self._whole = prompt if self.prefill == "dense" and not going_on else None
         self._untouched = self._whole is not None and bool((self._whole | ~real).all())
         self._pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
@@ -151,21 +154,22 @@ class SparseRun:
 
     def keep(self, unit: Unit, units: int) -> Tensor | None:
         """What stays of so many units of a kind: bool [U] or [B, 1 or T, U], or None: all. Counted."""
-        n_real = int(self._real.sum())
-        self.total[unit] += n_real * units
+        self.total[unit] += self._n_real * units
         if unit not in self.plan or self._untouched:
-            self.kept[unit] += n_real * units
+            self.kept[unit] += self._n_real * units
             return None
         keep = self.plan[unit]  # [U], [B, U] or [B, T, U]
         if keep.dim() == 2:
             keep = keep[:, None]
         if self._whole is not None:
             keep = keep | self._whole[..., None].to(keep.device)
-        real = self._real.to(keep.device)
         if self._whole is None and self.policy.scope == "layer" and self.policy.prunes(unit):
-            self.kept[unit] += n_real * int(keep.view(-1, units)[0].sum())  # everywhere as many
+            if unit not in self._staying:
+                self._staying[unit] = int(keep.view(-1, units)[0].count_nonzero())
+            self.kept[unit] += self._n_real * self._staying[unit]
         else:
-            self.kept[unit] += int((keep & real[..., None]).count_nonzero())  # of bools faster than their sum
+            real = self._real[..., None].to(keep.device)
+            self.kept[unit] += int((keep & real).count_nonzero())  # of bools faster than their sum
         return keep
 
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
@@ -184,12 +188,12 @@ def drop(x: Tensor, keep: Tensor, fill: Tensor) -> Tensor:
     unless gradients are asked for: fresh memory costs as much as the choice."""
     if torch.is_grad_enabled():
         return torch.where(keep[..., None], x, fill)
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return torch.where(keep[..., None], x, fill, out=x)
     from shadow.selection import fill_rows  # numba takes a second to import
 
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]  # NumPy has no bfloat16
-    rows = keep if keep.dim() == 3 else keep.expand(len(x), 1, -1)
+    rows = keep.reshape(-1, keep.shape[-1]).contiguous()  # of each position, or of each row's, or of them all
     fill_rows(x.view(bits).numpy(), rows.numpy(), fill.contiguous().view(bits).numpy())
     return x
 

@@ -187,15 +187,19 @@ class LayerScores(Mapping[Unit, Tensor]):
     def __init__(self, tap: Tap, told: Tensor) -> None:
         """told: [..., R], what the tap's net makes of the states."""
         self.tap, self.told = tap, told
+        self.rows = {  # [S, U, R]: names of modules and parameters are looked up once, not for every layer
+            kind: up.get_parameter("weight").detach().unflatten(0, (len(tap.span), -1))
+            for kind, up in tap.up.items()
+        }
+        self.static = {kind: static.detach() for kind, static in tap.static.items()}
 
     @torch.no_grad()
     def __getitem__(self, unit: Unit) -> Tensor:
         layer, kind = unit
-        if layer not in self.tap.span or kind not in self.tap.units:
+        if layer not in self.tap.span or kind not in self.rows:
             raise KeyError(unit)
-        index, units = layer - self.tap.span.start, self.tap.units[kind]
-        rows = self.tap.up[kind].get_parameter("weight")[index * units : (index + 1) * units]
-        return nn.functional.linear(self.told, rows, self.tap.static[kind][index])
+        index = layer - self.tap.span.start
+        return nn.functional.linear(self.told, self.rows[kind][index], self.static[kind][index])
 
     def __iter__(self) -> Iterator[Unit]:
         return ((layer, kind) for kind in self.tap.units for layer in self.tap.span)

@@ -13,7 +13,7 @@ from shadow.errors import UserError
 from shadow.fast.storage import Rows, Storage, allocate, dot, put
 from shadow.fast.team import meet, share
 from shadow.predictors import Predicted, Tap
-from shadow.selection import keep_top
+from shadow.selection import NO_GUESS, keep_top
 from shadow.sites import KINDS, Kind, find_layers, find_sites, structure_of
 from shadow.sparsity import SparsityPolicy
 
@@ -252,7 +252,7 @@ def choose(rule, choice, scores, first, last, work, real, units, board, member, 
             if way == 0:
                 keep[:] = True
             else:
-                keep_top(scores[b, layer], shift, count, n, ranked, keep)
+                keep_top(scores[b, layer], shift, count, n, ranked, keep, NO_GUESS)
             if way == ABOVE:
                 for unit in range(count):
                     if scores[b, layer, shift + unit] > above:

@@ -193,3 +193,11 @@ def test_a_bad_level_is_refused_by_name_and_value(level):
 def test_other_bad_settings_are_refused_by_name(settings, name):
     with pytest.raises(UserError, match=name):
         SparsityPolicy(0.5, **settings)
+
+
+def test_a_row_is_ranked_for_itself_however_far_the_one_before_it_is():
+    sizes = torch.tensor([1.0, 1e-20, 1e20, -1.0, 0.0, 1.0])
+    scores = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)) * sizes[:, None]
+    expected = torch.zeros(6, 300, dtype=torch.bool)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    assert torch.equal(keep_top(scores, 120), expected.scatter(-1, order[:, :120], True))
