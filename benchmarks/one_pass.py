@@ -85,7 +85,8 @@ def forward_and_backward(lm: LM, batch: Batch) -> None:
 
 def collect(collector: CriterionCollector, batch: Batch, criteria: list[str]) -> None:
     """All of it but writing: scores, sums over windows, sampled tokens, packed as on disk."""
-    collector.predict_step(Numbered(0, batch, [FEATURES, *criteria]), 0)
+    parts = [FEATURES, *criteria]
+    collector.predict_step(Numbered(0, batch, parts, parts), 0)
 
 
 if __name__ == "__main__":

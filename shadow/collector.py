@@ -208,7 +208,9 @@ class ShardWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.waiting.append(outputs)
+        if not batch.kept:
+            return  # this process only ran along
+        self.waiting.append({part: outputs[part] for part in batch.kept})
         shard = batch.first // self.shard_windows
         if batch.first + len(batch.batch.ids) == self.ends[shard]:
             self.flush(shard, trainer.global_rank, trainer.world_size)

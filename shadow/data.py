@@ -126,17 +126,22 @@ class TaskPrompts:
 
 
 class Numbered(NamedTuple):
-    """Consecutive windows of one shard, the first one's number, and the parts that their store misses."""
+    """Consecutive windows of one shard, the first one's number, and the parts that are made of them.
+
+    kept: of these what their store misses, nothing where a process only runs along with the others.
+    """
 
     first: int
     batch: Batch
     parts: list[str]
+    kept: list[str]
 
 
 class CalibrationExamples(pl.LightningDataModule):
     """For `Trainer.predict`: the windows of the shards that miss anything, shared out among the processes.
 
-    missing: the parts that each shard misses.
+    missing: the parts that each shard misses. in_step: all processes make as many passes, of the same kind;
+    who has fewer windows runs along with some that are another's.
     """
 
     def __init__(
@@ -145,10 +150,11 @@ class CalibrationExamples(pl.LightningDataModule):
         batch_size: int,
         shard_windows: int,
         missing: Mapping[int, list[str]],
+        in_step: bool = False,
     ) -> None:
         super().__init__()
         self.examples, self.batch_size, self.shard_windows = examples, batch_size, shard_windows
-        self.missing = missing
+        self.missing, self.in_step = missing, in_step
         self.allow_zero_length_dataloader_with_multiple_devices = (
             True  # there may be fewer shards than processes
         )
@@ -156,19 +162,29 @@ class CalibrationExamples(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        firsts = [
-            (first, shard) for shard in sorted(self.missing)[rank::world] for first in self._firsts(shard)
+        shares = [self._share(process, world) for process in range(world)]
+        served = shares[rank]
+        if self.in_step:
+            first = min(self.missing, default=0) * self.shard_windows
+            served = served + [(first, [])] * (max(map(len, shares)) - len(served))
+        return DataLoader(served, batch_size=None, collate_fn=self.numbered)  # type: ignore[arg-type]
+
+    def _share(self, rank: int, world: int) -> list[tuple[int, list[str]]]:
+        """The first window of each batch of a process, and what is kept of it."""
+        return [
+            (first, self.missing[shard])
+            for shard in sorted(self.missing)[rank::world]
+            for first in range(shard * self.shard_windows, self._end(shard), self.batch_size)
         ]
-        return DataLoader(firsts, batch_size=None, collate_fn=self.numbered)  # type: ignore[arg-type]
 
-    def _firsts(self, shard: int) -> range:
-        end = min((shard + 1) * self.shard_windows, len(self.examples))
-        return range(shard * self.shard_windows, end, self.batch_size)
+    def _end(self, shard: int) -> int:
+        return min((shard + 1) * self.shard_windows, len(self.examples))
 
-    def numbered(self, where: tuple[int, int]) -> Numbered:
-        first, shard = where
-        end = min(first + self.batch_size, (shard + 1) * self.shard_windows)
-        return Numbered(first, collate(self.examples[first:end]), self.missing[shard])
+    def numbered(self, what: tuple[int, list[str]]) -> Numbered:
+        first, kept = what
+        end = min(first + self.batch_size, self._end(first // self.shard_windows))
+        anybodys = list(dict.fromkeys(part for parts in self.missing.values() for part in parts))
+        return Numbered(first, collate(self.examples[first:end]), anybodys if self.in_step else kept, kept)
 
     def transfer_batch_to_device(
         self, numbered: Numbered, device: torch.device, dataloader_idx: int

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shadow.errors import UserError
+from shadow.fsdp import whole
 
 # implementations of transformers whose rows are in a known order: of experts, or of tokens and their choices
 ORDERS = {"grouped_mm": True, "batched_mm": False}
@@ -38,7 +39,7 @@ def expert_width(experts: nn.Module) -> int:
 
 def expert_columns(experts: nn.Module) -> Tensor:
     """-> [E, X * F, 1]: the weights by which each neuron is read, expert by expert."""
-    return experts.get_parameter("down_proj").detach().transpose(0, 1).flatten(1)[..., None]
+    return whole(experts.get_parameter("down_proj").detach()).transpose(0, 1).flatten(1)[..., None]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from shadow.criteria.activation import DEVIATIONS, SUMMABLE, Need, Summed
 from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.criteria.weight import WEIGHT_FORMS, Weighed, WeightRead
 from shadow.errors import UserError
+from shadow.fsdp import anywhere
 from shadow.sites import Site, differentiable_embeddings, find_sites, overhear, values_of, visit, watch
 from shadow.sparsity import Unit
 
@@ -54,7 +55,8 @@ def score(
     each row's own mean, so a row's scores do not depend on what else is in its batch. Only gradients of
     activations are computed, and a site's activation is let go as soon as its gradient has been reduced.
     Values at padding are meaningless. With a float16 model the loss is scaled up, and the pass made again
-    with a smaller scale if that overflows: `receive` is then called again.
+    with a smaller scale if that overflows: `receive` is then called again. Processes that share the model
+    make it again together; of theirs `seen` must be used as it is received, for weights in it go away.
     """
     if "grasp" in criteria and model.dtype == torch.float16:
         raise UserError("criterion=grasp needs model.dtype=float32 or bfloat16, got float16")
@@ -62,22 +64,22 @@ def score(
         raise UserError(f"criterion={next(iter(DEVIATIONS))} needs the calibration's means of activations")
     scaled = model.dtype == torch.float16 and any(map(known.needs_gradient, criteria))
     for scale in LOSS_SCALES if scaled else (1.0,):
-        try:
-            return _Pass(model, batch, criteria, receive, loss, scale, means or {}).run(taps)
-        except _NotFiniteError:
-            continue
+        one = _Pass(model, batch, criteria, receive, loss, scale, means or {})
+        states = one.run(taps)
+        if not anywhere(model, one.overflowed):
+            return states
     raise UserError(
         f"activations or gradients of this model are not finite in model.dtype={str(model.dtype)[6:]}: "
         "try bfloat16 or float32"
     )
 
 
-class _NotFiniteError(Exception):
-    """Before anybody receives what overflowed."""
-
-
 class _Pass:
-    """One forward with its backward. What waits for a gradient is held until then, in the model's dtype."""
+    """One forward with its backward. What waits for a gradient is held until then, in the model's dtype.
+
+    Nobody receives what overflowed, nor what comes after it; the pass goes on to its end all the same, for
+    processes that share the model make each step of it together.
+    """
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class _Pass:
         means: Mapping[Unit, Tensor],
     ) -> None:
         self.model, self.batch, self.receive, self.loss, self.scale = model, batch, receive, loss, scale
-        self.means = means
+        self.means, self.overflowed = means, False
         self.sites = find_sites(model)
         if any(site.experts > 1 for site in self.sites):
             require_seen(criteria)
@@ -168,7 +170,9 @@ class _Pass:
             return
         act = act.float()
         slope = None if slope is None else slope.float() / self.scale
-        _require_finite(act if slope is None else slope)
+        self.look(act if slope is None else slope)
+        if self.overflowed:
+            return
         for name in names:
             if name in STATISTICS:
                 self.receive(name, site, Shown(act if slope is None else slope))
@@ -198,7 +202,7 @@ class _Pass:
                     reads[projection] = self.read(site, projection, given, grad.detach())
                     if len(reads) == len(projections):
                         self.weighed.add(site)
-                        for name in self.weight_forms:
+                        for name in [] if self.overflowed else self.weight_forms:
                             self.receive(name, site, Weighed(WEIGHT_FORMS[name], list(reads.values())))
                         reads.clear()
 
@@ -208,7 +212,7 @@ class _Pass:
 
     def read(self, site: Site, projection: nn.Linear, x: Tensor, grad: Tensor) -> WeightRead:
         given, wanted = self.unflatten(x).float(), self.unflatten(grad).float() / self.scale
-        _require_finite(wanted)
+        self.look(wanted)
         weight = values_of(projection).float()
         if site.kind == "neuron":  # a row each, or two where a gate and more are written in one
             own = torch.stack(wanted.split(site.units, -1), -1)  # [B, T, U, D], laid out as it reads
@@ -216,6 +220,9 @@ class _Pass:
         return WeightRead(
             given.unflatten(-1, (site.units, -1)), wanted, weight.T.unflatten(0, (site.units, -1))
         )
+
+    def look(self, values: Tensor) -> None:
+        self.overflowed |= not math.isfinite(values.sum())  # the sum is finite only if all that it sums is
 
     def unflatten(self, values: Tensor) -> Tensor:
         """[..., E] -> [B, T, E]: OPT flattens [B, T] before its FFN."""
@@ -231,8 +238,3 @@ def require_seen(criteria: Sequence[str]) -> None:
             "where they are read, at the tokens that were sent there: use l2_norm, griffin, plainact, "
             "snip, grad_norm or fisher"
         )
-
-
-def _require_finite(values: Tensor) -> None:
-    if not math.isfinite(values.sum()):  # one look: the sum is finite only if all that it sums is
-        raise _NotFiniteError

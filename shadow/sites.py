@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.experts import count_experts, expert_columns, expert_width, experts_at, visit_experts
+from shadow.fsdp import whole
 
 Kind = Literal["head", "neuron"]
 KINDS: tuple[Kind, ...] = ("head", "neuron")
@@ -240,9 +241,10 @@ def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
 
 
 def values_of(module: nn.Module, name: str = "weight") -> Tensor:
-    """A module's own parameter, which accelerate may keep elsewhere until the module runs."""
+    """A module's own parameter, which accelerate may keep elsewhere until the module runs, and of which
+    processes that share the model have a part each: all of them must then ask."""
     with align_module_device(module):
-        return module.get_parameter(name).detach()
+        return whole(module.get_parameter(name).detach())
 
 
 @contextmanager

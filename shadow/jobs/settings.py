@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -46,10 +47,9 @@ STAGES = ("plan", "traces", "predictor")
 FILLS = ("auto", "zero", "mean")
 LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
 BUDGETS = ("uniform", "greedy")
-STRATEGIES = (
-    "auto",
-    "ddp",
-)  # others would shard the predictor, or nothing: the model is no child of a module
+# and which of Lightning's starts the processes: its own fsdp would shard the predictor, or nothing, for the
+# model is no child of a module
+STRATEGIES = {"auto": "auto", "ddp": "ddp", "fsdp": "ddp"}
 NETS = (
     *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
     *("unified_paper", "unified_paper_global", "unified_sequence", "layerwise_paper"),
@@ -468,17 +468,47 @@ def check_train(cfg: DictConfig) -> None:
 def check_devices(cfg: DictConfig) -> None:
     """Processes share the work out, and accelerate spreads one model: not both over the same devices."""
     trainer, device_map = cfg.trainer, cfg.model.device_map
-    require_choice("trainer.strategy", trainer.strategy, STRATEGIES)
+    require_choice("trainer.strategy", trainer.strategy, list(STRATEGIES))
+    if shares_weights(cfg):
+        check_shared(cfg)
     if trainer.devices not in (1, "auto", [0]) and trainer.strategy == "auto":
         raise UserError(
-            f"trainer.devices={trainer.devices} asks for several processes: give trainer.strategy=ddp, got "
-            f"{trainer.strategy}"
+            f"trainer.devices={trainer.devices} asks for several processes: give trainer.strategy=ddp, or "
+            f"fsdp for them to share a model that is larger than one device, got {trainer.strategy}"
         )
     if trainer.strategy == "ddp" and trainer.devices not in (1, [0]) and device_map is not None:
         raise UserError(
             f"with trainer.devices={trainer.devices} each process holds the whole model: give "
-            "model.device_map=null, or for a model larger than one device trainer.devices=1, got "
-            f"{device_map!r}"
+            "model.device_map=null, or for a model larger than one device trainer=fsdp as well, or "
+            f"trainer.devices=1, got {device_map!r}"
+        )
+
+
+def shares_weights(cfg: DictConfig) -> bool:
+    """Whether each process holds a part of every weight, instead of all of them."""
+    return cfg.trainer.strategy == "fsdp"
+
+
+def check_shared(cfg: DictConfig) -> None:
+    trainer, asked = cfg.trainer, asked_criteria(cfg)
+    if cfg.model.device_map is not None:
+        raise UserError(
+            "trainer.strategy=fsdp gives each process a part of every layer, and model.device_map gives "
+            f"devices whole ones: give model.device_map=null, got {cfg.model.device_map!r}"
+        )
+    devices = trainer.devices
+    if devices == "auto":
+        devices = 1 if trainer.accelerator == "cpu" else torch.cuda.device_count()
+    if devices in (0, 1, [0]) and trainer.num_nodes == 1:
+        raise UserError(
+            "trainer.strategy=fsdp shares the weights among processes and needs several: give "
+            f"trainer.devices=2 or more, or trainer=default, got trainer.devices={trainer.devices} with "
+            f"trainer.accelerator={trainer.accelerator}, which is one"
+        )
+    if "grasp" in asked:
+        raise UserError(
+            "criterion=grasp differentiates twice, and what trainer.strategy=fsdp gathered of the weights is "
+            f"gone by then: leave it out of traces.criteria, or give trainer=ddp, got {asked}"
         )
 
 

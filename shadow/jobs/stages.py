@@ -30,9 +30,11 @@ from shadow.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.criteria import BESIDE_MEANS, RANDOM, random_scores_of
 from shadow.data import CalibrationExamples
 from shadow.errors import UserError
+from shadow.fsdp import ShareWeights
 from shadow.jobs import planning
 from shadow.jobs.run import versions
 from shadow.jobs.settings import (
+    STRATEGIES,
     asked_criteria,
     asked_parts,
     asked_size,
@@ -55,6 +57,7 @@ from shadow.jobs.settings import (
     pruned_settings,
     reads,
     require_windows,
+    shares_weights,
     trace_settings,
     trace_taps,
     traces_folder,
@@ -87,17 +90,19 @@ Collector = CriterionCollector | PrunedStates
 def load_lm(cfg: DictConfig) -> LM:
     """The jobs of a sweep share one model: nothing is left on it between them."""
     planning.check_context(cfg)
-    return _load_lm(json.dumps(plain(cfg.model), sort_keys=True))
+    return _load_lm(json.dumps(plain(cfg.model), sort_keys=True), shares_weights(cfg))
 
 
 def measured_lm(cfg: DictConfig) -> LM:
     """The model of `load_lm` as it is measured: the same weights in measure.dtype."""
     model = plain(cfg.model)
-    return _load_lm(json.dumps(model | {"dtype": cfg.measure.dtype or model["dtype"]}, sort_keys=True))
+    settings = json.dumps(model | {"dtype": cfg.measure.dtype or model["dtype"]}, sort_keys=True)
+    return _load_lm(settings, shares_weights(cfg))
 
 
 @lru_cache(maxsize=1)
-def _load_lm(settings: str) -> LM:
+def _load_lm(settings: str, shared: bool) -> LM:
+    """shared: whether processes will share it out, which is not undone."""
     model = OmegaConf.create(json.loads(settings))
     start = time.monotonic()
     where = json.loads(settings)["device_map"]  # plain: accelerate's may be a dict
@@ -110,11 +115,9 @@ def _load_lm(settings: str) -> LM:
 def digest(model: PreTrainedModel) -> str:
     """Tells one set of weights from another by a few numbers of every parameter."""
     found = hashlib.sha256()
-    for name, values in model.named_parameters():
-        flat = values.detach().flatten()
-        if values.is_meta:  # accelerate keeps it elsewhere
-            owner, _, own = name.rpartition(".")
-            flat = values_of(model.get_submodule(owner), own).flatten()
+    for name, _ in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        flat = values_of(model.get_submodule(owner), own).flatten()
         found.update(name.encode() + flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
 
@@ -285,15 +288,18 @@ def collect(
             folder,
         )
         progress = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
+        shared = shares_weights(cfg)
+        sharing = [ShareWeights(lm.model, find_layers(lm.model))] if shared else []
         trainer: pl.Trainer = instantiate(
             cfg.trainer,
-            callbacks=[ShardWriter(folder, store, size, ends), *progress],
+            strategy=STRATEGIES[cfg.trainer.strategy],
+            callbacks=[*sharing, ShardWriter(folder, store, size, ends), *progress],
             logger=False,
             enable_checkpointing=False,
             inference_mode=False,
             use_distributed_sampler=False,  # a shard is one process's
         )
-        data = CalibrationExamples(examples, cfg.traces.batch_size, size, missing)
+        data = CalibrationExamples(examples, cfg.traces.batch_size, size, missing, in_step=shared)
         trainer.predict(collector, data, return_predictions=False)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -407,6 +413,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
+        strategy=STRATEGIES[cfg.trainer.strategy],
         callbacks=[keeper, *extra],
         logger=loggers,
         plugins=[WholeCheckpoints()],

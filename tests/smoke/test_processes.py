@@ -1,6 +1,7 @@
 """Two processes that collect one store together leave what one process leaves."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ JOB = [
     "model=tiny-llama",
     "criterion=l2_norm",
     "stage=traces",
-    "trainer=cpu",
+    "trainer.accelerator=cpu",
     "traces.criteria=[l2_norm,plainact,nwot]",
     "data.windows=70",
     "data.tokens=24",
@@ -105,6 +106,52 @@ def test_two_processes_fit_what_one_fits(folders, run):
     for name, value in metrics[0].items():  # of few rows, where units that nearly tie change places
         room = 0.02 if name in ranks else 0.002
         assert value == pytest.approx(metrics[1][name], rel=0.01, abs=room), name
+
+
+SHARING = ["trainer=fsdp", "trainer.devices=2"]
+
+
+def content(folder):
+    """The manifest without the names of files, which tell who wrote them."""
+    manifest = json.loads((store(folder) / "manifest.json").read_text())
+    parts = {part: [shard["sha256"] for shard in shards] for part, shards in manifest["parts"].items()}
+    return manifest | {"parts": parts}
+
+
+@pytest.fixture(scope="module")
+def shared(folders, run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    done = run(folder, "train.py", *JOB, *SHARING)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return folder, done.stdout
+
+
+def test_two_processes_that_share_the_weights_leave_the_content_of_one(folders, shared):
+    """Process 0 has 3 shards and process 1 has 2."""
+    folder, told = shared
+    held = re.findall(r"process (\d) holds (\d+) of (\d+) parameters", told)
+    assert sorted(process for process, _, _ in held) == ["0", "1"]
+    for _, mine, of in held:
+        assert 0.49 < int(mine) / int(of) < 0.51
+    assert sum(int(mine) for _, mine, _ in held) == int(held[0][2])
+    assert content(folder) == content(folders[0])
+
+
+def test_processes_that_share_the_weights_go_on_in_step_where_they_miss_different_parts(shared, run):
+    """Process 0 misses a backward pass and a forward pass, process 1 a forward pass alone. Then they fit."""
+    folder, _ = shared
+    before = content(folder)
+    lost = [
+        next(store(folder).glob(name)) for name in ("plainact-00001-*", "l2_norm-00002-*", "l2_norm-00004-*")
+    ]
+    kept = {file: file.stat().st_mtime_ns for file in store(folder).glob("*.safetensors") if file not in lost}
+    for file in lost:
+        file.unlink()
+    done = run(folder, "train.py", *JOB, *FIT, *SHARING)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert content(folder) == before
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert (predictor(folder) / "predictor.safetensors").is_file()
 
 
 def test_more_processes_than_shards_collect_all_the_same(run, tmp_path):

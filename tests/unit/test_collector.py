@@ -41,7 +41,7 @@ def windows(examples):
 def step(lm, windows, parts, keeping=KEEPING, first=0):
     """What the collector returns for these windows as one batch."""
     return CriterionCollector(lm.model, keeping, drawn_means(lm)).predict_step(
-        Numbered(first, collate(windows), list(parts)), 0
+        Numbered(first, collate(windows), list(parts), list(parts)), 0
     )
 
 
@@ -463,11 +463,12 @@ def test_a_shard_is_written_when_its_last_batch_is_there_and_holds_all_of_them(l
 
 
 def test_a_float16_model_that_overflows_is_collected_with_a_smaller_loss_scale(make_lm, examples):
-    """The first pass ends before anything of it is packed."""
+    """Nothing of what overflowed is packed."""
     lm = make_lm("opt", dtype=torch.float16)
     lm.model.model.decoder.final_layer_norm.weight.data.mul_(4)
     batch = collate(examples([12, 7], [6, 3]))
     collector = CriterionCollector(lm.model, KEEPING)
     with torch.enable_grad():
-        parts = collector.predict_step(Numbered(0, batch, [FEATURES, "plainact"]), 0)
+        asked = [FEATURES, "plainact"]
+        parts = collector.predict_step(Numbered(0, batch, asked, asked), 0)
     assert torch.isfinite(parts["plainact"]["window/neuron"]).all()

@@ -255,7 +255,10 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
 def test_every_trainer_builds_with_the_callbacks(compose, option):
     cfg = compose("train", f"trainer={option}")
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
-    trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
+    strategy = settings.STRATEGIES[cfg.trainer.strategy]
+    trainer = instantiate(
+        cfg.trainer, strategy=strategy, callbacks=callbacks, logger=False, enable_checkpointing=False
+    )
     assert isinstance(trainer, pl.Trainer)
     assert trainer.max_epochs == cfg.predictor.epochs
 

@@ -124,9 +124,9 @@ def test_more_windows_begin_with_the_fewer(tiny_opt, tmp_path, seed):
 ROWS = [Example([i + 1] * (i + 1), 1) for i in range(11)]
 
 
-def served(missing, batch_size=2, process=None):
+def served(missing, batch_size=2, process=None, in_step=False):
     """What comes out for shards of 4 windows; process: (its number, of how many)."""
-    data = CalibrationExamples(ROWS, batch_size, 4, missing)
+    data = CalibrationExamples(ROWS, batch_size, 4, missing, in_step)
     if process:
         data.trainer = SimpleNamespace(global_rank=process[0], world_size=process[1])
     return list(data.predict_dataloader())
@@ -142,9 +142,9 @@ def test_the_windows_of_the_shards_that_miss_anything_are_served_in_order(batch_
     found = served({2: ["fisher"], 0: ["features", "l2_norm"]}, batch_size)
     firsts = [*range(0, 4, batch_size), *range(8, 11, batch_size)]
     assert [numbered.first for numbered in found] == firsts
-    for first, batch, parts in found:
+    for first, batch, parts, kept in found:
         assert_batch(batch, ROWS[first : min(first + batch_size, 4 if first < 4 else 11)])
-        assert parts == (["features", "l2_norm"] if first < 4 else ["fisher"])
+        assert parts == kept == (["features", "l2_norm"] if first < 4 else ["fisher"])
 
 
 def test_a_batch_never_reaches_into_the_next_shard():
@@ -166,6 +166,25 @@ def test_processes_share_the_shards_out_and_no_shard_is_of_two(world):
     assert sorted(shard for mine in shards for shard in mine) == [0, 1, 2]
     sizes = [len(mine) for mine in shards]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "missing", [{0: ["fisher"], 1: ["l2_norm", "fisher"], 2: ["l2_norm"]}, {2: ["features"]}, {}], ids=str
+)
+def test_processes_in_step_pass_as_often_and_keep_what_they_would_keep_alone(missing, world):
+    """Shard 2 has 3 windows, in batches of 2 and 1; the others 4."""
+    apart = [served(missing, 2, (rank, world)) for rank in range(world)]
+    together = [served(missing, 2, (rank, world), in_step=True) for rank in range(world)]
+    assert {len(mine) for mine in together} == {max(map(len, apart))}
+    assert len({tuple(sorted(numbered.parts)) for mine in together for numbered in mine}) <= 1
+    for alone, mine in zip(apart, together, strict=True):
+        own = [numbered for numbered in mine if numbered.kept]
+        assert [(numbered.first, numbered.kept) for numbered in own] == [
+            (numbered.first, numbered.kept) for numbered in alone
+        ]
+        for numbered in mine:
+            assert set(numbered.kept) <= set(numbered.parts)
 
 
 def test_wikitext_is_read_from_json_lines(shared_data, tiny_opt):

@@ -253,7 +253,7 @@ def test_code_beside_a_model_is_run_only_if_that_is_asked_for(compose, model_fol
     assert not (tmp_path / "run").exists()
     cfg = compose("train", f"model.path={model_folder}", "model.trust_remote_code=true")
     with pytest.raises(UserError, match="no layout"):  # its config is another family's
-        stages._load_lm(json.dumps(settings.plain(cfg.model)))
+        stages._load_lm(json.dumps(settings.plain(cfg.model)), False)
     assert (tmp_path / "run").is_dir()
 
 

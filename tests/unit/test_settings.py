@@ -506,8 +506,8 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.name=unifed", r"predictor\.name.*unifed"),
         ("criterion.name=magnitude", r"criterion .*l2_norm.*magnitude"),
         ("stage=fit", r"stage .*traces.*'fit'"),
-        ("trainer.devices=2", r"trainer\.devices=2 .*trainer\.strategy=ddp, got auto"),
-        ("trainer.strategy=fsdp", r"trainer\.strategy.*'auto', 'ddp'.*'fsdp'"),
+        ("trainer.devices=2", r"trainer\.devices=2 .*trainer\.strategy=ddp, .*got auto"),
+        ("trainer.strategy=deepspeed", r"trainer\.strategy.*'auto', 'ddp', 'fsdp'.*'deepspeed'"),
         ("traces.criteria=[magnitude]", r"traces\.criteria.*magnitude"),
         ("traces.criteria=[removal]", r"traces\.criteria.*removal"),
         ("traces.criteria=[]", r"traces\.criteria.*\[\]"),
@@ -542,11 +542,42 @@ def test_a_model_is_spread_or_copied_to_every_process_and_not_both(compose):
 
 
 @pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (["trainer.devices=1"], r"needs several.*trainer\.devices=2 or more.*got trainer\.devices=1 "),
+        (["trainer.devices=[0]"], r"needs several.*got trainer\.devices=\[0\]"),
+        (
+            ["trainer.accelerator=cpu"],
+            r"got trainer\.devices=auto with trainer\.accelerator=cpu, which is one",
+        ),
+        (["trainer.devices=8", "model=llama-2-70b"], r"model\.device_map=null, got 'auto'"),
+        (
+            ["trainer.devices=2", "traces.criteria=[fisher,grasp]"],
+            r"criterion=grasp.*\['fisher', 'grasp', 'l2_norm'\]",
+        ),
+        (["trainer.devices=2", "traces.criteria=all"], r"criterion=grasp"),
+        (["trainer.devices=2", "predictor=static", "criterion=grasp"], r"criterion=grasp.*\['grasp'\]"),
+    ],
+    ids=str,
+)
+def test_weights_are_not_shared_where_they_cannot_be(compose, job, message):
+    with pytest.raises(UserError, match=message):
+        check_train(compose("train", "trainer=fsdp", *job))
+
+
+def test_weights_are_shared_in_collecting_alone(compose):
+    with pytest.raises(UserError, match=r"trainer\.devices=1 and trainer\.strategy=auto, got 8 and fsdp"):
+        check_scorer(compose("evaluate", "sparsity.level=0", "trainer=fsdp", "trainer.devices=8"))
+
+
+@pytest.mark.parametrize(
     "job",
     [
         ["stage=traces", "trainer.devices=2", "trainer.strategy=ddp"],
         ["trainer=ddp"],
         ["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", "model.device_map=auto"],
+        ["trainer=fsdp", "trainer.devices=8", "model=llama-2-70b", "model.device_map=null"],
+        ["trainer=fsdp", "trainer.devices=1", "trainer.num_nodes=2"],
         ["predictor=static", "traces.tokens_per_window=0"],
         ["predictor.pooling=last", "sparsity.decided_at=prompt", "traces.tokens_per_window=0"],
         ["traces.criteria=[fisher]"],
