@@ -20,7 +20,7 @@ from shadow.fast.decode import write_neurons
 from shadow.fast.families import Sizes
 from shadow.fast.products import across, along
 from shadow.fast.scoring import Choice
-from shadow.fast.storage import FAST, Rows, Storage, allocate, put
+from shadow.fast.storage import CHUNK, FAST, Rows, Storage, allocate, put
 from shadow.fast.team import Team, meet
 
 LAYERS, WIDTH, NEURONS, ROUNDS = 8, 2048, 8192, 15
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--level", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     args = parser.parse_args()
     few = namedtuple("few", "sizes up gate down up_bias gate_bias")  # of Weights, what the kernel reads
-    room = namedtuple("room", "h fill_neurons sums")
+    room = namedtuple("room", "h fill_neurons sums up gate lines factors")
     sizes = Sizes(LAYERS, WIDTH, 32, 32, 64, NEURONS, 1, False, True, False, 1e-5, 1.0, 0)
     team, draw = Team(), np.random.default_rng(0)
     print(f"{team.members} threads, {LAYERS} layers, medians of {ROUNDS} rounds by turns\n")
@@ -64,9 +64,10 @@ def main() -> None:
                     stay, stay, lists.astype(np.int32), lists.astype(np.int32), counts, counts.copy()
                 )
                 weights = few(sizes, up, up, down, zeros, zeros)
-                bench = room(
-                    np.ones((1, WIDTH), np.float32), zeros, np.zeros((team.members, 2, WIDTH), np.float32)
-                )
+                said, lines = np.zeros((1, count), np.float32), np.zeros((team.members, CHUNK + 16), np.int32)
+                sums = np.zeros((team.members, 2, WIDTH), np.float32)
+                h = np.ones((1, WIDTH), np.float32)
+                bench = room(h, zeros, sums, said, said, lines, lines.astype(np.float32))
                 x = np.ones((2, WIDTH), np.float32)
                 return lambda: team.run(all_layers, weights, choice, x, bench)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from shadow.fast.scoring import HEADS, NEURONS, choose, score_tap
-from shadow.fast.storage import FAST, add, dot, fetch
+from shadow.fast.storage import CHUNK, FAST, adds, dot, dots, dots_between
 from shadow.fast.team import meet, share
 
 
@@ -36,9 +36,10 @@ class Bench(NamedTuple):
     write to one cache line wait for each other.
 
     h: [B, E], the stream; x, sums: [members, B + 1, E]; query, context: [B, H * D]; key, value: [B, G * D];
-    weights: [members, room + 32]; turned: [members, 3, D]; logits: [B, V]. Of the predictor, scaled:
-    [members, B, E], hidden: [depth, B, W], told: [B, R], scores: [B, L, H + F], ranked: int32
-    [members, units].
+    up, gate: [B, F]; lines: int32 and factors [members, CHUNK + 16], rows that are read together and what
+    they are multiplied by; weights: [members, room + 32]; turned: [members, 3, D]; logits: [B, V]. Of the
+    predictor, scaled: [members, B, E], hidden: [depth, B, W], told: [B, R], head_scores: [B, L * H],
+    neuron_scores: [B, L * F], ranked: int32 [members, units].
     fill_heads: [L, H * D] and fill_neurons: [L, F], what dropped units say, and fill_bases: [2, L, E], what
     is read of all of them.
     """
@@ -50,12 +51,17 @@ class Bench(NamedTuple):
     value: np.ndarray
     context: np.ndarray
     sums: np.ndarray
+    up: np.ndarray
+    gate: np.ndarray
+    lines: np.ndarray
+    factors: np.ndarray
     weights: np.ndarray
     turned: np.ndarray
     scaled: np.ndarray
     hidden: np.ndarray
     told: np.ndarray
-    scores: np.ndarray
+    head_scores: np.ndarray
+    neuron_scores: np.ndarray
     ranked: np.ndarray
     logits: np.ndarray
     fill_heads: np.ndarray
@@ -97,29 +103,32 @@ def project(weights, layer, choice, memory, x, bench, member, members):
     sizes = weights.sizes
     width, rows = sizes.head_width, bench.h.shape[0]
     kept = choice.counts[layer, HEADS] * width
-    late = memory.written.size > 0
-    stored = 0 if late else sizes.kv_heads * width
+    stored = 0 if memory.written.size > 0 else sizes.kv_heads * width
     heads, found, slot = choice.heads, choice.head_list, memory.slot  # see `step`
     queries, query_bias, query = weights.query, weights.query_bias, bench.query
     keys, key_bias, key = weights.key, weights.key_bias, bench.key
     values, value_bias, value = weights.value, weights.value_bias, bench.value
-    start, stop = share(kept + 2 * stored, member, members)
-    for task in range(start, stop):
-        if task < kept:
-            row = found[layer, task // width] * width + task % width
-            for b in range(rows):
-                if heads[b, layer, row // width]:
-                    query[b, row] = dot(x, b, queries, layer, row) + query_bias[layer, row]
-        elif task < kept + stored:
-            row = task - kept
+    lines = bench.lines[member]
+    start, stop = share(kept, member, members)
+    for begin in range(start, stop, CHUNK):
+        for b in range(rows):
+            count = 0
+            for task in range(begin, min(begin + CHUNK, stop)):
+                head = found[layer, task // width]
+                if heads[b, layer, head]:
+                    lines[count] = head * width + task % width
+                    count += 1
+            dots(x, b, queries, query_bias, layer, lines, count, query)
+    start, stop = share(stored, member, members)
+    for begin in range(start, stop, CHUNK):
+        count = 0
+        for row in range(begin, min(begin + CHUNK, stop)):
             if slot[layer, row // width] >= 0:
-                for b in range(rows):
-                    key[b, row] = dot(x, b, keys, layer, row) + key_bias[layer, row]
-        else:
-            row = task - kept - stored
-            if slot[layer, row // width] >= 0:
-                for b in range(rows):
-                    value[b, row] = dot(x, b, values, layer, row) + value_bias[layer, row]
+                lines[count] = row
+                count += 1
+        for b in range(rows):
+            dots(x, b, keys, key_bias, layer, lines, count, key)
+            dots(x, b, values, value_bias, layer, lines, count, value)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -244,42 +253,52 @@ def write_heads(weights, layer, choice, bench, member, members):
     start, stop = share(choice.counts[layer, HEADS] * width, member, members)
     heads, found, context, fill = choice.heads, choice.head_list, bench.context, bench.fill_heads
     sums, outputs = bench.sums[member], weights.output
-    for task in range(start, stop):
-        head = found[layer, task // width]
-        row = head * width + task % width
+    lines, factors = bench.lines[member], bench.factors[member]
+    for begin in range(start, stop, CHUNK):
         for b in range(rows):
-            if heads[b, layer, head]:
-                add(sums, b, context[b, row] - fill[layer, row], outputs, layer, row)
+            count = 0
+            for task in range(begin, min(begin + CHUNK, stop)):
+                head = found[layer, task // width]
+                if heads[b, layer, head]:
+                    row = head * width + task % width
+                    lines[count], factors[count] = row, context[b, row] - fill[layer, row]
+                    count += 1
+            adds(sums, b, factors, outputs, layer, lines, count)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
 def write_neurons(weights, layer, choice, x, bench, member, members):
-    """One pass over each neuron that stays: what it reads, says and writes, into this member's sums."""
+    """What the neurons that stay read, say and write, into this member's sums."""
     rows = bench.h.shape[0]
     start, stop = share(choice.counts[layer, NEURONS], member, members)
     neurons, found, fill, sums = choice.neurons, choice.neuron_list, bench.fill_neurons, bench.sums[member]
     ups, gates, downs = weights.up, weights.gate, weights.down
     up_bias, gate_bias, gated = weights.up_bias, weights.gate_bias, weights.sizes.gated
-    for task in range(start, stop):
-        row = found[layer, task]
-        if task + 1 < stop:
-            after = found[layer, task + 1]
-            fetch(ups, layer, after)
-            if gated:
-                fetch(gates, layer, after)
-            fetch(downs, layer, after)
+    up, gate, lines, factors = bench.up, bench.gate, bench.lines[member], bench.factors[member]
+    for begin in range(start, stop, CHUNK):
         for b in range(rows):
-            if not neurons[b, layer, row]:
-                continue
-            said = dot(x, b, ups, layer, row) + up_bias[layer, row]
+            count = 0
+            for task in range(begin, min(begin + CHUNK, stop)):
+                row = found[layer, task]
+                if neurons[b, layer, row]:
+                    lines[count] = row
+                    count += 1
+            dots(x, b, ups, up_bias, layer, lines, count, up)
             if gated:
-                gate = dot(x, b, gates, layer, row) + gate_bias[layer, row]
-                said *= gate / (np.float32(1) + np.float32(math.exp(-gate)))
-            else:
-                said = max(said, np.float32(0))
-            said -= fill[layer, row]
-            if said != 0:
-                add(sums, b, said, downs, layer, row)
+                dots(x, b, gates, gate_bias, layer, lines, count, gate)
+            speaking = 0
+            for index in range(count):
+                row = lines[index]
+                said = up[b, row]
+                if gated:
+                    said *= gate[b, row] / (np.float32(1) + np.float32(math.exp(-gate[b, row])))
+                else:
+                    said = max(said, np.float32(0))
+                said -= fill[layer, row]
+                if said != 0:
+                    lines[speaking], factors[speaking] = row, said
+                    speaking += 1
+            adds(sums, b, factors, downs, layer, lines, speaking)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
@@ -309,7 +328,8 @@ def step(weights, nets, rule, choice, memory, bench, ids, real, position, board,
     if member == 0:
         for b in range(rows):
             h[b] = 0
-            add(h, b, np.float32(1), weights.embedding, 0, ids[b])
+            bench.lines[member, 0], bench.factors[member, 0] = ids[b], 1
+            adds(h, b, bench.factors[member], weights.embedding, 0, bench.lines[member], 1)
             if not sizes.rotary:
                 h[b] += weights.positions[sizes.first + position - memory.start[b]]
     meet(board, members)
@@ -323,15 +343,17 @@ def step(weights, nets, rule, choice, memory, bench, ids, real, position, board,
                 bench.scaled,
                 bench.hidden,
                 bench.told,
-                bench.scores,
+                bench.head_scores,
+                bench.neuron_scores,
+                bench.lines[member],
                 units,
                 board,
                 member,
                 members,
             )
             choose(
-                rule, choice, bench.scores, nets.taps[tap, 1], nets.taps[tap, 2], bench.ranked, real, units,
-                board, member, members,
+                rule, choice, bench.head_scores, bench.neuron_scores, nets.taps[tap, 1], nets.taps[tap, 2],
+                bench.ranked, real, units, board, member, members,
             )  # fmt: skip
             tap += 1
         norm(weights, weights.attention_norm, layer, h, x)
@@ -362,8 +384,6 @@ def step(weights, nets, rule, choice, memory, bench, ids, real, position, board,
         meet(board, members)
     norm(weights, weights.last_norm, 0, h, x)
     start, stop = share(sizes.vocabulary, member, members)
-    vocabulary, bias, logits = weights.vocabulary, weights.vocabulary_bias, bench.logits
-    for row in range(start, stop):
-        for b in range(rows):
-            logits[b, row] = dot(x, b, vocabulary, 0, row) + bias[0, row]
+    lines = bench.lines[member]
+    dots_between(x, weights.vocabulary, weights.vocabulary_bias, 0, start, stop, lines, bench.logits)
     meet(board, members)

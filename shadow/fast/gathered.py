@@ -21,6 +21,7 @@ from shadow.fast.prefill import Fills, Prompt, prefill
 from shadow.fast.products import across
 from shadow.fast.scoring import Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.fast.scoring import list_layer as list_choice
+from shadow.fast.storage import CHUNK, lined_up
 from shadow.fast.team import Team
 from shadow.fast.weights import Weights, pack
 from shadow.masked import KVPolicy, Run, SparseRun, Storage, real_positions
@@ -195,7 +196,7 @@ class GatheredRun:
         stored = sizes.kv_heads * sizes.head_width
 
         def empty(*shape: int) -> np.ndarray:
-            return np.empty(shape, np.float32)
+            return lined_up(shape, np.dtype(np.float32))
 
         self.bench = Bench(
             h=empty(rows, sizes.width),
@@ -205,12 +206,17 @@ class GatheredRun:
             value=empty(rows, stored),
             context=empty(rows, inner),
             sums=empty(members, rows + 1, sizes.width),
+            up=empty(rows, sizes.neurons),
+            gate=empty(rows, sizes.neurons),
+            lines=np.empty((members, CHUNK + 16), np.int32),
+            factors=empty(members, CHUNK + 16),
             weights=empty(members, room + 32),
             turned=empty(members, 3, sizes.head_width),
             scaled=empty(members, rows, sizes.width),
             hidden=empty(max(1, int(self.nets.depth[0])), rows, self.nets.bend.values.shape[2]),
             told=empty(rows, self.nets.bend.values.shape[1]),
-            scores=empty(rows, sizes.layers, sizes.heads + sizes.neurons),
+            head_scores=empty(rows, sizes.layers * sizes.heads),
+            neuron_scores=empty(rows, sizes.layers * sizes.neurons),
             ranked=np.empty((members, max(sizes.heads, sizes.neurons)), np.int32),
             logits=empty(rows, sizes.vocabulary),
             fill_heads=self.fills.of["head"].flatten(1).numpy(),

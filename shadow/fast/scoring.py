@@ -10,7 +10,7 @@ from numba import njit
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.fast.storage import Rows, Storage, allocate, dot, put
+from shadow.fast.storage import Rows, Storage, allocate, dot, dots_between, put
 from shadow.fast.team import meet, share
 from shadow.predictors import Predicted, Tap
 from shadow.selection import NO_GUESS, keep_top
@@ -27,7 +27,7 @@ class Nets(NamedTuple):
 
     first: rows [N, W, E], others: [N * (depth - 1), W, W] and bend: [N, R, W] of the hidden layers, which
     `depth` [1] counts, with biases [N, W] and [N * (depth - 1), W]; down: [N, R, E] with bias [N, R]; up: of
-    each kind, rows [1, L * U, R] of all layers, zeros where none is scored, and static: float32 [L * U].
+    each kind, rows [1, L * U, R] of all layers, zeros where none is scored, and static: float32 [1, L * U].
     """
 
     taps: np.ndarray
@@ -110,8 +110,8 @@ def empty_nets(
         down_bias=zeros(taps, rank),
         up_heads=allocate(storage, 1, rows["head"], rank),
         up_neurons=allocate(storage, 1, rows["neuron"], rank),
-        static_heads=zeros(rows["head"]),
-        static_neurons=zeros(rows["neuron"]),
+        static_heads=zeros(1, rows["head"]),
+        static_neurons=zeros(1, rows["neuron"]),
         kinds=np.zeros(2, np.bool_),
     )
 
@@ -148,7 +148,7 @@ def pack_nets(predicted: Predicted, units: Mapping[Kind, int], storage: Storage)
                 lines = slice(net.span.start * units[kind], net.span.stop * units[kind])
                 part = Rows(up.values[:, lines], up.scale[:, lines])
                 put(part, 0, wider(net.up[kind].get_parameter("weight"), rank, 1))
-                static[lines] = net.static[kind].detach().flatten().numpy()
+                static[0, lines] = net.static[kind].detach().flatten().numpy()
                 nets.kinds[number] = True
     return nets
 
@@ -189,10 +189,12 @@ def gelu(value):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def score_tap(nets, tap, h, scaled, hidden, told, scores, units, board, member, members):
-    """h: [B, E] -> scores: [B, L, H + F] of the tap's layers.
+def score_tap(
+    nets, tap, h, scaled, hidden, told, head_scores, neuron_scores, lines, units, board, member, members
+):
+    """h: [B, E] -> head_scores: [B, L * H] and neuron_scores: [B, L * F] of the tap's layers.
 
-    scaled: [members, B, E], hidden: [depth, B, W] and told: [B, R] are for work; units: (H, F).
+    scaled: [members, B, E], hidden: [depth, B, W], told: [B, R] and lines are for work; units: (H, F).
     """
     rows, width = h.shape
     depth, center, scale, x = nets.depth[0], nets.center, nets.scale, scaled[member]
@@ -203,48 +205,47 @@ def score_tap(nets, tap, h, scaled, hidden, told, scores, units, board, member, 
     for layer in range(depth):
         start, stop = share(hidden.shape[2], member, members)
         now, before = hidden[layer], hidden[max(layer - 1, 0)]
-        net = nets.first if layer == 0 else nets.others
-        bias = nets.first_bias if layer == 0 else nets.others_bias
-        line = tap if layer == 0 else tap * (depth - 1) + layer - 1
+        if layer == 0:
+            dots_between(x, nets.first, nets.first_bias, tap, start, stop, lines, now)
+        else:
+            line = tap * (depth - 1) + layer - 1
+            dots_between(before, nets.others, nets.others_bias, line, start, stop, lines, now)
         for row in range(start, stop):
             for b in range(rows):
-                if layer == 0:
-                    now[b, row] = gelu(dot(x, b, net, line, row) + bias[line, row])
-                else:
-                    now[b, row] = before[b, row] + gelu(dot(before, b, net, line, row) + bias[line, row])
+                now[b, row] = gelu(now[b, row])
+                if layer > 0:
+                    now[b, row] += before[b, row]
         meet(board, members)
     start, stop = share(told.shape[1], member, members)
-    down, bias, bend = nets.down, nets.down_bias, nets.bend
-    for row in range(start, stop):
-        for b in range(rows):
-            value = dot(x, b, down, tap, row) + bias[tap, row]
-            if depth > 0:
-                value += dot(last, b, bend, tap, row)
-            told[b, row] = value
+    dots_between(x, nets.down, nets.down_bias, tap, start, stop, lines, told)
+    if depth > 0:
+        bend = nets.bend
+        for row in range(start, stop):
+            for b in range(rows):
+                told[b, row] += dot(last, b, bend, tap, row)
     meet(board, members)
     begin, end = nets.taps[tap, 1], nets.taps[tap, 2]
     for kind in range(2):
         if not nets.kinds[kind]:
             continue
-        count, shift = units[kind], kind * units[0]
+        first = begin * units[kind]
+        start, stop = share((end - begin) * units[kind], member, members)
         up = nets.up_heads if kind == HEADS else nets.up_neurons
         static = nets.static_heads if kind == HEADS else nets.static_neurons
-        start, stop = share((end - begin) * count, member, members)
-        for row in range(begin * count + start, begin * count + stop):
-            for b in range(rows):
-                scores[b, row // count, shift + row % count] = dot(told, b, up, 0, row) + static[row]
+        scores = head_scores if kind == HEADS else neuron_scores
+        dots_between(told, up, static, 0, first + start, first + stop, lines, scores)
     meet(board, members)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def choose(rule, choice, scores, first, last, work, real, units, board, member, members):
+def choose(rule, choice, head_scores, neuron_scores, first, last, work, real, units, board, member, members):
     """Fill in what stays of the layers from `first` up to `last`. work: int32 [members, max(H, F)]."""
-    rows = scores.shape[0]
+    rows = len(real)
     heads, neurons, ranked = choice.heads, choice.neurons, work[member]
     start, stop = share((last - first) * 2, member, members)
     for task in range(start, stop):
         layer, kind = first + task // 2, task % 2
-        count, shift = units[kind], kind * units[0]
+        count, scores = units[kind], head_scores if kind == HEADS else neuron_scores
         way, n, above = rule.way[layer, kind], rule.keep[layer, kind], rule.above[layer, kind]
         total = 0
         for b in range(rows):
@@ -252,10 +253,10 @@ def choose(rule, choice, scores, first, last, work, real, units, board, member, 
             if way == 0:
                 keep[:] = True
             else:
-                keep_top(scores[b, layer], shift, count, n, ranked, keep, NO_GUESS)
+                keep_top(scores[b], layer * count, count, n, ranked, keep, NO_GUESS)
             if way == ABOVE:
                 for unit in range(count):
-                    if scores[b, layer, shift + unit] > above:
+                    if scores[b, layer * count + unit] > above:
                         keep[unit] = True
             if real[b]:
                 for unit in range(count):
