@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from shadow.batches import Example, collate
 from shadow.errors import UserError
 from shadow.fast.cache import GatheredCache
 from shadow.fast.gathered import GatheredRun
-from shadow.fast.storage import allocate, put, read
+from shadow.fast.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
 from shadow.fast.weights import pack
 from shadow.masked import Run, sparse
 from shadow.models import LM
@@ -342,6 +343,31 @@ def test_int8_rows_are_within_half_a_step(lm):
     step = weight.abs().amax(1, keepdim=True) / 127
     assert ((read(rows, 0) - weight).abs() <= step / 2 + 1e-6).all()
     assert torch.equal(read(rows, 0, torch.tensor([3, 1])), read(rows, 0)[[3, 1]])
+
+
+@pytest.mark.parametrize("rows", [3, 20_000])  # of a small array and of a large one
+@pytest.mark.parametrize("storage", STORAGES)
+def test_rows_begin_on_a_cache_line(storage, rows):
+    assert allocate(storage, 1, rows, 64).values.ctypes.data % LINE == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, CHUNK - 1, CHUNK])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_rows_that_are_read_at_once_are_those_that_were_asked_for(storage, count):
+    draw = torch.Generator().manual_seed(count)
+    rows = allocate(storage, 2, 200, 24)
+    put(rows, 1, torch.randn(200, 24, generator=draw))
+    asked = torch.randperm(200, generator=draw)[:count]
+    lines, factors = np.zeros(CHUNK + 8, np.int32), np.zeros(CHUNK + 8, np.float32)
+    said, bias = torch.randn(count, generator=draw), torch.randn(2, 200, generator=draw)
+    lines[:count], factors[:count] = asked.numpy(), said.numpy()
+    x, out, y = torch.randn(2, 24, generator=draw), torch.zeros(2, 200), torch.zeros(2, 24)
+    dots(x.numpy(), 1, rows, bias.numpy(), 1, lines, count, out.numpy())
+    adds(y.numpy(), 1, factors, rows, 1, lines, count)
+    expected = torch.zeros(2, 200)
+    expected[1, asked] = read(rows, 1, asked) @ x[1] + bias[1, asked]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)  # sums are taken in another order
+    torch.testing.assert_close(y, torch.stack([y[0] * 0, said @ read(rows, 1, asked)]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, make_scorer):
