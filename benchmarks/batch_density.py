@@ -1,8 +1,9 @@
 """How many units a batch keeps in any of its rows, and how fast it decodes beside dense transformers.
 
-python benchmarks/batch_density.py MODEL PREDICTOR TEXTS [--level 0.5] [--to docs/results/batch_density.png]
+python benchmarks/batch_density.py MODEL PREDICTOR TEXTS [--level 0.5] [--rounds 0]
 
-MODEL and PREDICTOR are folders, TEXTS is a file of JSON lines with a `page` each.
+MODEL and PREDICTOR are folders, TEXTS is a file of JSON lines with a `page` each. Without rounds nothing is
+timed, and the table has the densities alone, which no load on the machine changes.
 """
 
 import argparse
@@ -14,9 +15,10 @@ from functools import partial
 from pathlib import Path
 
 import latency as shapes  # benchmarks/latency.py
-import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -26,6 +28,7 @@ from shadow.fast.weights import pack
 from shadow.hub import load_predictor
 from shadow.masked import DecidedAt, SparseRun
 from shadow.sparsity import SparsityPolicy
+from sweeps.colours import COLOURS, INK, PALE
 
 PLANS: tuple[DecidedAt, ...] = ("prompt", "token")
 
@@ -40,7 +43,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--to", type=Path, default=Path("batch_density.png"))
+    parser.add_argument("--to", type=Path, default=Path("docs/results/latency/batches.png"))
     args = parser.parse_args()
     dense = shapes.load(args.model)
     turned = copy.deepcopy(dense)
@@ -65,16 +68,12 @@ def main() -> None:
         }
         for at, run in runs.items():
             works[at] = partial(latency.time_generation, run.forward, ids[:rows], args.tokens)
-        timings = latency.by_turns(works, args.rounds)
+        timings = latency.by_turns(works, args.rounds) if args.rounds else {}
         for at, run in runs.items():
             own, union = densities(run, ids, rows, args.tokens, policy)
             density[at].append(union)
-            base, took = ([statistics.median(t.tokens) for t in timings[name]] for name in ("dense", at))
-            ratios = [b / t for b, t in zip(base, took)]
             print(f"| {rows} | {at} | {100 * own[0]:.1f} | {100 * union[0]:.1f} | {100 * own[1]:.1f} | "
-                  f"{100 * union[1]:.1f} | {1e3 * statistics.median(base):.1f} | "
-                  f"{1e3 * statistics.median(took):.1f} | {statistics.median(ratios):.2f} "
-                  f"({min(ratios):.2f} to {max(ratios):.2f}) |", flush=True)  # fmt: skip
+                  f"{100 * union[1]:.1f} | {tell(timings, at)} |", flush=True)  # fmt: skip
     draw(args.batch, density, args.level, args.to)
 
 
@@ -115,20 +114,37 @@ def densities(
     return np.mean(own, 0), np.mean(union, 0)
 
 
-def draw(batches: list[int], density: dict[DecidedAt, list[np.ndarray]], level: float, to: Path) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+def tell(timings: dict[str, list[latency.Timing]], at: DecidedAt) -> str:
+    """Medians, and of the ratio the range over rounds; nothing where nothing was timed."""
+    if not timings:
+        return "| |"
+    base, took = ([latency.token_of(timing) for timing in timings[name]] for name in ("dense", at))
+    ratios = [b / t for b, t in zip(base, took)]
+    return (
+        f"{1e3 * statistics.median(base):.1f} | {1e3 * statistics.median(took):.1f} | "
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
 
-    figure, axis = plt.subplots(figsize=(6, 4))
-    for at, line in (("prompt", "-"), ("token", "--")):
+
+def draw(batches: list[int], density: dict[DecidedAt, list[np.ndarray]], level: float, to: Path) -> None:
+    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    for at, marker, dash in (("token", "s", "--"), ("prompt", "o", "-")):
         for index, kind in enumerate(("heads", "neurons")):
-            axis.plot(batches, [100 * union[index] for union in density[at]], line, marker="o",
-                      label=f"{kind}, plan per {at}")  # fmt: skip
-    axis.set(xscale="log", xticks=batches, xticklabels=batches, ylim=(0, 100), xlabel="rows in the batch",
-             ylabel="kept by any row, % of the pruned layers", title=f"level {level}")  # fmt: skip
-    axis.minorticks_off()
-    axis.legend()
-    figure.savefig(to, dpi=120, bbox_inches="tight")
+            shares = [union[index] for union in density[at]]
+            ax.plot(
+                batches, shares, dash, color=COLOURS[index], marker=marker, label=f"{kind}, plan per {at}"
+            )
+    ax.set(xscale="log", xticks=batches, xticklabels=batches, ylim=(0, 1.02), xlabel="rows in the batch",
+           ylabel="kept by any row, of the units in pruned layers")  # fmt: skip
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.minorticks_off()
+    ax.grid(color=PALE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(f"What a batch must read at level {level:g}", fontsize=11, color=INK, loc="left")
+    ax.legend(frameon=False, fontsize=9)
+    figure.savefig(to)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Decoding by the gathered executor beside dense transformers: milliseconds a token, and ratios by turns.
 
 python benchmarks/latency.py SHAPE [STORAGE ...] [--level 0.3 0.5 0.7] [--scorer prompt "one tap" "four taps"]
+    [--compiled]
 
 SHAPE: a folder of a model with its weights, or one of `SHAPES`, whose weights are random. Predictors are
 always random: they choose as many units as a trained one would, at its cost; what they choose means nothing.
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--compiled", action="store_true", help="also dense transformers under torch.compile")
     args = parser.parse_args()
     dense = load(args.shape)
     # the gathered executor turns some weights over, which stock code might read at another speed
@@ -57,11 +59,13 @@ def main() -> None:
             planner = SparseRun(dense, scorer, SparsityPolicy(level), decided_at)
             runs[storage, name, level] = GatheredRun(turned, planner, weights, late_keys=False)
 
-    def densely() -> latency.Timing:
+    def densely(forward: latency.Forward) -> latency.Timing:
         torch.set_num_threads(threads)  # which a gathered run has reduced
-        return latency.time_generation(dense, ids, args.tokens)
+        return latency.time_generation(forward, ids, args.tokens)
 
-    works: dict[str, Callable[[], latency.Timing]] = {"dense": densely}
+    works: dict[str, Callable[[], latency.Timing]] = {"dense": partial(densely, dense)}
+    if args.compiled:
+        works["compiled"] = partial(densely, latency.compiled(dense, args.prompt + args.tokens))
     for case, run in runs.items():
         works[str(case)] = partial(latency.time_generation, run.forward, ids, args.tokens)
     found = latency.by_turns(works, args.rounds)
@@ -74,16 +78,30 @@ def main() -> None:
     print(
         f"| float32 | dense transformers | 0 | 0 | 0 | | {took} | 1 | 1 | | {prompt_of(found['dense']):.0f} |"
     )
+    if args.compiled:
+        times = times_dense(found["dense"], found["compiled"])
+        print(f"| float32 | dense, torch.compile | 0 | 0 | 0 | | {tell(found['compiled'])} | "
+              f"{tell_times(times)} | 1 | {statistics.median(times):.2f} | "
+              f"{prompt_of(found['compiled']):.0f} |")  # fmt: skip
     bytes_dense = latency.dense_bytes(pack(turned))
     for (storage, name, level), run in runs.items():
         timings, read = found[str((storage, name, level))], latency.sparse_bytes(run)
-        ratios = [latency.token_of(d) / latency.token_of(s) for d, s in zip(found["dense"], timings)]
-        ratio, roofline = statistics.median(ratios), bytes_dense / read
+        times, roofline = times_dense(found["dense"], timings), bytes_dense / read
         gone = f"{100 * run.achieved('head'):.1f} | {100 * run.achieved('neuron'):.1f}"
         share = 100 * latency.predictor_bytes(run) / read
-        print(f"| {storage} | {name} | {level} | {gone} | {share:.1f} | {tell(timings)} | {ratio:.2f} "
-              f"({min(ratios):.2f} to {max(ratios):.2f}) | {roofline:.2f} | {ratio / roofline:.2f} | "
+        print(f"| {storage} | {name} | {level} | {gone} | {share:.1f} | {tell(timings)} | "
+              f"{tell_times(times)} | {roofline:.2f} | {statistics.median(times) / roofline:.2f} | "
               f"{prompt_of(timings):.0f} |")  # fmt: skip
+
+
+def times_dense(dense: Sequence[latency.Timing], timings: Sequence[latency.Timing]) -> list[float]:
+    """Of each round."""
+    return [latency.token_of(d) / latency.token_of(t) for d, t in zip(dense, timings)]
+
+
+def tell_times(times: list[float]) -> str:
+    """Median and range over rounds."""
+    return f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
 
 
 def prompt_of(timings: Sequence[latency.Timing]) -> float:
@@ -107,7 +125,8 @@ def load(shape: str) -> PreTrainedModel:
 
 
 def scorer_of(model: PreTrainedModel, name: str) -> tuple[Scorer, DecidedAt]:
-    """`prompt`: one tap that decides once; `dejavu`: reads the layer before, linear, of rank 1000."""
+    """`prompt`: one tap that decides once; `layerwise`: a tap in each layer, of conf/predictor's size or with
+    the net of `one tap`; `dejavu`: reads the layer before, linear, of rank 1000."""
     sites, layers = find_sites(model), len(find_layers(model))
     if name in ("none", "static"):
         return Fixed(random_scores(sites, 0)), "token"
@@ -116,7 +135,8 @@ def scorer_of(model: PreTrainedModel, name: str) -> tuple[Scorer, DecidedAt]:
         "prompt": ([1], NetShape(72, 576, 2), 0),
         "one tap": ([1], NetShape(72, 576, 2), 0),
         "four taps": (spread_out, NetShape(128, 384, 2), 0),
-        "layerwise": (list(range(1, layers)), NetShape(72, 576, 2), 0),
+        "layerwise": (list(range(1, layers)), NetShape(72, 128, 1), 0),
+        "layerwise, same net": (list(range(1, layers)), NetShape(72, 576, 2), 0),
         "dejavu": (list(range(layers - 1)), NetShape(1000, 0, 0), 1),
     }[name]
     net = TapNet(taps, layers, model.config.hidden_size, count_units(sites), shape, ahead)

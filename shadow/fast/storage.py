@@ -33,7 +33,7 @@ def allocate(storage: Storage, layers: int, rows: int, width: int) -> Rows:
 
 
 def lined_up(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """From a cache line on: large `np.empty` begins 16 bytes behind one, and each vector would lie on two."""
+    """From a cache line on: large `np.empty` begins 16 bytes behind one, and vectors would lie across two."""
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + LINE, np.uint8)
     start = -room.ctypes.data % LINE
