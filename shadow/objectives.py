@@ -60,10 +60,9 @@ class Active:
     share of active ones + 0.005, as in the code of DejaVu (Liu et al. 2023, arXiv 2310.17157).
     """
 
-    alone = True
-
     def __init__(self, levels: Sequence[float] | None) -> None:
         self.levels = levels
+        self.alone = levels is not None  # of plans each layer has the same share of active units
 
     def target(self, scores: Tensor, mean: Tensor) -> Tensor:
         if self.levels is None:

@@ -297,9 +297,8 @@ class PredictorModule(pl.LightningModule):
             constant = static.expand_as(targets[kind])
             found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))
             found["val/static_loss"].append(self.objective.loss(constant, targets[kind]))
-            if (
-                self.trainer.state.fn == TrainerFn.VALIDATING
-            ):  # after each epoch of a fit, ranking would take longer than learning
+            # not after each epoch of a fit: ranking would take longer than learning
+            if self.trainer.state.fn == TrainerFn.VALIDATING:
                 for name, of_layers in self.ranked(kind, batch, predicted[kind], static).items():
                     found[f"val/{name}"].append(of_layers.mean())
                     totals, whole = self.totals[kind], of_layers * len(batch.states)

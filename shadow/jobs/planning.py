@@ -34,9 +34,8 @@ def check_context(cfg: DictConfig) -> None:
     """Refuse windows longer than what the model was made to read; prompts of tasks are cut to it."""
     room = shape_of(cfg).max_position_embeddings
     asked = {"data.tokens": cfg.data.get("tokens") or 0}
-    if (
-        cfg.task_name == "evaluate"
-    ):  # an experiment may give train.py some of the keys, which it does not read
+    # an experiment may give train.py some keys of measures, which it does not read
+    if cfg.task_name == "evaluate":
         measure = cfg.measure
         if measure.perplexity or measure.quality:
             asked["measure.tokens"] = measure.tokens

@@ -218,3 +218,13 @@ def test_the_start_is_the_best_constant(scores, objective):
         inside = (target.mean(0) > 0) & (target.mean(0) < 1)
         torch.testing.assert_close(start.sigmoid()[inside], target.mean(0)[inside])
         assert start.isfinite().all()
+
+
+def test_the_loss_of_positive_units_needs_all_layers_for_their_share():
+    scores = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])  # [1, 2, 2]: two layers of unequal shares
+    objective, said = Active(None), torch.full((1, 2, 2), 0.5)
+    target = objective.target(scores, torch.ones(2, 1))
+    single = torch.stack([objective.loss(said[:, [layer]], target[:, [layer]]) for layer in (0, 1)]).mean()
+    assert not torch.isclose(objective.loss(said, target), single)
+    assert not objective.alone
+    assert Active([0.5]).alone
