@@ -83,6 +83,11 @@ def few_shot_examples(
             )
         task.set_fewshot_seed(seed)
         documents = list(task.test_docs())
+        if num_fewshot >= len(documents):
+            raise UserError(
+                f"data.num_fewshot must be less than the {len(documents)} train documents of {spec['task']}, "
+                f"got {num_fewshot}"
+            )
         by_task.append([])
         for document in random.Random(seed).sample(documents, len(documents))[:count]:
             context = task.fewshot_context(document, num_fewshot)

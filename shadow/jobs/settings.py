@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from shadow import criteria
 from shadow.artifacts import key_of
 from shadow.batches import Loss, Positions
-from shadow.data import CalibrationData
+from shadow.data import CalibrationData, TaskPrompts
 from shadow.errors import UserError
 from shadow.hub import CONFIG
 from shadow.masked import Executor, KVPolicy, Prefill, Storage
@@ -391,6 +392,8 @@ def scorer_settings(cfg: DictConfig) -> dict[str, Any]:
     }
     if not learns_budgets(cfg):
         del settings["sparsity"]["budget_windows"]
+    if not learns_budgets(cfg) or cfg.sparsity.budget_fewshot is None:
+        del settings["sparsity"]["budget_fewshot"]
     if cfg.sparsity.head_unit == "query":
         del settings["sparsity"]["head_unit"]
     if cfg.predictor.name in NETS:
@@ -411,6 +414,13 @@ def learns_budgets(cfg: DictConfig) -> bool:
     return asked and cfg.sparsity.level > 0
 
 
+def budget_data(cfg: DictConfig) -> CalibrationData:
+    """The calibration's own examples, with as many shots as budgets are to be learnt with."""
+    data = calibration_data(cfg)
+    shots = cfg.sparsity.budget_fewshot
+    return replace(data, num_fewshot=shots) if isinstance(data, TaskPrompts) and shots is not None else data
+
+
 def budgets_settings(cfg: DictConfig) -> dict[str, Any]:
     data = {key: value for key, value in plain(cfg.data).items() if key not in {*DATA_WHERE, *GROWS}}
     return scorer_settings(cfg) | {
@@ -429,7 +439,8 @@ def budgets_file(cfg: DictConfig) -> Path:
 
 def policy_of(cfg: DictConfig) -> SparsityPolicy:
     settings = plain(cfg.sparsity)
-    for key in ("decided_at", "fill", "budgets", "budget_windows"):  # not of a plan, or not yet known
+    # not of a plan, or not yet known
+    for key in ("decided_at", "fill", "budgets", "budget_windows", "budget_fewshot"):
         del settings[key]
     return SparsityPolicy(**settings)
 
@@ -571,6 +582,11 @@ def check_sparsity(cfg: DictConfig) -> None:
         )
     if settings.budget_windows < 1:
         raise UserError(f"sparsity.budget_windows must be at least 1, got {settings.budget_windows}")
+    if settings.budget_fewshot is not None and ("num_fewshot" not in cfg.data or settings.budget_fewshot < 0):
+        raise UserError(
+            "sparsity.budget_fewshot counts the shots of tasks' prompts, at least 0, and needs data=tasks, "
+            f"got {settings.budget_fewshot} with data={data_label(cfg)}"
+        )
 
 
 def check_executor(cfg: DictConfig) -> None:

@@ -38,6 +38,7 @@ from shadow.jobs.settings import (
     asked_criteria,
     asked_parts,
     asked_size,
+    budget_data,
     budgets_file,
     budgets_settings,
     calibration_data,
@@ -521,7 +522,7 @@ def learn_budgets(
 ) -> None:
     """From the first windows of the calibration."""
     start = time.monotonic()
-    windows = calibration_data(cfg).examples(lm)[: cfg.sparsity.budget_windows]
+    windows = budget_data(cfg).examples(lm)[: cfg.sparsity.budget_windows]
     batches = list(batched(windows, cfg.traces.batch_size))
     policy, decided_at = policy_of(cfg), cfg.sparsity.decided_at
     learnt: dict[str, Any]

@@ -80,6 +80,11 @@ def test_with_as_many_shots_as_other_documents_the_document_is_still_not_among_t
         assert len(set(shots)) == 4
 
 
+def test_more_shots_than_other_documents_are_refused(tiny_opt, task_root):
+    with pytest.raises(UserError, match=r"data\.num_fewshot must be less than the 5 .*of piqa, got 5"):
+        few_shot_examples(tiny_opt, ["piqa"], str(task_root), 2, 5, 4096, 0)
+
+
 def test_examples_come_from_the_train_split_alone(tiny_opt, task_root):
     validation = (task_root / "piqa" / "validation.jsonl").read_text()
     goals = [json.loads(line)["goal"] for line in validation.splitlines()]

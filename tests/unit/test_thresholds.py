@@ -28,6 +28,7 @@ SMALL = (
     "callbacks.progress=null",
     "+trainer.enable_progress_bar=false",
 )
+OF_TASKS = ("model=tiny-llama", "data=tasks", "predictor=oracle", "sparsity=threshold")
 HEADS = (1, "head")
 
 
@@ -241,9 +242,40 @@ def test_points_know_the_thresholds(compose):
     assert key("sparsity.level=0") == key("sparsity.level=0", "sparsity=layer")
 
 
+@pytest.mark.usefixtures("tasks")
+def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
+    data = (*OF_TASKS, "data.tasks=[copa]", f"data.root={task_root}", "data.num_fewshot=2")
+
+    def asked(*overrides):
+        return compose("evaluate", *data, *overrides)
+
+    def learnt(*overrides):
+        return settings.budget_data(asked(*overrides))
+
+    few = learnt()
+    none = learnt("sparsity.budget_fewshot=0")
+    assert (few.num_fewshot, none.num_fewshot) == (2, 0)
+    lm = stages.load_lm(asked())
+    assert [example.ids[example.prompt :] for example in none.examples(lm)] == [
+        example.ids[example.prompt :] for example in few.examples(lm)
+    ]
+    files = {settings.budgets_file(asked(f"sparsity.budget_fewshot={n}")) for n in ("null", 0, 1)}
+    assert len(files) == 3
+
+
+def test_what_learns_no_thresholds_asks_for_no_shots(compose):
+    def key(*overrides):
+        measured = ("measure.perplexity=false", "measure.choices=false", "sparsity=layer", *overrides)
+        return points.settings_of(compose("evaluate", *OF_TASKS, *measured), "code")
+
+    assert key() == key("sparsity.budget_fewshot=0")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["sparsity.budget_fewshot=0"], r"sparsity\.budget_fewshot .*needs data=tasks, got 0 with data=b"),
+        (["sparsity.budget_fewshot=-1"], r"sparsity\.budget_fewshot .*at least 0.*got -1 "),
         (["predictor=static"], r"sparsity\.scope=threshold .*predictor=static are the same for all"),
         (["predictor=random"], r"sparsity\.scope=threshold .*predictor=random are the same for all"),
         (["sparsity.budgets=greedy"], r"sparsity\.budgets=greedy .* sparsity\.scope=layer, got threshold"),
