@@ -72,8 +72,9 @@ class TraceRows(Dataset):
         return len(self.indices) * len(self.stores)
 
     def __getitems__(self, chosen: list[int]) -> Sample:
-        """The chosen rows, in the order of the stores."""
-        numbers = torch.tensor(chosen).sort().values  # a store reads its rows in order at least cost
+        """The chosen rows, in the order of the store, which then reads them at least cost."""
+        numbers = torch.tensor(chosen)
+        numbers = numbers[(numbers % len(self.indices)).argsort(stable=True)]
         store_of, rows = numbers // len(self.indices), self.indices[numbers % len(self.indices)]
         if self.reading.part == EMBEDDINGS:
             states, inside = self.stores[0].read_embeddings(rows, self.reading.state)
@@ -84,14 +85,18 @@ class TraceRows(Dataset):
         """Each row's, [N, taps, E], from the store of its number."""
         states: Tensor | None = None
         for number in store_of.unique().tolist():
-            here, store = store_of == number, self.stores[number]
-            found = store.read(self.reading.rows, self.reading.part, self.reading.state, rows[here])
-            found = found[:, self.taps[number]]
+            here = store_of == number
+            found = self.states_in(number, rows[here])
             if states is None:
                 states = torch.empty(len(rows), *found.shape[1:])
             states[here] = found
         assert states is not None, "no rows asked for"
         return states
+
+    def states_in(self, number: int, rows: Tensor) -> Tensor:
+        """-> [N, taps, E], from the store of this number."""
+        found = self.stores[number].read(self.reading.rows, self.reading.part, self.reading.state, rows)
+        return found[:, self.taps[number]]
 
     def _scores(self, rows: Tensor) -> dict[Kind, Tensor]:
         return {
@@ -166,12 +171,18 @@ class TraceData(pl.LightningDataModule):
         sampler = EpochShuffle(len(self.train), self.seed, rank, world)
         return DataLoader(self.train, batch_size=self.batch_size // world, sampler=sampler, collate_fn=_as_is)
 
-    def passed(self, name: str) -> Iterator[Sample]:
-        """The training rows once, in order, with a progress bar of this name."""
-        with tqdm(total=len(self.train), desc=name, leave=False) as bar:
-            for rows in torch.arange(len(self.train)).split(self.batch_size):
-                yield self.train.__getitems__(rows.tolist())
-                bar.update(len(rows))
+    def passed(self, name: str) -> Iterator[tuple[Sample, list[Tensor]]]:
+        """The training rows of the first store, once and in order, and their states in each other store,
+        [N, taps, E]; with a progress bar of this name."""
+        rows = self.train
+        with tqdm(total=len(rows.indices), desc=name, leave=False) as bar:
+            for chosen in torch.arange(len(rows.indices)).split(self.batch_size):
+                others = range(1, len(rows.stores))
+                yield (
+                    rows.__getitems__(chosen.tolist()),
+                    [rows.states_in(number, rows.indices[chosen]) for number in others],
+                )
+                bar.update(len(chosen))
 
     def val_dataloader(self) -> DataLoader:
         """All of it in each process: what is reported does not depend on their number."""
@@ -226,18 +237,20 @@ class PredictorModule(pl.LightningModule):
         """Set the net to the best constant and, if `ridge`, the regression of what deviates from it."""
         for values in self.mean_scores.values():
             values.zero_()
-        for sample in data.passed("means"):
+        for sample, _ in data.passed("means"):
             for kind in self.net.kinds:
-                self.mean_scores[kind] += sample.scores[kind].mean(-1, keepdim=True).sum(0) / len(data.train)
+                sums = sample.scores[kind].mean(-1, keepdim=True).sum(0)
+                self.mean_scores[kind] += sums / len(data.train.indices)
         moments = {tap: Moments(ridge is not None) for tap in self.net.taps}
-        for sample in data.passed("start"):
+        for sample, others in data.passed("start"):
             targets = self.targets(sample)
             for index, (tap, seen) in enumerate(moments.items()):
                 span = self.net.reader(tap).span
                 here = slice(span.start - self.net.first, span.stop - self.net.first)
                 inside = sample.inside
                 states = sample.states[:, index] if inside is None else mean_of(sample.states, inside)
-                seen.add(states, {kind: values[:, here] for kind, values in targets.items()})
+                of_stores = torch.stack([states, *(other[:, index] for other in others)])
+                seen.add(of_stores, {kind: values[:, here] for kind, values in targets.items()})
         for tap, seen in moments.items():
             reader = self.net.reader(tap)
             best = {kind: self.objective.start(mean) for kind, mean in seen.mean().items()}

@@ -20,24 +20,26 @@ class Moments:
         self.shift = torch.zeros(0)  # near the mean, so that differences of large sums keep their digits
 
     def add(self, x: Tensor, y: Mapping[Kind, Tensor]) -> None:
-        """x: [N, E]; y: [N, S, U] of each kind."""
+        """x: [K, N, E], K of them with the same y, which is [N, S, U] of each kind."""
+        rows = x.flatten(0, 1)
         if not self.count:
-            width = x.shape[1]
-            self.shift, self.x, self.x2 = x.mean(0), torch.zeros(width), torch.zeros(width)
+            width = x.shape[-1]
+            self.shift, self.x, self.x2 = rows.mean(0), torch.zeros(width), torch.zeros(width)
             self.y = {kind: torch.zeros(values[0].shape) for kind, values in y.items()}
             if self.regression:
                 self.xx = torch.zeros(width, width)
                 self.xy = {kind: torch.zeros(width, values[0].numel()) for kind, values in y.items()}
-        x = x - self.shift
-        self.count += len(x)
-        self.x += x.sum(0)
-        self.x2 += x.square().sum(0)
+        rows = rows - self.shift
+        together = rows.view(x.shape).sum(0)
+        self.count += len(rows)
+        self.x += rows.sum(0)
+        self.x2 += rows.square().sum(0)
         for kind, values in y.items():
-            self.y[kind] += values.sum(0)
+            self.y[kind] += len(x) * values.sum(0)
             if self.regression:
-                self.xy[kind].addmm_(x.T, values.flatten(1))
+                self.xy[kind].addmm_(together.T, values.flatten(1))
         if self.regression:
-            self.xx.addmm_(x.T, x)
+            self.xx.addmm_(rows.T, rows)
 
     def center(self) -> Tensor:
         """-> [E]: mean of x."""

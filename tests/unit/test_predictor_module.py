@@ -135,6 +135,37 @@ def test_a_sample_of_taps_that_look_ahead_holds_the_scores_of_the_scored_layers_
     assert make_module(taps, ahead=ahead).targets(sample).keys() == UNITS.keys()
 
 
+def two_stores(store):
+    """The second has the same rows with all states negated, and no scores that anyone should read."""
+
+    class Negated(Traces):
+        def read(self, rows, part, name, indices):
+            assert part == FEATURES
+            return -super().read(rows, part, name, indices)
+
+    reading = Reading("token", "state", FEATURES)
+    return TraceData([store, Negated(store.folder)], "fisher", [1], reading, 0.2, 50, 0)
+
+
+def test_rows_of_two_stores_have_their_own_states_and_the_first_ones_scores(store):
+    rows = two_stores(store).train
+    count = len(rows.indices)
+    assert len(rows) == 2 * count
+    sample = rows.__getitems__([count + 5, 3, 7, count + 3])
+    states = store.read("token", FEATURES, "state", rows.indices[[3, 3, 5, 7]])[:, 1:2]
+    assert torch.equal(sample.states, states * torch.tensor([1.0, -1, -1, 1])[:, None, None])
+    scores = store.read("token", "fisher", "neuron", rows.indices[[3, 3, 5, 7]])[:, 1:]
+    assert torch.equal(sample.scores["neuron"], scores)
+
+
+def test_a_pass_meets_each_row_once_and_its_states_in_each_store(store):
+    data = two_stores(store)
+    passed = list(data.passed("rows"))
+    states = torch.cat([sample.states for sample, _ in passed])
+    assert torch.equal(states, store.read("token", FEATURES, "state", data.train.indices)[:, 1:2])
+    assert torch.equal(torch.cat([other for _, (other,) in passed]), -states)
+
+
 def test_window_rows_are_read_with_the_state_that_is_asked_for(store):
     data = make_data(store, rows="window", state="prompt/last")
     sample = everything(data)

@@ -26,9 +26,8 @@ def rows():
 def seen(x, y, batch=64):
     moments = Moments(True)
     for start in range(0, len(x), batch):
-        moments.add(
-            x[start : start + batch], {kind: values[start : start + batch] for kind, values in y.items()}
-        )
+        here = slice(start, start + batch)
+        moments.add(x[None, here], {kind: values[here] for kind, values in y.items()})
     return moments
 
 
@@ -105,6 +104,22 @@ def test_batches_of_rows_add_up(rows):
         torch.testing.assert_close(
             found, maps(*whole)[kind], rtol=1e-2, atol=2e-3
         )  # float32 sums in other order
+
+
+def test_inputs_that_share_their_outputs_are_as_many_rows(rows):
+    x, y = rows
+    other = x + torch.randn(N, E, generator=torch.Generator().manual_seed(1)) * x.std(0)
+    together = Moments(True)
+    for here in (slice(0, N // 2), slice(N // 2, N)):
+        together.add(torch.stack([x, other])[:, here], {kind: values[here] for kind, values in y.items()})
+    alone = seen(torch.cat([x, other]), {kind: torch.cat([values, values]) for kind, values in y.items()})
+    assert together.count == alone.count == 2 * N
+    torch.testing.assert_close(together.center(), alone.center(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(together.scale(), alone.scale(), rtol=1e-3, atol=0)
+    for kind, mean in together.mean().items():
+        torch.testing.assert_close(mean, alone.mean()[kind], rtol=1e-4, atol=1e-4)
+    for kind, found in maps(*together.regress(R, 0.1)).items():
+        torch.testing.assert_close(found, maps(*alone.regress(R, 0.1))[kind], rtol=1e-2, atol=2e-3)
 
 
 def test_a_huge_penalty_leaves_the_mean(rows):
