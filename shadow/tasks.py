@@ -86,7 +86,7 @@ def few_shot_examples(
         if num_fewshot >= len(documents):
             raise UserError(
                 f"data.num_fewshot must be less than the {len(documents)} train documents of {spec['task']}, "
-                f"got {num_fewshot}"
+                f"got {num_fewshot} there or in sparsity.budget_fewshot"
             )
         by_task.append([])
         for document in random.Random(seed).sample(documents, len(documents))[:count]:
