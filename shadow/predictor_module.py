@@ -98,6 +98,10 @@ class TraceRows(Dataset):
         found = self.stores[number].read(self.reading.rows, self.reading.part, self.reading.state, rows)
         return found[:, self.taps[number]]
 
+    def in_other_stores(self, rows: Tensor) -> list[Tensor]:
+        """[N, taps, E] from each store but the first."""
+        return [self.states_in(number, rows) for number in range(1, len(self.stores))]
+
     def _scores(self, rows: Tensor) -> dict[Kind, Tensor]:
         return {
             kind: self.stores[0].read(self.reading.rows, self.criterion, kind, rows)[:, self.first :]
@@ -171,17 +175,13 @@ class TraceData(pl.LightningDataModule):
         sampler = EpochShuffle(len(self.train), self.seed, rank, world)
         return DataLoader(self.train, batch_size=self.batch_size // world, sampler=sampler, collate_fn=_as_is)
 
-    def passed(self, name: str) -> Iterator[tuple[Sample, list[Tensor]]]:
-        """The training rows of the first store, once and in order, and their states in each other store,
-        [N, taps, E]; with a progress bar of this name."""
+    def passed(self, name: str) -> Iterator[tuple[Tensor, Sample]]:
+        """The training rows of the first store, once and in order: their numbers there, and what they hold;
+        with a progress bar of this name."""
         rows = self.train
         with tqdm(total=len(rows.indices), desc=name, leave=False) as bar:
             for chosen in torch.arange(len(rows.indices)).split(self.batch_size):
-                others = range(1, len(rows.stores))
-                yield (
-                    rows.__getitems__(chosen.tolist()),
-                    [rows.states_in(number, rows.indices[chosen]) for number in others],
-                )
+                yield rows.indices[chosen], rows.__getitems__(chosen.tolist())
                 bar.update(len(chosen))
 
     def val_dataloader(self) -> DataLoader:
@@ -237,13 +237,13 @@ class PredictorModule(pl.LightningModule):
         """Set the net to the best constant and, if `ridge`, the regression of what deviates from it."""
         for values in self.mean_scores.values():
             values.zero_()
-        for sample, _ in data.passed("means"):
+        for _, sample in data.passed("means"):
             for kind in self.net.kinds:
                 sums = sample.scores[kind].mean(-1, keepdim=True).sum(0)
                 self.mean_scores[kind] += sums / len(data.train.indices)
         moments = {tap: Moments(ridge is not None) for tap in self.net.taps}
-        for sample, others in data.passed("start"):
-            targets = self.targets(sample)
+        for rows, sample in data.passed("start"):
+            targets, others = self.targets(sample), data.train.in_other_stores(rows)
             for index, (tap, seen) in enumerate(moments.items()):
                 span = self.net.reader(tap).span
                 here = slice(span.start - self.net.first, span.stop - self.net.first)

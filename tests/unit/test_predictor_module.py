@@ -161,9 +161,11 @@ def test_rows_of_two_stores_have_their_own_states_and_the_first_ones_scores(stor
 def test_a_pass_meets_each_row_once_and_its_states_in_each_store(store):
     data = two_stores(store)
     passed = list(data.passed("rows"))
-    states = torch.cat([sample.states for sample, _ in passed])
+    assert torch.equal(torch.cat([rows for rows, _ in passed]), data.train.indices)
+    states = torch.cat([sample.states for _, sample in passed])
     assert torch.equal(states, store.read("token", FEATURES, "state", data.train.indices)[:, 1:2])
-    assert torch.equal(torch.cat([other for _, (other,) in passed]), -states)
+    (other,) = data.train.in_other_stores(data.train.indices)
+    assert torch.equal(other, -states)
 
 
 def test_window_rows_are_read_with_the_state_that_is_asked_for(store):
