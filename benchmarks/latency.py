@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
 
 from shadow import latency
@@ -23,7 +24,7 @@ from shadow.fast.weights import pack
 from shadow.masked import DecidedAt, SparseRun
 from shadow.predictors import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
 from shadow.sites import count_units, find_layers, find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.sparsity import SparsityPolicy, Unit
 
 SHAPES = {
     "opt-1.3b": OPTConfig(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, ffn_dim=8192,
@@ -44,19 +45,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--compiled", action="store_true", help="also dense transformers under torch.compile")
+    parser.add_argument(
+        "--means",
+        action="store_true",
+        help="random means stand for dropped units, so that no row of a neuron that says 0 is left out",
+    )
     args = parser.parse_args()
     dense = load(args.shape)
     # the gathered executor turns some weights over, which stock code might read at another speed
     turned = copy.deepcopy(dense)
     ids = torch.randint(10, 20000, (1, args.prompt), generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
+    fill = means_of(dense) if args.means else None
     runs: dict[tuple[str, str, float], GatheredRun] = {}
     scorers = {name: scorer_of(dense, name) for name in ["none", *args.scorer]}
     for storage in args.storage:
         weights = pack(turned, storage)
         for name, level in [("none", 0.0), *((name, level) for name in args.scorer for level in args.level)]:
             scorer, decided_at = scorers[name]
-            planner = SparseRun(dense, scorer, SparsityPolicy(level), decided_at)
+            planner = SparseRun(dense, scorer, SparsityPolicy(level), decided_at, fill)
             runs[storage, name, level] = GatheredRun(turned, planner, weights, late_keys=False)
 
     def densely(forward: latency.Forward) -> latency.Timing:
@@ -70,7 +77,9 @@ def main() -> None:
         works[str(case)] = partial(latency.time_generation, run.forward, ids, args.tokens)
     found = latency.by_turns(works, args.rounds)
     print(f"{Path(args.shape).name}, float32 dense, {threads} threads, torch {torch.__version__}, "
-          f"prompt {args.prompt}, {args.tokens} tokens, {args.rounds} rounds by turns\n")  # fmt: skip
+          f"prompt of {args.prompt} random ids, {args.tokens} tokens, {args.rounds} rounds by turns; "
+          f"{'random weights, ' if args.shape in SHAPES else ''}random predictors, "
+          f"{'means' if args.means else 'nothing'} for dropped units\n")  # fmt: skip
     print("| storage | plan | level | heads % | neurons % | predictor, % of the bytes | ms a token | "
           "times dense | roofline | share of it | prompt, ms |")  # fmt: skip
     print("|" + " --- |" * 11)
@@ -113,6 +122,13 @@ def tell(timings: Sequence[latency.Timing]) -> str:
     """Median and quartiles of all tokens, in ms."""
     took = latency.spread([1e3 * seconds for timing in timings for seconds in timing.tokens])
     return f"{took.median:.1f} ({took.low:.1f} to {took.high:.1f})"
+
+
+def means_of(model: PreTrainedModel) -> dict[Unit, Tensor]:
+    return {
+        (site.layer, site.kind): torch.randn(site.units, site.module.in_features // site.units) / 100
+        for site in find_sites(model)
+    }
 
 
 def load(shape: str) -> PreTrainedModel:

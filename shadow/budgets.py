@@ -1,10 +1,11 @@
-"""Budgets: how much each layer loses at a constant total, learnt from what losing it costs."""
+"""Budgets: how much each layer loses at a constant total, by what losing it costs, or by one ranking."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -12,7 +13,7 @@ from shadow.batches import Batch, Loss
 from shadow.masked import DecidedAt, Fill, sparse
 from shadow.predictors import Scorer
 from shadow.scores import row_losses
-from shadow.sites import find_sites, structure_of
+from shadow.sites import Structure, find_sites, structure_of
 from shadow.sparsity import SparsityPolicy, Unit
 
 
@@ -75,6 +76,15 @@ def learn(
         removed |= share_out(of_kind, sum(policy.gone(groups[unit], policy.level) for unit in of_kind))
     levels = {unit: count / groups[unit] for unit, count in removed.items()}
     return Budgets(levels, costs, len(tried) + 1)
+
+
+def by_rank(scores: Mapping[Unit, Tensor], policy: SparsityPolicy, structure: Structure) -> dict[Unit, float]:
+    """What each layer loses of each kind where the units of all layers are ranked as one.
+
+    scores: [U] of each layer and kind, means over the calibration. Of neurons of experts, the experts' mean.
+    """
+    plan = replace(policy, scope="global").plan(scores, structure)
+    return {unit: 1 - float(keep.double().mean()) for unit, keep in plan.items()}
 
 
 def mean_loss(

@@ -12,9 +12,11 @@ COLUMNS = {
     "scope": "scope",
     "fill": "fill",
     "data": "data",
+    "other": "other settings",
     "achieved_head": "heads skipped",
     "achieved_neuron": "neurons skipped",
 }
+READ = {"state": "the state before", "context": "what the heads give out in"}
 NAMES = ("point", "code", "commit")  # which settings, source and commit measured it
 STDERR = "_stderr"
 
@@ -42,7 +44,7 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
     parts = [
         front_matter(config),
         f"# Which units of {config['model']} a prompt needs",
-        f"Reads the state before layer {listed(config['taps'])} of {config['model']} and scores each "
+        f"Reads {READ[config['source']]} layer {listed(config['taps'])} of {config['model']} and scores each "
         f"{units} from layer {first} on by the criterion `{settings['criterion']}`, "
         "so that those which this prompt does not need can be left out "
         "([ShadowLLM](https://arxiv.org/abs/2406.16635)). It is no language model, and works with no other "

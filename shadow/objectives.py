@@ -57,12 +57,14 @@ class Active:
 
     levels: active are the units that a plan of the sample's own scores keeps, as a mean over these levels; or
     None for those whose score is above 0, which is meant for ReLU. Active units weigh 1, and the others the
-    share of active ones + 0.005, as in the code of DejaVu (Liu et al. 2023, arXiv 2310.17157).
+    layer's share of active ones + 0.005, as in the code of DejaVu (Liu et al. 2023, arXiv 2310.17157) for
+    neurons.
     """
+
+    alone = True
 
     def __init__(self, levels: Sequence[float] | None) -> None:
         self.levels = levels
-        self.alone = levels is not None  # of plans each layer has the same share of active units
 
     def target(self, scores: Tensor, mean: Tensor) -> Tensor:
         if self.levels is None:
@@ -74,7 +76,7 @@ class Active:
         return mean.clamp(1e-3, 1 - 1e-3).logit()
 
     def loss(self, said: Tensor, target: Tensor) -> Tensor:
-        share = target.mean() + 0.005
+        share = target.mean((0, 2), keepdim=True) + 0.005
         return binary_cross_entropy_with_logits(said, target, weight=target * (1 - share) + share)
 
 

@@ -16,8 +16,7 @@ class MLPShape(NamedTuple):
     """Widths of the hidden layers of both nets; scaled: whether an input is brought to [0, 1] first; attends:
     whether that is the states of all positions, joined by `Attention`, or one vector.
 
-    The reference has 2048 for heads and trains 1024 for neurons. It scales what its unified predictor reads,
-    but not what its baseline, the layerwise one, does.
+    The reference has 2048 for heads and trains 1024 for neurons.
     """
 
     head: int
@@ -88,6 +87,14 @@ class Attention(nn.Module):
         outside = ~inside & inside.any(1, keepdim=True)  # a row of nothing reads its zeros: no NaN
         attended, _ = self.attend(x, x, x, key_padding_mask=outside, need_weights=False)
         return mean_of(attended.float(), inside)
+
+
+def read_raw(net: nn.Module) -> None:
+    """From now on its readers take numbers as they are, though they were trained on scaled ones: what the
+    reference does to its baseline, the layerwise predictor, wherever it ranks over all layers."""
+    for part in net.modules():
+        if isinstance(part, MLPReader | Attention):
+            part.scaled = False
 
 
 class MinMax:

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
+from transformers import get_scheduler
 
 from shadow.collector import mean_of
 from shadow.errors import UserError
@@ -185,8 +185,10 @@ class TraceData(pl.LightningDataModule):
                 bar.update(len(chosen))
 
     def val_dataloader(self) -> DataLoader:
-        """All of it in each process: what is reported does not depend on their number."""
-        return DataLoader(self.val, batch_size=self.batch_size, collate_fn=_as_is)
+        """All of it in each process: what is reported does not depend on their number. In one shuffled order:
+        the first batches, which may be all that are asked for, are a sample of every store."""
+        order = torch.randperm(len(self.val), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return DataLoader(self.val, batch_size=self.batch_size, sampler=order, collate_fn=_as_is)
 
 
 def _as_is(sample: Any) -> Any:
@@ -203,13 +205,16 @@ def agreement(said: Tensor, target: Tensor, moved: Tensor) -> dict[str, Tensor]:
 
 
 class Descent(NamedTuple):
-    """AdamW's rate and weight decay (which spares the last layer), and the share of the steps in which
-    the rate rises; then it falls to 0 as a cosine. beta2: of the mean of squared gradients."""
+    """AdamW's rate, its weight decay, that of a tap's last layer, and beta2, of the mean of squared
+    gradients; the share of the steps in which the rate rises, and what it does then, as transformers names
+    it."""
 
     lr: float
     weight_decay: float
-    warmup: float
+    last_weight_decay: float
     beta2: float
+    warmup: float
+    schedule: str
 
 
 class PredictorModule(pl.LightningModule):
@@ -342,12 +347,14 @@ class PredictorModule(pl.LightningModule):
         ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        # a unit's own weights are few, and there is much to learn them from
-        decayed = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." not in name]
-        free = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." in name]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-        lr, weight_decay, warmup, beta2 = self.descent
-        optimizer = torch.optim.AdamW(groups, lr, (0.9, beta2), weight_decay=weight_decay, fused=True)
+        settings = self.descent
+        first = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." not in name]
+        last = [p for name, p in self.net.named_parameters() if p.requires_grad and ".up." in name]
+        groups: list[dict[str, Any]] = [
+            {"params": first, "weight_decay": settings.weight_decay},
+            {"params": last, "weight_decay": settings.last_weight_decay},
+        ]
+        optimizer = torch.optim.AdamW(groups, settings.lr, (0.9, settings.beta2), fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = get_cosine_schedule_with_warmup(optimizer, round(warmup * steps), steps)
+        scheduler = get_scheduler(settings.schedule, optimizer, round(settings.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -62,6 +62,23 @@ def check_positions(given: Tensor | None, counted: Tensor, real: Tensor) -> None
         )
 
 
+def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | None) -> None:
+    """What compiled code would read beyond the end of its arrays without a word.
+
+    ids, counted: [B, T]; positions: how many a model has learnt, None where it turns by any.
+    """
+    if not 0 <= int(ids.min()) <= int(ids.max()) < words:
+        raise UserError(
+            f"executor=gathered was given token {int(ids.max())} or {int(ids.min())}, and the model's are "
+            f"0 to {words - 1}: is this its tokenizer?"
+        )
+    if positions is not None and int(counted.max()) >= positions:
+        raise UserError(
+            f"executor=gathered was asked for position {int(counted.max())}, and the model has learnt "
+            f"{positions}: generate less, or from a shorter prompt"
+        )
+
+
 @contextmanager
 def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithPast]) -> Iterator[None]:
     """Inside the block the model's forward is this one; afterwards what it was."""

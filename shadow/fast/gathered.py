@@ -14,7 +14,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.batches import Batch
 from shadow.errors import UserError
 from shadow.fast.cache import GatheredCache
-from shadow.fast.calls import answering, begun, check_positions, counted_on, ids_of, require_left_padding
+from shadow.fast.calls import (
+    answering,
+    begun,
+    check_positions,
+    counted_on,
+    ids_of,
+    require_known,
+    require_left_padding,
+)
 from shadow.fast.decode import Bench, step
 from shadow.fast.families import describe
 from shadow.fast.prefill import Fills, Prompt, prefill
@@ -117,7 +125,11 @@ class GatheredRun:
         real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
         going_on = begun(past_key_values, GatheredCache)
         if going_on is not None:
-            check_positions(given, counted_on(going_on, input_ids.shape[1]), real)
+            counted = counted_on(going_on, input_ids.shape[1])
+            check_positions(given, counted, real)
+            sizes = self.weights.sizes
+            learnt = None if sizes.rotary else len(self.weights.positions) - sizes.first
+            require_known(input_ids, counted, sizes.vocabulary, learnt)
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from shadow.models import LM, require_dtype
 from shadow.sites import Kind
 from shadow.texts import fingerprint, questions, text_windows
 
-UNTOLD = ("root", "dense_fed")  # where tasks lie; and of a net alone
+UNTOLD = ("root", "dense_fed", "raw_inputs")  # where tasks lie; and of nets alone
 OF_TEXT = (
     "perplexity",
     "choices",
@@ -129,6 +130,9 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     }
     if cfg.measure.quality or cfg.measure.context:
         settings["loss"] = cfg.traces.loss
+    if cfg.measure.latency:  # times of another machine are no figures of this one
+        capability = torch.backends.cpu.get_cpu_capability()
+        settings["machine"] = [os.cpu_count(), torch.get_num_threads(), capability]
     if cfg.sparsity.level > 0:
         settings |= names.scorer_settings(cfg)
         if names.learns_budgets(cfg):
@@ -220,6 +224,7 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
         "scope": cfg.sparsity.scope,
         "fill": names.fill_of(cfg),
         "data": names.data_label(cfg),
+        "other": unusual(cfg),
         **{f"achieved_{kind}": share for kind, share in record["achieved"].items()},
         "code": record["code"],
         "commit": record.get("commit", {}).get("sha"),
@@ -227,6 +232,24 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
     for name, metric in record["metrics"].items():
         row |= {name: metric["value"], f"{name}{STDERR}": metric["stderr"]}
     curve.add(folder, hub.read_config(folder), row)
+
+
+def unusual(cfg: DictConfig) -> str:
+    """What else tells the plans of this point from others, where it is not as it mostly is."""
+    policy, told = names.policy_of(cfg), ("level", "scope")
+    found = {field.name: (getattr(policy, field.name), field.default) for field in fields(policy)}
+    found["budgets"] = (cfg.sparsity.budgets, "uniform")
+    for name in ("dense_fed", "raw_inputs"):
+        found[name] = (cfg.measure[name], False)
+    return ", ".join(
+        f"{name}={plainly(value)}"
+        for name, (value, usual) in found.items()
+        if name not in told and plainly(value) != plainly(usual)
+    )
+
+
+def plainly(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:

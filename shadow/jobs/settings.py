@@ -47,7 +47,8 @@ TRAINER_WHERE = {
 STAGES = ("plan", "traces", "predictor")
 FILLS = ("auto", "zero", "mean")
 LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
-BUDGETS = ("uniform", "greedy")
+SCHEDULES = ("cosine", "constant_with_warmup")
+BUDGETS = ("uniform", "greedy", "global")
 # and which of Lightning's starts the processes: its own fsdp would shard the predictor, or nothing, for the
 # model is no child of a module
 STRATEGIES = {"auto": "auto", "ddp": "ddp", "fsdp": "ddp"}
@@ -322,6 +323,15 @@ def check_epochs(cfg: DictConfig) -> None:
         )
 
 
+def check_descent(cfg: DictConfig) -> None:
+    settings = cfg.predictor
+    require_choice("predictor.schedule", settings.schedule, SCHEDULES)
+    if settings.clip is not None and settings.clip <= 0:
+        raise UserError(
+            f"predictor.clip is the gradient's largest norm, above 0, or null for none, got {settings.clip}"
+        )
+
+
 def check_rounds(cfg: DictConfig) -> None:
     settings = cfg.predictor
     if settings.rounds < 0:
@@ -399,6 +409,8 @@ def scorer_settings(cfg: DictConfig) -> dict[str, Any]:
     if cfg.predictor.name in NETS:
         settings["predictor"] = predictor_settings(cfg)
         settings["dense_fed"] = cfg.measure.dense_fed
+        if cfg.measure.raw_inputs:
+            settings["raw_inputs"] = True
     elif needs_traces(cfg) or needs_means(cfg):
         settings |= {"traces": trace_settings(cfg), "size": asked_size(cfg)}
     if cfg.predictor.name == "oracle":
@@ -446,9 +458,10 @@ def policy_of(cfg: DictConfig) -> SparsityPolicy:
 
 
 def needs_traces(cfg: DictConfig) -> bool:
-    """Whether the scorer's scores come from traces."""
+    """Whether scores come from traces: the scorer's, or those that rank layers."""
     untraced = cfg.predictor.name in ("random", "oracle", "prompt_activation")
-    return not untraced and cfg.criterion.name != criteria.RANDOM
+    ranks_layers = cfg.sparsity.budgets == "global" and cfg.sparsity.level > 0
+    return (ranks_layers or not untraced) and cfg.criterion.name != criteria.RANDOM
 
 
 def needs_means(cfg: DictConfig) -> bool:
@@ -561,6 +574,7 @@ def check_predictor(cfg: DictConfig) -> None:
     predictor_kinds(cfg)
     predictor_shape(cfg)
     check_epochs(cfg)
+    check_descent(cfg)
     check_rounds(cfg)
     objective_of(cfg)
 
@@ -570,10 +584,15 @@ def check_sparsity(cfg: DictConfig) -> None:
     settings = cfg.sparsity
     require_choice("sparsity.fill", settings.fill, FILLS)
     require_choice("sparsity.budgets", settings.budgets, BUDGETS)
-    if settings.budgets == "greedy" and settings.scope != "layer":
+    if settings.budgets != "uniform" and settings.scope != "layer":
         raise UserError(
-            f"sparsity.budgets=greedy says what each layer loses and needs sparsity.scope=layer, got "
-            f"{settings.scope}"
+            f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer, "
+            f"got {settings.scope}"
+        )
+    if settings.budgets == "global" and settings.min_units < 1:
+        raise UserError(
+            "sparsity.budgets=global may rank a whole layer last, which no level of a layer removes: give "
+            f"sparsity.min_units=1, got {settings.min_units}"
         )
     if settings.scope == "threshold" and settings.level > 0 and cfg.predictor.name in ("static", "random"):
         raise UserError(
@@ -659,6 +678,12 @@ def check_scored(cfg: DictConfig) -> None:
         raise UserError(
             f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
             f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
+        )
+    mlp = cfg.predictor.mlp
+    if cfg.measure.raw_inputs and (mlp is None or not mlp.scaled):
+        raise UserError(
+            "measure.raw_inputs leaves out the scaling that the paper's nets were trained with, and "
+            f"predictor={cfg.predictor.name} has none: give measure.raw_inputs=false"
         )
     if cfg.sparsity.scope == "global" and cfg.predictor.loss == "bce":
         raise UserError(

@@ -65,6 +65,7 @@ from shadow.jobs.settings import (
 )
 from shadow.memory import keep_memory, peak_memory
 from shadow.models import LM
+from shadow.paper import read_raw
 from shadow.predictor_module import Descent, PredictorModule, TraceData
 from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, TapNet, random_scores
 from shadow.pruned import PrunedStates
@@ -400,7 +401,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     units = {kind: facts["units"][kind] for kind in kinds}
     width = width_of(lm.model, settings.source)
     net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
-    descent = Descent(settings.lr, settings.weight_decay, settings.warmup, settings.beta2)
+    descent = Descent(**{name: settings[name] for name in Descent._fields})
     norms = column_norms(find_sites(lm.model))
     module = PredictorModule(net, objective_of(cfg), descent, norms)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
@@ -443,7 +444,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         "parameters": parameters,
         "means": sum(values.numel() for values in means.values()),
         "share_of_model": parameters / facts["parameters"],
-        "rows": {"train": len(data.train), "val": len(data.val)},
+        "rows": {"train": len(data.train), "val": module.validated},
         "metrics": metrics,
         "versions": versions(),
     }
@@ -491,12 +492,17 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
     if name == "svd":
         return copy_weights(cfg, lm)
     predicted = load_predictor(get_predictor(cfg, lm, loggers), lm)
+    if cfg.measure.raw_inputs:
+        read_raw(predicted.net)
     return DenseFed(predicted) if cfg.measure.dense_fed else predicted
 
 
 def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor] | None) -> SparsityPolicy:
     """With the budgets of these settings, levels or thresholds, which are learnt if they are missing."""
     policy = policy_of(cfg)
+    if cfg.sparsity.budgets == "global" and cfg.sparsity.level > 0:
+        levels = budgets.by_rank(static_scores(cfg, lm), policy, structure_of(lm.model))
+        return replace(policy, levels=levels)
     if not learns_budgets(cfg):
         return policy
     file = budgets_file(cfg)

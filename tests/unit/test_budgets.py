@@ -9,13 +9,13 @@ import torch
 
 from shadow import budgets
 from shadow.batches import batched
-from shadow.budgets import Cost, hull, learn, probes, share_out, slope
+from shadow.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
 from shadow.errors import UserError
 from shadow.jobs import points, settings, stages
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.scores import row_losses
-from shadow.sites import find_sites
+from shadow.sites import Structure, find_sites
 from shadow.sparsity import SparsityPolicy
 
 SMALL = (
@@ -184,6 +184,33 @@ def test_what_nothing_reads_costs_nothing(lm, windows):
     assert all(found.costs[unit][-1].loss for unit in ((1, "neuron"), (3, "neuron")))
 
 
+# By one ranking
+
+
+def test_one_ranking_takes_of_each_layer_what_a_plan_over_all_layers_does():
+    draw = torch.Generator().manual_seed(0)
+    scores = {
+        (layer, kind): (layer + 1) * torch.rand(units, generator=draw)
+        for layer in range(4)
+        for kind, units in (("head", 9), ("neuron", 50))
+    }
+    policy = SparsityPolicy(0.5)
+    levels = by_rank(scores, policy, Structure())
+    whole = SparsityPolicy(0.5, scope="global").plan(scores)
+    assert levels.keys() == whole.keys()
+    for unit, keep in SparsityPolicy(0.5, levels=levels).plan(scores).items():
+        assert torch.equal(keep, whole[unit])
+    assert levels[1, "neuron"] > 0.5 > levels[3, "neuron"]  # scores grow by layers
+    assert sum(50 * levels[layer, "neuron"] for layer in (1, 2, 3)) == pytest.approx(75)
+
+
+def test_one_ranking_of_groups_of_heads_loses_whole_groups():
+    scores = {(layer, "head"): torch.tensor([4.0, 1, 3, 2, 6, 5]) * 2**layer for layer in range(3)}
+    policy = SparsityPolicy(0.5, kinds=("head",), head_unit="group")
+    levels = by_rank(scores, policy, Structure(group=2))
+    assert levels == {(1, "head"): pytest.approx(2 / 3), (2, "head"): pytest.approx(1 / 3)}
+
+
 # As a job has them
 
 
@@ -203,6 +230,19 @@ def test_budgets_are_learnt_once_and_found_again(compose, monkeypatch):
     assert stages.get_policy(cfg, lm, scorer, None) == first
     assert sum(level for (_, kind), level in first.levels.items() if kind == "neuron") == pytest.approx(1.5)
     settings.check_scorer(compose("evaluate", *SMALL))
+
+
+def test_the_ranking_over_layers_is_by_the_means_of_the_calibration(compose):
+    cfg = job(compose, "sparsity.budgets=global", "predictor=static")
+    lm = stages.load_lm(cfg)
+    scorer = stages.get_scorer(cfg, lm, [])
+    policy = stages.get_policy(cfg, lm, scorer, None)
+    scores = stages.static_scores(cfg, lm)
+    assert policy.levels == by_rank(scores, SparsityPolicy(0.5), Structure(group=2))
+    assert len(set(policy.levels.values())) > 1
+    of_net = job(compose, "sparsity.budgets=global", "predictor=oracle")
+    assert stages.get_policy(of_net, lm, scorer, None) == policy
+    assert settings.needs_traces(of_net)
 
 
 def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_model(compose, artifacts):
@@ -260,9 +300,17 @@ def test_points_know_the_budgets_and_the_windows_of_the_greedy_ones_alone(compos
     [
         (
             ["sparsity.budgets=equal"],
-            r"sparsity\.budgets must be one of \['uniform', 'greedy'\], got 'equal'",
+            r"sparsity\.budgets must be one of \['uniform', 'greedy', 'global'\], got 'equal'",
         ),
         (["sparsity=global"], r"sparsity\.budgets=greedy .* needs sparsity\.scope=layer, got global"),
+        (
+            ["sparsity=threshold", "sparsity.budgets=global"],
+            r"sparsity\.budgets=global .* needs sparsity\.scope=layer, got threshold",
+        ),
+        (
+            ["sparsity.budgets=global", "sparsity.min_units=0"],
+            r"sparsity\.budgets=global .* sparsity\.min_units=1, got 0",
+        ),
         (["sparsity.budget_windows=0"], r"sparsity\.budget_windows must be at least 1, got 0"),
         ([], r"no budgets .*make_missing=true.*sparsity\.budgets=uniform"),
     ],

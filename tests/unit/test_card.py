@@ -16,7 +16,7 @@ def config(tiny_opt, make_net, config_of):
 
 def row(point="a", level=0.5, value=12.5, **others):
     found = {"point": point, "level": level, "decided_at": "token", "scope": "layer", "data": "builtin"}
-    found |= {"fill": "mean"}
+    found |= {"fill": "mean", "other": "dense_fed=True"}
     found |= {"achieved_head": 0.375, "achieved_neuron": 0.25, "code": "c0de", "commit": None}
     return found | {"perplexity": value, "perplexity_stderr": 0.125} | others
 
@@ -119,9 +119,10 @@ def test_a_card_has_a_curve_when_points_were_measured(config):
     assert "## Curve" not in card(config, [])
     rows = [{name: "" if value is None else str(value) for name, value in row().items()}]
     assert (
-        "| level | decided at | scope | fill | data | heads skipped | neurons skipped | perplexity |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        "| 0.5 | token | layer | mean | builtin | 0.375 | 0.25 | 12.5 ± 0.125 |\n"
+        "| level | decided at | scope | fill | data | other settings | heads skipped | neurons skipped | "
+        "perplexity |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| 0.5 | token | layer | mean | builtin | dense_fed=True | 0.375 | 0.25 | 12.5 ± 0.125 |\n"
     ) in card(config, rows)
 
 

@@ -393,18 +393,18 @@ def test_paper_mode_names_the_conditions_of_the_reference_and_what_replaces_them
     def condition(name):
         cfg = compose("evaluate", "experiment=paper_mode", f"condition={name}", "hydra.mode=RUN")
         settings.check_predictor(cfg)
-        net = settings.predictor_shape(cfg)
+        settings.check_scored(cfg)
         return (
             cfg.predictor.name,
             cfg.sparsity.decided_at,
             list(cfg.sparsity.kinds),
-            net.scaled,
+            cfg.measure.raw_inputs,
             cfg.measure.dense_fed,
         )
 
     heads, both = ["head"], ["head", "neuron"]
-    assert condition("unified_published") == ("unified_paper", "sequence", heads, True, False)
-    assert condition("unified_honest") == ("unified_paper", "prompt", both, True, False)
-    assert condition("layerwise_published") == ("layerwise_paper", "sequence", heads, False, True)
-    assert condition("layerwise_in_one_pass") == ("layerwise_paper", "sequence", heads, True, False)
-    assert condition("layerwise_honest") == ("layerwise_paper", "prompt", both, True, False)
+    assert condition("unified_published") == ("unified_paper", "sequence", heads, False, False)
+    assert condition("unified_honest") == ("unified_paper", "prompt", both, False, False)
+    assert condition("layerwise_published") == ("layerwise_paper", "sequence", heads, True, True)
+    assert condition("layerwise_in_one_pass") == ("layerwise_paper", "sequence", heads, False, False)
+    assert condition("layerwise_honest") == ("layerwise_paper", "prompt", both, False, False)

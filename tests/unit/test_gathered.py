@@ -29,6 +29,7 @@ PLANS = {
     "heads": ([1], "token", SparsityPolicy(0.5, kinds=("head",))),
     "at the prompt": ([1, 2], "prompt", SparsityPolicy(0.5)),
     "over all layers": ([1], "prompt", SparsityPolicy(0.5, scope="global")),
+    "a layer ahead": ("ahead", "token", SparsityPolicy(0.5)),
     "all heads of a layer": ([1], "prompt", SparsityPolicy(0.75, min_units=0)),
 }
 
@@ -40,6 +41,8 @@ def make_scorer(make_net: Callable[..., TapNet]) -> Callable[..., Predicted | Fi
     def make(lm: LM, what: str | list[int]) -> Predicted | Fixed:
         if what == "static":
             return Fixed(random_scores(find_sites(lm.model), 0))
+        if what == "ahead":
+            return Predicted(make_net(lm, [0, 1], ahead=1), "scores")
         net = make_net(lm, [1], depth=0) if what == "linear" else make_net(lm, what)
         return Predicted(net, "scores")
 
@@ -47,7 +50,11 @@ def make_scorer(make_net: Callable[..., TapNet]) -> Callable[..., Predicted | Fi
 
 
 def thresholds(lm: LM) -> dict[Unit, float]:
-    return {(site.layer, site.kind): 0.1 for site in find_sites(lm.model)}
+    """Others for each layer and kind."""
+    return {
+        (site.layer, site.kind): 0.1 * site.layer - (site.kind == "head") * 0.4
+        for site in find_sites(lm.model)
+    }
 
 
 def means(lm: LM) -> dict[Unit, Tensor]:
@@ -188,14 +195,60 @@ def test_keys_that_are_computed_late_are_the_keys_that_are_written_at_once(lm, m
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
 
 
-def test_generation_agrees_with_reading_everything_from_scratch(lm, make_scorer):
+@pytest.mark.parametrize("kv_policy", ["write_all", "recompute"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_generation_agrees_with_reading_everything_from_scratch(lm, make_scorer, kv_policy, threads):
     """At each token, what a cache leaves out would change the logits."""
-    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered") as run:
-        ids = prompts(1)
-        found = lm.model.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0,
-                                  output_logits=True, return_dict_in_generate=True)  # fmt: skip
-        whole = run.logits(collate([Example(found.sequences[0].tolist(), ids.shape[1])]))
+    asked = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with sparse(
+            lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered", kv_policy=kv_policy
+        ) as run:
+            ids = prompts(3)
+            how = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            found = lm.model.generate(ids, output_logits=True, return_dict_in_generate=True, **how)
+            whole = run.logits(collate([Example(row.tolist(), ids.shape[1]) for row in found.sequences]))
+    finally:
+        torch.set_num_threads(asked)
     torch.testing.assert_close(torch.stack(found.logits, 1), whole[:, 9:-1], rtol=1e-4, atol=1e-5)
+
+
+def test_biases_are_added(make_lm, make_scorer):
+    """transformers begins with none."""
+    lm = make_lm("opt")
+    draw = torch.Generator().manual_seed(5)
+    for name, values in lm.model.named_parameters():
+        if name.endswith("bias"):
+            values.data = 0.1 * torch.randn(values.shape, generator=draw)
+    scorer, ids = make_scorer(lm, [1, 2]), prompts(2)
+    for decided_at in ("token", "prompt"):
+        found = []
+        for executor in ("masked", "gathered"):
+            with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor):
+                found.append(generate(lm, ids, tokens=16))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_grows(lm, make_scorer, monkeypatch):
+    monkeypatch.setattr("shadow.fast.cache.ROOM", 5)
+    scorer, ids = make_scorer(lm, [1]), prompts(2)
+    found = []
+    for executor in ("masked", "gathered"):
+        with sparse(lm.model, scorer, level=0.5, executor=executor):
+            found.append(generate(lm, ids, tokens=30))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_lies_beyond_the_models_own_arrays_is_refused(lm, make_scorer):
+    words, last = lm.model.config.vocab_size, lm.model.config.max_position_embeddings
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+        with pytest.raises(UserError, match=rf"token {words} .* 0 to {words - 1}"):
+            lm.model(torch.tensor([[words]]), past_key_values=lm.model(prompts(1)).past_key_values)
+        if lm.model.config.model_type == "opt":
+            full = lm.model(prompts(1, length=last)).past_key_values
+            with pytest.raises(UserError, match=rf"position {last}, .* has learnt {last}"):
+                lm.model(prompts(1, length=1), past_key_values=full)
 
 
 def test_both_executors_read_a_batch_alike(lm, make_scorer, examples):

@@ -220,11 +220,11 @@ def test_the_start_is_the_best_constant(scores, objective):
         assert start.isfinite().all()
 
 
-def test_the_loss_of_positive_units_needs_all_layers_for_their_share():
+def test_positive_units_are_weighed_by_the_share_of_their_own_layer():
     scores = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])  # [1, 2, 2]: two layers of unequal shares
     objective, said = Active(None), torch.full((1, 2, 2), 0.5)
     target = objective.target(scores, torch.ones(2, 1))
-    single = torch.stack([objective.loss(said[:, [layer]], target[:, [layer]]) for layer in (0, 1)]).mean()
-    assert not torch.isclose(objective.loss(said, target), single)
-    assert not objective.alone
-    assert Active([0.5]).alone
+    single = [objective.loss(said[:, [layer]], target[:, [layer]]) for layer in (0, 1)]
+    torch.testing.assert_close(objective.loss(said, target), torch.stack(single).mean())
+    active, idle = torch.tensor(-0.5).exp().log1p(), torch.tensor(0.5).exp().log1p()
+    torch.testing.assert_close(single[1], (active + (0.5 + 0.005) * idle) / 2)

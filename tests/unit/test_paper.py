@@ -11,7 +11,7 @@ from shadow.collector import last_of
 from shadow.errors import UserError
 from shadow.hub import load_predictor, save_predictor
 from shadow.masked import sparse
-from shadow.paper import MinMax, MLPShape, min_max
+from shadow.paper import MinMax, MLPShape, min_max, read_raw
 from shadow.predictors import DenseFed, Predicted, TapNet
 from shadow.sites import count_units, find_sites, visit, watch
 from shadow.sparsity import SparsityPolicy
@@ -73,6 +73,19 @@ def test_an_unscaled_net_reads_the_numbers_as_they_are(paper_net):
     torch.testing.assert_close(scaled(x)["head"], scaled(3 * x)["head"])
     assert not torch.allclose(raw(x)["head"], raw(3 * x)["head"])
     torch.testing.assert_close(raw(min_max(x, (-1,)))["neuron"], scaled(x)["neuron"])
+
+
+@pytest.mark.parametrize("attends", [False, True])
+def test_a_net_that_reads_raw_numbers_is_the_one_that_was_trained_on_scaled_ones(attends):
+    scaled, raw = (
+        TapNet([0], LAYERS, E, UNITS, MLPShape(20, 10, scaled=True, attends=attends)).eval() for _ in range(2)
+    )
+    raw.load_state_dict(scaled.state_dict())
+    read_raw(raw)
+    x, inside = torch.rand(5, 7, E), torch.ones(5, 7, dtype=torch.bool)
+    given = (min_max(x, (-1,)), inside) if attends else (min_max(x[:, :1], (-1,)), None)
+    torch.testing.assert_close(raw(*given)["head"], scaled(*given)["head"])
+    assert not torch.allclose(raw(3 * given[0], given[1])["head"], scaled(3 * given[0], given[1])["head"])
 
 
 # Targets

@@ -266,6 +266,7 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "scope": "layer",
         "fill": "zero",
         "data": "builtin",
+        "other": "",
         "achieved_head": "0.25",
         "achieved_neuron": "0.125",
         "code": CODE,
@@ -277,7 +278,7 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "seconds": "0.5",
         "seconds_stderr": "",
     }
-    assert "| 0.3 | prompt | layer | zero | builtin | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 | 0.5 |" in (
+    assert "| 0.3 | prompt | layer | zero | builtin |  | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 | 0.5 |" in (
         folder / "README.md"
     ).read_text(encoding="utf-8")
     assert {file.name for file in folder.iterdir()} == {
@@ -286,6 +287,16 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "README.md",
         "curve.csv",
     }
+
+
+def test_points_that_differ_in_more_than_the_columns_say_in_what(compose, trained):
+    folder = trained(compose("evaluate", *NET))
+    for others in (["measure.dense_fed=true"], ["sparsity.kinds=[head]", "sparsity.dense_layers=[0,1]"]):
+        keep(compose("evaluate", *NET, *others))
+    assert sorted(row["other"] for row in rows_of(folder)) == [
+        "dense_fed=True",
+        "dense_layers=[0, 1], kinds=['head']",
+    ]
 
 
 def test_a_point_measured_by_other_code_replaces_itself_and_no_point_of_other_settings(compose, trained):

@@ -1,5 +1,7 @@
 """Training a predictor on made-up traces whose answer is known."""
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -51,12 +53,21 @@ def make_data(store, taps=(1,), rows="token", state="state", val_share=0.2, seed
     return TraceData([store], "fisher", list(taps), reading, val_share, 64, seed, ahead, kinds)
 
 
+def descends(lr, **changes):
+    settings = {
+        "weight_decay": 0.0,
+        "last_weight_decay": 0.0,
+        "beta2": 0.98,
+        "warmup": 0.1,
+        "schedule": "cosine",
+    }
+    return Descent(lr, **settings | changes)
+
+
 def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None, ahead=0):
     torch.manual_seed(seed)
     net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2), ahead)
-    return PredictorModule(
-        net, objective or LogSquares(floor), Descent(lr=0.02, weight_decay=0.0, warmup=0.1, beta2=0.98)
-    )
+    return PredictorModule(net, objective or LogSquares(floor), descends(0.02))
 
 
 def everything(data, rows="train"):
@@ -168,6 +179,15 @@ def test_a_pass_meets_each_row_once_and_its_states_in_each_store(store):
     assert torch.equal(other, -states)
 
 
+def test_the_first_validation_rows_are_of_every_store(store):
+    data = two_stores(store)
+    first = next(iter(data.val_dataloader()))
+    assert len(first.states) < len(data.val)  # not all of them
+    known = store.read("token", FEATURES, "state", data.val.indices)[:, 1:2].flatten(1)
+    own = (first.states.flatten(1)[:, None] == known).all(-1).any(-1)
+    assert 0.3 < own.float().mean() < 0.7
+
+
 def test_window_rows_are_read_with_the_state_that_is_asked_for(store):
     data = make_data(store, rows="window", state="prompt/last")
     sample = everything(data)
@@ -206,9 +226,7 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             orders.append(batch.states.sum().item())
             return super().training_step(batch, batch_idx)
 
-    module = Spy(
-        TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), Descent(0.0, 0.0, 0.1, 0.98)
-    )
+    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), descends(0.0))
     fit(module, make_data(store), 2)
     half = len(orders) // 2
     assert orders[:half] != orders[half:]
@@ -384,7 +402,7 @@ def test_a_net_of_one_kind_learns_what_it_says_and_reads_no_other(store, ridge):
     net = TapNet([1], LAYERS, WIDTH, {"head": 4}, NetShape(8, 16, 2))
     data, module = (
         make_data(store, kinds=["head"]),
-        PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1, 0.98)),
+        PredictorModule(net, LogSquares(0.0), descends(0.02)),
     )
     assert everything(data).scores.keys() == {"head"}
     module.start(data, ridge)
@@ -392,6 +410,36 @@ def test_a_net_of_one_kind_learns_what_it_says_and_reads_no_other(store, ridge):
     trainer = fit(module, data, 20)
     assert losses(module, data)[0] < before
     assert trainer.callback_metrics["val/loss"] < trainer.callback_metrics["val/static_loss"]
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.0), ("constant_with_warmup", 1.0)])
+def test_the_rate_follows_its_schedule(schedule, last):
+    module = make_module()
+    module.descent = descends(0.5, schedule=schedule)
+    module.trainer = SimpleNamespace(estimated_stepping_batches=20)
+    found = module.configure_optimizers()
+    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(20):
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    assert rates[1] == max(rates) == 0.5
+    assert rates[-1] == pytest.approx(0.5 * last)
+
+
+def test_the_last_layer_of_a_tap_decays_at_a_rate_of_its_own():
+    module = make_module()
+    module.descent = descends(0.5, weight_decay=0.1, last_weight_decay=0.2)
+    module.trainer = SimpleNamespace(estimated_stepping_batches=20)
+    decay_of = {
+        id(parameter): group["weight_decay"]
+        for group in module.configure_optimizers()["optimizer"].param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in module.net.named_parameters():
+        expected = None if not parameter.requires_grad else 0.2 if ".up." in name else 0.1
+        assert decay_of.get(id(parameter)) == expected, name
 
 
 def test_training_leaves_the_static_mean_alone(store):
@@ -427,7 +475,7 @@ def test_the_metrics_of_layers_are_those_of_their_validation_rows_alone(store):
     norms = {kind: torch.rand(LAYERS, units, generator=draw) + 0.1 for kind, units in UNITS.items()}
     data, net = make_data(store), make_module().net
     data.batch_size = 25
-    module = PredictorModule(net, LogSquares(0.0), Descent(0.02, 0.0, 0.1, 0.98), norms)
+    module = PredictorModule(net, LogSquares(0.0), descends(0.02), norms)
     module.start(data, 0.1)
     logged = judged(module, data, fit(module, data, 2))
     rows = module.metrics_of_layers()
@@ -459,7 +507,7 @@ def test_without_norms_the_mass_is_of_scores(store):
     ones = {kind: torch.ones(LAYERS, units) for kind, units in UNITS.items()}
     found = []
     for norms in (None, ones):
-        data, descent = make_data(store), Descent(0.0, 0.0, 0.1, 0.98)
+        data, descent = make_data(store), descends(0.0)
         module = PredictorModule(make_module().net, LogSquares(0.0), descent, norms)
         module.start(data, 0.1)
         fit(module, data, 1)

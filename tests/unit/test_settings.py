@@ -445,6 +445,39 @@ def test_what_is_active_is_what_is_positive_or_what_plans_keep(compose, active):
         check_train(compose("train", "predictor=dejavu", f"predictor.active={active}"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("predictor.schedule=linear", r"predictor\.schedule must be one of .*'cosine'.*got 'linear'"),
+        ("predictor.clip=0", r"predictor\.clip .* above 0, or null for none, got 0"),
+    ],
+)
+def test_a_descent_that_cannot_be_is_refused(compose, changed, message):
+    with pytest.raises(UserError, match=message):
+        check_train(compose("train", changed))
+
+
+def test_dejavu_descends_as_its_code_does(compose):
+    cfg = compose("train", "predictor=dejavu")
+    names = ("epochs", "batch_size", "lr", "warmup", "schedule", "clip", "weight_decay", "last_weight_decay")
+    found = [cfg.predictor[name] for name in names]
+    assert found == [20, 1024, 1e-4, 0.0, "constant_with_warmup", None, 0.01, 0.01]
+    assert cfg.trainer.gradient_clip_val is None
+
+
+def test_the_papers_nets_descend_as_its_code_does(compose):
+    cfg = compose("train", "predictor=unified_paper", "sparsity.decided_at=prompt")
+    names = ("epochs", "batch_size", "lr", "warmup", "schedule", "clip", "weight_decay", "val_share")
+    assert [cfg.predictor[name] for name in names] == [100, 32, 1e-3, 0.0, "cosine", None, 0.01, 0.2]
+
+
+@pytest.mark.parametrize("predictor", ["few_taps", "unified_paper sparsity.decided_at=prompt predictor.mlp.scaled=false"])
+def test_raw_inputs_are_of_nets_that_were_trained_on_scaled_ones(compose, predictor):
+    asked = ["make_missing=true", "measure.raw_inputs=true", *f"predictor={predictor}".split()]
+    with pytest.raises(UserError, match=r"measure\.raw_inputs .*measure\.raw_inputs=false"):
+        check_scorer(compose("evaluate", *asked))
+
+
 def test_the_regression_alone_is_not_left_out(compose):
     with pytest.raises(UserError, match=r"predictor\.epochs=0.*predictor\.ridge.*got None and 0"):
         check_train(compose("train", "predictor=ridge", "predictor.ridge=null"))

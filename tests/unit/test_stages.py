@@ -764,7 +764,9 @@ def test_the_ridge_is_the_closed_form_of_the_training_rows(fit, compose, taps):
     store = stages.get_traces(cfg, stages.load_lm(cfg))
     data = TraceData([store], "l2_norm", taps, Reading("token", "state", FEATURES), 0.1, 16, cfg.seed)
     net = TapNet(taps, 4, 32, {"head": 4, "neuron": 64}, NetShape(32, 1, 0))
-    module = PredictorModule(net, LogSquares(cfg.predictor.floor), Descent(0.0, 0.0, 0.1, 0.98))
+    module = PredictorModule(
+        net, LogSquares(cfg.predictor.floor), Descent(0.0, 0.0, 0.0, 0.98, 0.1, "cosine")
+    )
     module.start(data, cfg.predictor.ridge)
     found = load_file(folder / "predictor.safetensors")  # the calibration's means lie beside the weights
     for name, values in net.state_dict().items():

@@ -54,7 +54,7 @@ class DeviceRun:
         if self.rule is not None:
             for index, kind in enumerate(KINDS):
                 way, least, above = (torch.from_numpy(part[:, index]).to(device) for part in self.rule)
-                self.rules[kind] = DeviceRule(way.int(), least.int(), above)
+                self.rules[kind] = DeviceRule(way.int(), least.int(), above.contiguous())
         # of new tokens, counted on the device until somebody asks: rows, and units kept of each layer
         self.rows = torch.zeros((), dtype=torch.int64, device=device)
         self.kept = {kind: torch.zeros(sizes.layers, dtype=torch.int64, device=device) for kind in KINDS}
