@@ -471,9 +471,16 @@ def test_the_papers_nets_descend_as_its_code_does(compose):
     assert [cfg.predictor[name] for name in names] == [100, 32, 1e-3, 0.0, "cosine", None, 0.01, 0.2]
 
 
-@pytest.mark.parametrize("predictor", ["few_taps", "unified_paper sparsity.decided_at=prompt predictor.mlp.scaled=false"])
-def test_raw_inputs_are_of_nets_that_were_trained_on_scaled_ones(compose, predictor):
-    asked = ["make_missing=true", "measure.raw_inputs=true", *f"predictor={predictor}".split()]
+@pytest.mark.parametrize(
+    "net",
+    [
+        ["predictor=few_taps"],
+        ["predictor=unified_paper", "predictor.mlp.scaled=false", "sparsity.decided_at=prompt"],
+    ],
+    ids=str,
+)
+def test_raw_inputs_are_of_nets_that_were_trained_on_scaled_ones(compose, net):
+    asked = ["make_missing=true", "measure.raw_inputs=true", *net]
     with pytest.raises(UserError, match=r"measure\.raw_inputs .*measure\.raw_inputs=false"):
         check_scorer(compose("evaluate", *asked))
 
