@@ -1,7 +1,7 @@
 """Decoding by the gathered executor beside dense transformers: milliseconds a token, and ratios by turns.
 
 python benchmarks/latency.py SHAPE [STORAGE ...] [--level 0.3 0.5 0.7] [--scorer prompt "one tap" "four taps"]
-    [--compiled]
+    [--against dejavu ...] [--means] [--compiled]
 
 SHAPE: a folder of a model with its weights, or one of `SHAPES`, whose weights are random. Predictors are
 always random: they choose as many units as a trained one would, at its cost; what they choose means nothing.
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("storage", nargs="*", default=["float32"])
     parser.add_argument("--level", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     parser.add_argument("--scorer", nargs="+", default=["prompt", "one tap", "four taps"])
+    parser.add_argument("--against", nargs="*", default=[], help="scorers that the others are compared with")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=64)
@@ -88,24 +89,33 @@ def main() -> None:
         f"| float32 | dense transformers | 0 | 0 | 0 | | {took} | 1 | 1 | | {prompt_of(found['dense']):.0f} |"
     )
     if args.compiled:
-        times = times_dense(found["dense"], found["compiled"])
+        times = times_as_fast(found["dense"], found["compiled"])
         print(f"| float32 | dense, torch.compile | 0 | 0 | 0 | | {tell(found['compiled'])} | "
               f"{tell_times(times)} | 1 | {statistics.median(times):.2f} | "
               f"{prompt_of(found['compiled']):.0f} |")  # fmt: skip
     bytes_dense = latency.dense_bytes(pack(turned))
     for (storage, name, level), run in runs.items():
         timings, read = found[str((storage, name, level))], latency.sparse_bytes(run)
-        times, roofline = times_dense(found["dense"], timings), bytes_dense / read
+        times, roofline = times_as_fast(found["dense"], timings), bytes_dense / read
         gone = f"{100 * run.achieved('head'):.1f} | {100 * run.achieved('neuron'):.1f}"
         share = 100 * latency.predictor_bytes(run) / read
         print(f"| {storage} | {name} | {level} | {gone} | {share:.1f} | {tell(timings)} | "
               f"{tell_times(times)} | {roofline:.2f} | {statistics.median(times) / roofline:.2f} | "
               f"{prompt_of(timings):.0f} |")  # fmt: skip
+    for other in args.against:
+        print(f"\n| storage | plan | level | times as fast as {other} | by the bytes |\n|" + " --- |" * 5)
+        for (storage, name, level), run in runs.items():
+            beside = storage, other, level
+            if name == other or beside not in runs:
+                continue
+            times = times_as_fast(found[str(beside)], found[str((storage, name, level))])
+            by_bytes = latency.sparse_bytes(runs[beside]) / latency.sparse_bytes(run)
+            print(f"| {storage} | {name} | {level} | {tell_times(times)} | {by_bytes:.2f} |")
 
 
-def times_dense(dense: Sequence[latency.Timing], timings: Sequence[latency.Timing]) -> list[float]:
-    """Of each round."""
-    return [latency.token_of(d) / latency.token_of(t) for d, t in zip(dense, timings)]
+def times_as_fast(slow: Sequence[latency.Timing], fast: Sequence[latency.Timing]) -> list[float]:
+    """How many times as fast, of each round."""
+    return [latency.token_of(d) / latency.token_of(t) for d, t in zip(slow, fast)]
 
 
 def tell_times(times: list[float]) -> str:
