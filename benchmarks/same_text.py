@@ -1,0 +1,117 @@
+"""Whether both executors write the same text: greedily, each by its own plans, and on the gathered one's.
+
+python benchmarks/same_text.py MODEL PREDICTOR TEXTS [--prompts 50] [--prompt 32] [--tokens 32] [--level 0.5]
+
+MODEL and PREDICTOR are folders, TEXTS is a file of JSON lines with a `page` each. Each token decides, in float32.
+Nothing is timed.
+"""
+
+import argparse
+
+import batch_density as texts  # benchmarks/batch_density.py
+import latency as shapes  # benchmarks/latency.py
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shadow.fast.cache import GatheredCache
+from shadow.hub import load_predictor
+from shadow.masked import sparse
+from shadow.predictors import Predicted
+from shadow.sparsity import Plan, SparsityPolicy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("predictor")
+    parser.add_argument("texts")
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--level", type=float, default=0.5)
+    args = parser.parse_args()
+    model, predictor = shapes.load(args.model), load_predictor(args.predictor)
+    policy = SparsityPolicy(args.level)
+    same, same_plans, largest = 0, 0, 0.0
+    for ids in texts.windows(args.model, args.texts, args.prompt, args.prompts).split(1):
+        logits, plans = gathered(model, predictor, policy, ids, args.tokens)
+        alone = masked(model, predictor, policy, ids, args.tokens)
+        following = follow(model, predictor, policy, ids, logits, plans)
+        said = logits.argmax(-1)
+        same += torch.equal(alone.argmax(-1), said)
+        same_plans += torch.equal(following.argmax(-1), said)
+        largest = max(largest, float((following - logits).abs().max() / logits.abs().max()))
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, level {args.level}, top-k at each "
+          f"token; {args.tokens} tokens after {args.prompts} prompts of {args.prompt}")  # fmt: skip
+    print(f"the same text, each executor by its own plans: {same} of {args.prompts}")
+    print(f"the same text on the same plans: {same_plans} of {args.prompts}; logits differ by at most "
+          f"{largest:.1e} of the largest")  # fmt: skip
+
+
+@torch.no_grad()
+def gathered(
+    model: PreTrainedModel, predictor: Predicted, policy: SparsityPolicy, ids: Tensor, tokens: int
+) -> tuple[Tensor, list[Plan]]:
+    """-> logits [tokens, V], and the plan of each token but the first, which the prompt says."""
+    found, plans = [], []
+    with sparse(model, predictor, policy, executor="gathered"):
+        out = model(ids, use_cache=True)
+        for _ in range(tokens - 1):
+            found.append(out.logits[0, -1])
+            out = model(found[-1].argmax().view(1, 1), past_key_values=out.past_key_values, use_cache=True)
+            assert isinstance(out.past_key_values, GatheredCache)
+            plans.append(plan_of(out.past_key_values, policy))
+        found.append(out.logits[0, -1])
+    return torch.stack(found), plans
+
+
+def plan_of(cache: GatheredCache, policy: SparsityPolicy) -> Plan:
+    """What the last token's choice keeps, as the masked executor takes it: bool [1, 1, U] each."""
+    pruned = [layer for layer in range(cache.sizes.layers) if layer not in policy.dense_layers]
+    heads, neurons = torch.from_numpy(cache.choice.heads), torch.from_numpy(cache.choice.neurons)
+    plan: Plan = {}
+    for layer in pruned:
+        plan[layer, "head"] = heads[:, None, layer].clone()
+        plan[layer, "neuron"] = neurons[:, None, layer].clone()
+    return plan
+
+
+@torch.no_grad()
+def masked(
+    model: PreTrainedModel, predictor: Predicted, policy: SparsityPolicy, ids: Tensor, tokens: int
+) -> Tensor:
+    """-> logits [tokens, V]"""
+    found = []
+    with sparse(model, predictor, policy):
+        out = model(ids, use_cache=True)
+        for _ in range(tokens - 1):
+            found.append(out.logits[0, -1])
+            out = model(found[-1].argmax().view(1, 1), past_key_values=out.past_key_values, use_cache=True)
+        found.append(out.logits[0, -1])
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def follow(
+    model: PreTrainedModel,
+    predictor: Predicted,
+    policy: SparsityPolicy,
+    ids: Tensor,
+    logits: Tensor,
+    plans: list[Plan],
+) -> Tensor:
+    """The masked executor on another's tokens and plans, behind a prompt of its own -> logits [tokens, V]."""
+    with sparse(model, predictor, policy):
+        out = model(ids, use_cache=True)
+    found = [out.logits[0, -1]]
+    with sparse(model, predictor, policy, "prompt") as run:  # which keeps the plan that it is given
+        for said, plan in zip(logits[:-1], plans, strict=True):
+            run.plan = plan
+            out = model(said.argmax().view(1, 1), past_key_values=out.past_key_values, use_cache=True)
+            found.append(out.logits[0, -1])
+    return torch.stack(found)
+
+
+if __name__ == "__main__":
+    main()
