@@ -2,8 +2,8 @@
 
 python benchmarks/same_text.py MODEL PREDICTOR TEXTS [--prompts 50] [--prompt 32] [--tokens 32] [--level 0.5]
 
-MODEL and PREDICTOR are folders, TEXTS is a file of JSON lines with a `page` each. Each token decides, in float32.
-Nothing is timed.
+MODEL and PREDICTOR are folders, TEXTS is a file of JSON lines with a `page` each. Each token decides; the
+model is in float32. Nothing is timed.
 """
 
 import argparse
