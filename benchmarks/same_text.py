@@ -8,17 +8,17 @@ model is in float32. Nothing is timed.
 
 import argparse
 
-import batch_density as texts  # benchmarks/batch_density.py
 import latency as shapes  # benchmarks/latency.py
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from shadow.fast.cache import GatheredCache
 from shadow.hub import load_predictor
 from shadow.masked import sparse
 from shadow.predictors import Predicted
 from shadow.sparsity import Plan, SparsityPolicy
+from shadow.texts import read_documents, text_windows
 
 
 def main() -> None:
@@ -33,8 +33,11 @@ def main() -> None:
     args = parser.parse_args()
     model, predictor = shapes.load(args.model), load_predictor(args.predictor)
     policy = SparsityPolicy(args.level)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    documents = read_documents("TEXTS", args.texts, "page")
+    prompts = text_windows(documents, tokenizer, args.prompts, args.prompt, 1.0, 0, "--prompts")
     same, same_plans, largest = 0, 0, 0.0
-    for ids in texts.windows(args.model, args.texts, args.prompt, args.prompts).split(1):
+    for ids in torch.tensor([prompt.ids for prompt in prompts]).split(1):
         logits, plans = gathered(model, predictor, policy, ids, args.tokens)
         alone = masked(model, predictor, policy, ids, args.tokens)
         following = follow(model, predictor, policy, ids, logits, plans)
