@@ -85,14 +85,19 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         "backward_flops": windows * plan.backward_flops(model, tokens),
     }
     if cfg.predictor.name in NETS:
+        read = predictor_taps(cfg, layers)
         found["predictor_parameters"] = plan.predictor_parameters(
             model,
-            predictor_taps(cfg, layers),
+            read,
             cfg.predictor.source,
             predictor_shape(cfg),
             cfg.predictor.ahead,
             predictor_kinds(cfg),
         )
+        passes = cfg.predictor.rounds * len(cfg.predictor.levels)
+        states = plan.feature_bytes(len(read), width_of(model, "state"))
+        found["pruned_passes"] = passes
+        found["pruned_bytes"] = passes * states.of(windows, sampled, shards)
     return found
 
 
@@ -118,4 +123,9 @@ def told(cfg: DictConfig, found: dict[str, Any]) -> str:
         lines.append(
             f"predictor={cfg.predictor.name}: {count / 1e6:.4g} M parameters, {share:.2g} % of the model"
         )
+        if found["pruned_passes"]:
+            lines.append(
+                f"later rounds: {cfg.predictor.rounds}, a fit each; {found['pruned_passes']} sparse passes "
+                f"over the windows, {found['pruned_bytes'] / 1e9:.4g} GB of states"
+            )
     return "\n".join(lines)

@@ -843,6 +843,29 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
     assert other == {name: 3 * count for name, count in one.items()}
 
 
+def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both(fit, compose):
+    job = (*ROUNDS, "predictor.levels=[0.5]")
+    rounds = [fit(*job, f"predictor.rounds={n}") for n in (0, 1, 2)]
+    lm = stages.load_lm(compose("train", *SMALL))
+    folders = [
+        settings.pruned_folder(compose("train", *SMALL, *job, f"predictor.rounds={n}"), 0.5) for n in (0, 1)
+    ]
+    examples = settings.calibration_data(compose("train", *SMALL)).examples(lm)
+    for folder, before in zip(folders, rounds, strict=False):
+        pruned = Traces(folder)
+        rows = torch.arange(pruned.count("token"))
+        windows, positions = (pruned.read("token", FEATURES, name, rows) for name in ("window", "position"))
+        seen = in_one_pass(lm, stages.load_predictor(before, lm), 0.5, examples, None)
+        states = pruned.read("token", FEATURES, "state", rows)[:, 1]
+        torch.testing.assert_close(states, seen[windows, positions], rtol=1e-3, atol=1e-3)
+    rows_of = [json.loads((folder / "config.json").read_text())["rows"]["train"] for folder in rounds]
+    assert rows_of == [rows_of[0], 2 * rows_of[0], 2 * rows_of[0]]
+    told = plan_of(compose("train", *SMALL, *job, "predictor.rounds=2"))
+    files = [file for folder in folders for file in folder.glob(f"{FEATURES}-*")]
+    stored = sum(values.nbytes for file in files for values in load_file(file).values())
+    assert (told["pruned_passes"], told["pruned_bytes"]) == (2, stored)
+
+
 @torch.no_grad()
 def in_one_pass(lm, predictor, level, examples, fill, head_unit="query"):
     """-> [N, T, E]: the states before layer 3 of a model that is sparse before it."""
