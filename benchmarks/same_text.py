@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from shadow.fast.cache import GatheredCache
 from shadow.hub import load_predictor
 from shadow.masked import sparse
-from shadow.predictors import Predicted
+from shadow.predictors import Fixed, Predicted, random_scores
+from shadow.sites import find_sites
 from shadow.sparsity import Plan, SparsityPolicy
 from shadow.texts import read_documents, text_windows
 
@@ -56,10 +57,11 @@ def main() -> None:
 def gathered(
     model: PreTrainedModel, predictor: Predicted, policy: SparsityPolicy, ids: Tensor, tokens: int
 ) -> tuple[Tensor, list[Plan]]:
-    """-> logits [tokens, V], and the plan of each token but the first, which the prompt says."""
-    found, plans = [], []
-    with sparse(model, predictor, policy, executor="gathered"):
+    """-> logits [tokens, V], and the plans of the prompt and of each new token that is read."""
+    found = []
+    with sparse(model, predictor, policy, executor="gathered") as run:
         out = model(ids, use_cache=True)
+        plans = [dict(run.plan)]
         for _ in range(tokens - 1):
             found.append(out.logits[0, -1])
             out = model(found[-1].argmax().view(1, 1), past_key_values=out.past_key_values, use_cache=True)
@@ -104,14 +106,16 @@ def follow(
     logits: Tensor,
     plans: list[Plan],
 ) -> Tensor:
-    """The masked executor on another's tokens and plans, behind a prompt of its own -> logits [tokens, V]."""
-    with sparse(model, predictor, policy):
-        out = model(ids, use_cache=True)
-    found = [out.logits[0, -1]]
-    with sparse(model, predictor, policy, "prompt") as run:  # which keeps the plan that it is given
-        for said, plan in zip(logits[:-1], plans, strict=True):
+    """The masked executor on another's tokens and plans -> logits [tokens, V]."""
+    read = [ids, *logits[:-1].argmax(-1).view(-1, 1, 1)]
+    fill = predictor.means if predictor.deviates else None
+    found, cache = [], None
+    # a scorer without taps leaves the plan that it is given
+    with sparse(model, Fixed(random_scores(find_sites(model), 0)), policy, fill=fill) as run:
+        for tokens, plan in zip(read, plans, strict=True):
             run.plan = plan
-            out = model(said.argmax().view(1, 1), past_key_values=out.past_key_values, use_cache=True)
+            out = model(tokens, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
             found.append(out.logits[0, -1])
     return torch.stack(found)
 

@@ -169,15 +169,16 @@ def dense_bytes(weights: Weights) -> int:
 
 
 def sparse_bytes(run: GatheredRun) -> float:
-    """That a token reads of weights on average, by the shares that the run has kept so far, and of the
-    predictor: keys and values of all heads where each token decides, of stored heads where the prompt did."""
-    w, kept = run.weights, run.planner.kept
+    """That a new token reads of weights on average, by the shares that the run's new tokens have kept, and of
+    the predictor: keys and values of all heads where each token decides, of stored heads where the prompt
+    did."""
+    w = run.weights
     each = w.sizes.heads // w.sizes.kv_heads
     neurons = size(w.up, w.down, *((w.gate,) if w.sizes.gated else ()))
     heads, keys = size(w.query, w.output), size(w.key, w.value)
     total = float(size(w.vocabulary))
     for layer in range(w.sizes.layers):
-        share = {kind: kept[layer, kind] / run.planner.total[layer, kind] for kind in KINDS}
+        share = {kind: run.kept[layer, kind] / run.total[layer, kind] for kind in KINDS}
         stored = 1.0
         plan = None if run.each_token else run.plan.get((layer, "head"))
         if plan is not None:

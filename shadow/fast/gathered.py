@@ -1,5 +1,6 @@
 """The gathered executor: a model's calls, answered from the weights of kept units."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -63,6 +64,8 @@ class GatheredRun:
             exact = weights.up.values.dtype == np.float32
             self.nets = pack_nets(planner.scorer, units, "float32" if exact else "bfloat16")
             self.rule = rule_of(model, policy)
+        self.total: Counter[Unit] = Counter()  # of new tokens alone, where the planner counts prompts too
+        self.kept: Counter[Unit] = Counter()
         self.team = Team()
         self.bench: Bench | None = None
 
@@ -170,15 +173,16 @@ class GatheredRun:
 
     def count(self, choice: Choice, kept: np.ndarray, real: np.ndarray) -> None:
         """kept: [L, 2], of the layers that this token chose; of the others the choice has not changed."""
-        sizes, planner = self.weights.sizes, self.planner
+        sizes, planner, rows = self.weights.sizes, self.planner, int(real.sum())
         chosen = self.nets.taps[0, 1] if len(self.nets.taps) else sizes.layers
         whole = ((choice.heads, sizes.heads), (choice.neurons, sizes.neurons))
         for layer in range(sizes.layers):
             for index, kind in enumerate(KINDS):
                 keep, units = whole[index]
                 stay = kept[layer, index] if layer >= chosen else keep[real, layer].sum()
-                planner.total[layer, kind] += int(real.sum()) * units
-                planner.kept[layer, kind] += int(stay)
+                for counts in (planner, self):
+                    counts.total[layer, kind] += rows * units
+                    counts.kept[layer, kind] += int(stay)
 
     def first_choice(self, rows: int) -> Choice:
         """The plan that all tokens follow, or everything, of which tokens then choose."""
