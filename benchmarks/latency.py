@@ -52,6 +52,8 @@ def main() -> None:
         help="random means stand for dropped units, so that no row of a neuron that says 0 is left out",
     )
     args = parser.parse_args()
+    if not set(args.against) <= set(args.scorer):
+        parser.error(f"--against must be among --scorer {args.scorer}, got {args.against}")
     dense = load(args.shape)
     # the gathered executor turns some weights over, which stock code might read at another speed
     turned = copy.deepcopy(dense)
@@ -115,7 +117,7 @@ def main() -> None:
 
 def times_as_fast(slow: Sequence[latency.Timing], fast: Sequence[latency.Timing]) -> list[float]:
     """How many times as fast, of each round."""
-    return [latency.token_of(d) / latency.token_of(t) for d, t in zip(slow, fast)]
+    return [latency.token_of(one) / latency.token_of(other) for one, other in zip(slow, fast, strict=True)]
 
 
 def tell_times(times: list[float]) -> str:

@@ -67,10 +67,11 @@ def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | Non
 
     ids, counted: [B, T]; positions: how many a model has learnt, None where it turns by any.
     """
-    if not 0 <= int(ids.min()) <= int(ids.max()) < words:
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= words:
         raise UserError(
-            f"executor=gathered was given token {int(ids.max())} or {int(ids.min())}, and the model's are "
-            f"0 to {words - 1}: is this its tokenizer?"
+            f"executor=gathered was given token {least if least < 0 else most}, and the model's are 0 to "
+            f"{words - 1}: is this its tokenizer?"
         )
     if positions is not None and int(counted.max()) >= positions:
         raise UserError(

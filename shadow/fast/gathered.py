@@ -130,15 +130,14 @@ class GatheredRun:
         if going_on is not None:
             counted = counted_on(going_on, input_ids.shape[1])
             check_positions(given, counted, real)
-            sizes = self.weights.sizes
-            learnt = None if sizes.rotary else len(self.weights.positions) - sizes.first
-            require_known(input_ids, counted, sizes.vocabulary, learnt)
+            self.require_known(input_ids, counted)
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)
         self.planner.begin(real, real, False)
         prompt = Prompt(input_ids, real)
         check_positions(given, prompt.positions, real)
+        self.require_known(input_ids, prompt.positions)
         h, left = self.read(prompt)
         logits = self.vocabulary(h[:, -logits_to_keep:])
         if others.get("use_cache") is False:
@@ -146,6 +145,11 @@ class GatheredRun:
         choice = self.first_choice(len(input_ids))
         cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys, choice)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def require_known(self, ids: Tensor, counted: Tensor) -> None:
+        sizes = self.weights.sizes
+        learnt = None if sizes.rotary else len(self.weights.positions) - sizes.first
+        require_known(ids, counted, sizes.vocabulary, learnt)
 
     def step(self, cache: GatheredCache, ids: Tensor, real: Tensor) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""

@@ -130,7 +130,7 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     }
     if cfg.measure.quality or cfg.measure.context:
         settings["loss"] = cfg.traces.loss
-    if cfg.measure.latency:  # times of another machine are no figures of this one
+    if cfg.measure.latency:  # what can be told of the machine that was timed
         capability = torch.backends.cpu.get_cpu_capability()
         settings["machine"] = [os.cpu_count(), torch.get_num_threads(), capability]
     if cfg.sparsity.level > 0:
@@ -241,6 +241,8 @@ def unusual(cfg: DictConfig) -> str:
     found["budgets"] = (cfg.sparsity.budgets, "uniform")
     for name in ("dense_fed", "raw_inputs"):
         found[name] = (cfg.measure[name], False)
+    found |= {"dtype": (cfg.measure.dtype, None), "storage": (cfg.executor.storage, None)}
+    found["executor"] = (cfg.executor.name, "masked")
     return ", ".join(
         f"{name}={plainly(value)}"
         for name, (value, usual) in found.items()

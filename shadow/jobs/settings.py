@@ -665,7 +665,7 @@ def check_made(cfg: DictConfig) -> None:
     if name in NETS and not (predictor_folder(cfg) / CONFIG).is_file():
         raise UserError(f"there is no predictor {predictor_folder(cfg)}: {cure}")
     parts = [MEANS] if needs_means(cfg) else []
-    if name not in NETS and needs_traces(cfg):
+    if needs_traces(cfg) and (name not in NETS or cfg.sparsity.budgets == "global"):
         parts += [FEATURES, *asked_criteria(cfg)]
     if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
         raise UserError(f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure}")

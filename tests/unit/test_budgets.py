@@ -11,6 +11,7 @@ from shadow import budgets
 from shadow.batches import batched
 from shadow.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
 from shadow.errors import UserError
+from shadow.hub import save_predictor
 from shadow.jobs import points, settings, stages
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
@@ -240,9 +241,21 @@ def test_the_ranking_over_layers_is_by_the_means_of_the_calibration(compose):
     scores = stages.static_scores(cfg, lm)
     assert policy.levels == by_rank(scores, SparsityPolicy(0.5), Structure(group=2))
     assert len(set(policy.levels.values())) > 1
-    of_net = job(compose, "sparsity.budgets=global", "predictor=oracle")
-    assert stages.get_policy(of_net, lm, scorer, None) == policy
-    assert settings.needs_traces(of_net)
+    of_oracle = job(compose, "sparsity.budgets=global", "predictor=oracle")
+    assert stages.get_policy(of_oracle, lm, scorer, None) == policy
+    assert settings.needs_traces(of_oracle)
+
+
+@pytest.mark.parametrize("predictor", ["oracle", "unified"])
+def test_a_ranking_over_layers_waits_for_its_traces(compose, make_net, config_of, predictor):
+    job = [*SMALL, f"predictor={predictor}", "sparsity.budgets=global", "make_missing=false"]
+    cfg = compose("evaluate", *job)
+    if predictor == "unified":
+        lm = stages.load_lm(cfg)
+        net = make_net(lm, [1])
+        save_predictor(settings.predictor_folder(cfg), net, config_of(net, lm))
+    with pytest.raises(UserError, match=r"no trace store .* make_missing=true"):
+        settings.check_scorer(cfg)
 
 
 def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_model(compose, artifacts):

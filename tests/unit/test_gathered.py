@@ -243,12 +243,16 @@ def test_a_cache_grows(lm, make_scorer, monkeypatch):
 def test_what_lies_beyond_the_models_own_arrays_is_refused(lm, make_scorer):
     words, last = lm.model.config.vocab_size, lm.model.config.max_position_embeddings
     with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
-        with pytest.raises(UserError, match=rf"token {words} .* 0 to {words - 1}"):
-            lm.model(torch.tensor([[words]]), past_key_values=lm.model(prompts(1)).past_key_values)
+        for unknown in (words, -1):
+            for begun in (None, lm.model(prompts(1)).past_key_values):
+                with pytest.raises(UserError, match=rf"token {unknown}, .* 0 to {words - 1}"):
+                    lm.model(torch.tensor([[unknown]]), past_key_values=begun)
         if lm.model.config.model_type == "opt":
             full = lm.model(prompts(1, length=last)).past_key_values
             with pytest.raises(UserError, match=rf"position {last}, .* has learnt {last}"):
                 lm.model(prompts(1, length=1), past_key_values=full)
+            with pytest.raises(UserError, match=rf"position {last}, .* has learnt {last}"):
+                lm.model(prompts(1, length=last + 1))
 
 
 def test_both_executors_read_a_batch_alike(lm, make_scorer, examples):

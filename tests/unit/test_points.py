@@ -291,12 +291,29 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
 
 def test_points_that_differ_in_more_than_the_columns_say_in_what(compose, trained):
     folder = trained(compose("evaluate", *NET))
-    for others in (["measure.dense_fed=true"], ["sparsity.kinds=[head]", "sparsity.dense_layers=[0,1]"]):
+    for others in (
+        ["measure.dense_fed=true"],
+        ["sparsity.kinds=[head]", "sparsity.dense_layers=[0,1]"],
+        ["executor=gathered", "executor.storage=int8"],
+    ):
         keep(compose("evaluate", *NET, *others))
     assert sorted(row["other"] for row in rows_of(folder)) == [
         "dense_fed=True",
         "dense_layers=[0, 1], kinds=['head']",
+        "storage=int8, executor=gathered",
     ]
+
+
+def test_times_are_of_so_many_threads_and_other_figures_of_any(compose, monkeypatch):
+    def keys():
+        timed = ["executor=gathered", "measure=latency"]
+        return [points.settings_of(compose("evaluate", *others), CODE) for others in (timed, [])]
+
+    before = keys()
+    monkeypatch.setattr("torch.get_num_threads", lambda: 99)
+    after = keys()
+    assert before[0] != after[0]
+    assert before[1] == after[1]
 
 
 def test_a_point_measured_by_other_code_replaces_itself_and_no_point_of_other_settings(compose, trained):
