@@ -7,11 +7,13 @@ model is in float32. Nothing is timed.
 """
 
 import argparse
+from collections.abc import Iterator
 
 import latency as shapes  # benchmarks/latency.py
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.fast.cache import GatheredCache
 from shadow.hub import load_predictor
@@ -53,21 +55,16 @@ def main() -> None:
           f"{largest:.1e} of the largest")  # fmt: skip
 
 
-@torch.no_grad()
 def gathered(
     model: PreTrainedModel, predictor: Predicted, policy: SparsityPolicy, ids: Tensor, tokens: int
 ) -> tuple[Tensor, list[Plan]]:
     """-> logits [tokens, V], and the plans of the prompt and of each new token that is read."""
-    found = []
+    found, plans = [], []
     with sparse(model, predictor, policy, executor="gathered") as run:
-        out = model(ids, use_cache=True)
-        plans = [dict(run.plan)]
-        for _ in range(tokens - 1):
-            found.append(out.logits[0, -1])
-            out = model(found[-1].argmax().view(1, 1), past_key_values=out.past_key_values, use_cache=True)
+        for out in greedily(model, ids, tokens):
             assert isinstance(out.past_key_values, GatheredCache)
-            plans.append(plan_of(out.past_key_values, policy))
-        found.append(out.logits[0, -1])
+            plans.append(plan_of(out.past_key_values, policy) if plans else dict(run.plan))
+            found.append(out.logits[0, -1])
     return torch.stack(found), plans
 
 
@@ -82,19 +79,22 @@ def plan_of(cache: GatheredCache, policy: SparsityPolicy) -> Plan:
     return plan
 
 
-@torch.no_grad()
 def masked(
     model: PreTrainedModel, predictor: Predicted, policy: SparsityPolicy, ids: Tensor, tokens: int
 ) -> Tensor:
     """-> logits [tokens, V]"""
-    found = []
     with sparse(model, predictor, policy):
-        out = model(ids, use_cache=True)
-        for _ in range(tokens - 1):
-            found.append(out.logits[0, -1])
-            out = model(found[-1].argmax().view(1, 1), past_key_values=out.past_key_values, use_cache=True)
-        found.append(out.logits[0, -1])
-    return torch.stack(found)
+        return torch.stack([out.logits[0, -1] for out in greedily(model, ids, tokens)])
+
+
+def greedily(model: PreTrainedModel, ids: Tensor, tokens: int) -> Iterator[CausalLMOutputWithPast]:
+    """What the model says behind the prompt, and behind each new token that it is given back."""
+    cache = None
+    for _ in range(tokens):
+        with torch.no_grad():
+            out = model(ids, past_key_values=cache, use_cache=True)
+        yield out
+        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
 
 
 @torch.no_grad()

@@ -851,7 +851,7 @@ def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both
         settings.pruned_folder(compose("train", *SMALL, *job, f"predictor.rounds={n}"), 0.5) for n in (0, 1)
     ]
     examples = settings.calibration_data(compose("train", *SMALL)).examples(lm)
-    for folder, before in zip(folders, rounds, strict=False):
+    for folder, before in zip(folders, rounds[:2], strict=True):
         pruned = Traces(folder)
         rows = torch.arange(pruned.count("token"))
         windows, positions = (pruned.read("token", FEATURES, name, rows) for name in ("window", "position"))
