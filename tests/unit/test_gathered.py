@@ -371,12 +371,15 @@ def test_weights_are_not_held_twice_and_the_model_works_on(lm, make_scorer):
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
-@pytest.mark.parametrize("decided_at", ["token", "prompt"])
-def test_other_storages_give_what_a_model_of_rounded_weights_gives(
-    lm, make_lm, make_scorer, storage, decided_at
-):
-    """Here all weights of a float32 model are replaced by what the storage makes of them."""
-    scorer = make_scorer(lm, "static" if decided_at == "token" else [1])
+@pytest.mark.parametrize("plan", PLANS)
+def test_other_storages_give_what_a_model_of_rounded_weights_gives(lm, make_lm, make_scorer, storage, plan):
+    """Here all weights of a float32 model are replaced by what the storage makes of them, and those of nets
+    are what bfloat16 can hold, in which they are stored for new tokens."""
+    what, decided_at, policy = PLANS[plan]
+    scorer = make_scorer(lm, what)
+    if isinstance(scorer, Predicted):
+        for weight in scorer.net.parameters():
+            weight.data = weight.bfloat16().float()
     rounded = make_lm(lm.model.config.model_type)
     for name, weight in rounded.model.named_parameters():
         if weight.dim() == 2 and "embed_positions" not in name:
@@ -385,11 +388,12 @@ def test_other_storages_give_what_a_model_of_rounded_weights_gives(
             put(rows, 0, weight.T if turned else weight)
             weight.data = read(rows, 0).T.contiguous() if turned else read(rows, 0)
     ids = prompts(2)
-    with sparse(rounded.model, scorer, SparsityPolicy(0.5), decided_at):
-        expected = generate(rounded, ids)
-    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor="gathered", storage=storage):
-        found = generate(lm, ids)
+    with sparse(rounded.model, scorer, policy, decided_at) as run:
+        expected, gone = generate(rounded, ids), skipped(run)
+    with sparse(lm.model, scorer, policy, decided_at, executor="gathered", storage=storage) as run:
+        found, also_gone = generate(lm, ids), skipped(run)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert also_gone == gone
 
 
 def test_int8_rows_are_within_half_a_step(lm):
