@@ -39,6 +39,7 @@ def main(cfg: DictConfig) -> float | None:
                 executor=cfg.executor.name,
                 storage=cfg.executor.storage,
                 kv_policy=cfg.executor.kv_policy,
+                compact=cfg.executor.compact,
                 prefill=cfg.executor.prefill,
             ) as run:
                 metrics = points.measure(cfg, lm, run)

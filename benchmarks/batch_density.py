@@ -51,10 +51,7 @@ def main() -> None:
     predictor = load_predictor(args.predictor)
     fill = predictor.means if predictor.deviates else None
     policy, weights, threads = SparsityPolicy(args.level), pack(turned), torch.get_num_threads()
-    runs = {
-        at: GatheredRun(turned, SparseRun(dense, predictor, policy, at, fill), weights, late_keys=False)
-        for at in PLANS
-    }
+    runs = {at: GatheredRun(turned, SparseRun(dense, predictor, policy, at, fill), weights) for at in PLANS}
     density: dict[DecidedAt, list[np.ndarray]] = {at: [] for at in PLANS}
     print(
         f"{threads} threads, prompts of {args.prompt}, {args.tokens} tokens, {args.rounds} rounds by turns\n"
@@ -108,7 +105,7 @@ def densities(
         found = run.forward(batch, logits_to_keep=1)
         for _ in range(tokens):
             found = run.forward(found.logits[:, -1:].argmax(-1), past_key_values=found.past_key_values)
-            choice = found.past_key_values.choice
+            choice = found.past_key_values.plan.choice
             own.append([choice.heads[:, pruned].mean(), choice.neurons[:, pruned].mean()])
             union.append(choice.counts[pruned].mean(0) / [sizes.heads, sizes.neurons])
     return np.mean(own, 0), np.mean(union, 0)

@@ -67,7 +67,9 @@ def main() -> None:
         for name, level in [("none", 0.0), *((name, level) for name in args.scorer for level in args.level)]:
             scorer, decided_at = scorers[name]
             planner = SparseRun(dense, scorer, SparsityPolicy(level), decided_at, fill)
-            runs[storage, name, level] = GatheredRun(turned, planner, weights, late_keys=False)
+            runs[storage, name, level] = GatheredRun(
+                turned, planner, weights, compact=name == "prompt, copied"
+            )
 
     def densely(forward: latency.Forward) -> latency.Timing:
         torch.set_num_threads(threads)  # which a gathered run has reduced
@@ -153,14 +155,16 @@ def load(shape: str) -> PreTrainedModel:
 
 
 def scorer_of(model: PreTrainedModel, name: str) -> tuple[Scorer, DecidedAt]:
-    """`prompt`: one tap that decides once; `layerwise`: a tap in each layer, of conf/predictor's size or with
-    the net of `one tap`; `dejavu`: reads the layer before, linear, of rank 1000."""
+    """`prompt`: one tap that decides once; `prompt, copied`: the rows that it keeps are then copied, in the
+    prompt's time; `layerwise`: a tap in each layer, of conf/predictor's size or with the net of `one tap`;
+    `dejavu`: reads the layer before, linear, of rank 1000."""
     sites, layers = find_sites(model), len(find_layers(model))
     if name in ("none", "static"):
         return Fixed(random_scores(sites, 0)), "token"
     spread_out = [1 + index * (layers - 1) // 4 for index in range(4)]
     taps, shape, ahead = {
         "prompt": ([1], NetShape(72, 576, 2), 0),
+        "prompt, copied": ([1], NetShape(72, 576, 2), 0),
         "one tap": ([1], NetShape(72, 576, 2), 0),
         "four taps": (spread_out, NetShape(128, 384, 2), 0),
         "layerwise": (list(range(1, layers)), NetShape(72, 128, 1), 0),
@@ -171,7 +175,8 @@ def scorer_of(model: PreTrainedModel, name: str) -> tuple[Scorer, DecidedAt]:
     draw = torch.Generator().manual_seed(0)
     for values in net.parameters():
         values.data.normal_(0, 0.02, generator=draw)
-    return Predicted(net.eval().requires_grad_(False), "scores"), "prompt" if name == "prompt" else "token"
+    scorer = Predicted(net.eval().requires_grad_(False), "scores")
+    return scorer, "prompt" if name.startswith("prompt") else "token"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> None:
         for name, level in (("none", 0.0), ("one tap", args.level)):
             scorer, decided_at = shapes.scorer_of(model, name)
             planner = SparseRun(model, scorer, SparsityPolicy(level), decided_at)
-            run = GatheredRun(model, planner, weights, late_keys=False)
+            run = GatheredRun(model, planner, weights)
             works[f"gathered, {storage}, {name}, level {level}"] = lambda run=run: latency.time_generation(
                 run.forward, ids, args.tokens
             )

@@ -71,7 +71,7 @@ def gathered(
 def plan_of(cache: GatheredCache, policy: SparsityPolicy) -> Plan:
     """What the last token's choice keeps, as the masked executor takes it: bool [1, 1, U] each."""
     pruned = [layer for layer in range(cache.sizes.layers) if layer not in policy.dense_layers]
-    heads, neurons = torch.from_numpy(cache.choice.heads), torch.from_numpy(cache.choice.neurons)
+    heads, neurons = (torch.from_numpy(keep) for keep in cache.plan.choice[:2])
     plan: Plan = {}
     for layer in pruned:
         plan[layer, "head"] = heads[:, None, layer].clone()

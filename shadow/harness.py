@@ -159,6 +159,7 @@ class ShadowLM(SparseHFLM):
         executor: Executor = "masked",
         storage: Storage | None = None,
         kv_policy: KVPolicy = "write_all",
+        compact: bool = False,
         **hf: Any,
     ) -> None:
         """predictor: a folder or a hub id, needed above level 0. hf: all arguments of lm-eval's `hf` model.
@@ -206,6 +207,7 @@ class ShadowLM(SparseHFLM):
                     executor=executor,
                     storage=storage,
                     kv_policy=kv_policy,
+                    compact=compact,
                 )
             )
         )

@@ -216,6 +216,7 @@ def sparse(
     executor: Executor = "masked",
     storage: Storage | None = None,
     kv_policy: KVPolicy = "write_all",
+    compact: bool = False,
     prefill: Prefill = "sparse",
 ) -> Iterator[Run]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
@@ -224,7 +225,9 @@ def sparse(
     executor: `masked` computes everything and drops what goes; `gathered` reads the weights of kept units
     alone, and generates faster; on a GPU by Triton. For `gathered` on the CPU only, storage: float32,
     bfloat16 or int8 weights instead of the model's own; kv_policy: whether each token computes the keys and
-    values of all heads that may be needed (`write_all`), or of a head when it is first needed (`recompute`).
+    values of all heads that may be needed (`write_all`), or of a head when it is first needed (`recompute`);
+    compact: where a prompt's plan stays, the rows of the neurons that it keeps are copied one behind the
+    other for all that follows: faster per token, and these rows are held twice.
     fill: what a dropped unit says, [U, D] of every (layer, kind), or None for nothing; `auto`: its
     calibration mean if the scorer is a predictor that ranks units by their distance from it, else nothing.
     An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
@@ -248,13 +251,13 @@ def sparse(
     if executor == "gathered":
         from shadow.fast.gathered import gathered  # numba takes a second to import
 
-        with gathered(model, run, storage, kv_policy) as fast:
+        with gathered(model, run, storage, kv_policy, compact) as fast:
             yield fast
         return
-    if executor != "masked" or storage is not None or kv_policy != "write_all":
+    if executor != "masked" or storage is not None or kv_policy != "write_all" or compact:
         raise UserError(
-            "sparse needs executor=masked, or executor=gathered with storage and kv_policy, got "
-            f"{executor!r}, {storage!r}, {kv_policy!r}"
+            "sparse needs executor=masked, or executor=gathered with storage, kv_policy and compact, got "
+            f"{executor!r}, {storage!r}, {kv_policy!r}, {compact!r}"
         )
     handle = model.register_forward_pre_hook(run._begin, with_kwargs=True)
     try:

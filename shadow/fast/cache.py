@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from shadow.errors import UserError
+from shadow.fast.compact import Plan
 from shadow.fast.decode import Memory
 from shadow.fast.families import Sizes
-from shadow.fast.scoring import Choice
 
 ROOM = 64  # positions that memory is at first larger than the prompt
 
@@ -61,14 +61,14 @@ class GatheredCache(OwnCache):
         start: Tensor,
         turns: tuple[Tensor, float] | None,
         late: bool,
-        choice: Choice,
+        plan: Plan,
     ) -> None:
         """start: [B], each row's first real position; late: also hold the states that late keys come from;
-        choice: what the prompt decided, or where tokens note what they choose."""
+        plan: what the prompt decided, or where tokens note what they choose."""
         super().__init__()
         rows, _, length, _ = layers[0].keys.shape
         self.sizes, self.rows, self.length, self.start, self.late = sizes, rows, length, start, late
-        self.turning, self.choice = turns, choice
+        self.turning, self.plan = turns, plan
         self.groups = [layer.groups for layer in layers]
         self.room = length + ROOM
         self.memory = self.empty()

@@ -24,11 +24,12 @@ from shadow.fast.calls import (
     require_known,
     require_left_padding,
 )
+from shadow.fast.compact import Plan, compact
 from shadow.fast.decode import Bench, step
 from shadow.fast.families import describe
 from shadow.fast.prefill import Fills, Prompt, prefill
 from shadow.fast.products import across
-from shadow.fast.scoring import Choice, Nets, no_nets, no_rule, pack_nets, rule_of
+from shadow.fast.scoring import NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.fast.scoring import list_layer as list_choice
 from shadow.fast.storage import CHUNK, lined_up
 from shadow.fast.team import Team
@@ -46,16 +47,28 @@ class GatheredRun:
     has one thread. The logits are float32, whatever the storage.
     """
 
-    def __init__(self, model: PreTrainedModel, planner: SparseRun, weights: Weights, late_keys: bool) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        planner: SparseRun,
+        weights: Weights,
+        late_keys: bool = False,
+        compact: bool = False,
+    ) -> None:
         """planner: makes the plans, and counts; late_keys: a token's keys and values are computed when they
-        are first needed."""
+        are first needed; compact: the rows of neurons that a prompt keeps are copied for what follows."""
         check_scorer(planner)
-        self.planner, self.weights, self.late_keys = planner, weights, late_keys
+        self.planner, self.weights, self.late_keys, self.compact = planner, weights, late_keys, compact
         self.turns = describe(model)[1].turns
         policy = planner.policy
         means = {} if planner.fill is None else {u: m for u, m in planner.fill.items() if policy.prunes(u)}
         self.fills = Fills(weights, means)
         self.each_token = planner.decided_at == "token" and bool(planner.scorer.taps) and policy.level > 0
+        if compact and self.each_token:
+            raise UserError(
+                "compact copies rows once a prompt and needs plans that stay for all that follows: give "
+                "decided_at=prompt, or compact=False"
+            )
         self.nets: Nets = no_nets()
         self.rule = no_rule(weights.sizes.layers)
         if self.each_token:
@@ -142,8 +155,8 @@ class GatheredRun:
         logits = self.vocabulary(h[:, -logits_to_keep:])
         if others.get("use_cache") is False:
             return CausalLMOutputWithPast(logits=logits)
-        choice = self.first_choice(len(input_ids))
-        cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys, choice)
+        plan = self.first_plan(len(input_ids))
+        cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys, plan)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     def require_known(self, ids: Tensor, counted: Tensor) -> None:
@@ -157,16 +170,16 @@ class GatheredRun:
             1
         )  # torch's own threads keep a core busy for a while after each small operation
         cache.make_room()
-        bench, choice = self.room_to_work(len(ids), cache.room), cache.choice
+        bench, (weights, choice, fill) = self.room_to_work(len(ids), cache.room), cache.plan
         before = choice.kept.copy()
         self.team.run(
             step,
-            self.weights,
+            weights,
             self.nets,
             self.rule,
             choice,
             cache.memory,
-            bench,
+            bench._replace(fill_neurons=fill),
             ids.numpy(),
             real.numpy(),
             cache.length,
@@ -188,8 +201,8 @@ class GatheredRun:
                     counts.total[layer, kind] += rows * units
                     counts.kept[layer, kind] += int(stay)
 
-    def first_choice(self, rows: int) -> Choice:
-        """The plan that all tokens follow, or everything, of which tokens then choose."""
+    def first_plan(self, rows: int) -> Plan:
+        """What all tokens follow, or everything, of which tokens then choose."""
         sizes = self.weights.sizes
         choice = Choice(
             heads=np.ones((rows, sizes.layers, sizes.heads), np.bool_),
@@ -205,7 +218,9 @@ class GatheredRun:
                 if keep is not None:
                     (choice.heads, choice.neurons)[index][:, layer] = keep.numpy()
                 list_choice(choice, layer, index)
-        return choice
+        plan = Plan(self.weights, choice, self.fills.of["neuron"].flatten(1).numpy())
+        drops = bool((choice.counts[:, NEURONS] < sizes.neurons).any())
+        return compact(plan) if self.compact and drops else plan
 
     def room_to_work(self, rows: int, room: int) -> Bench:
         sizes, members = self.weights.sizes, self.team.members
@@ -272,7 +287,7 @@ def check_scorer(planner: SparseRun) -> None:
 
 @contextmanager
 def gathered(
-    model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy
+    model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy, compact: bool
 ) -> Iterator[Run]:
     """Inside the block the model's forward is a GatheredRun's, or of a model on a GPU a DeviceRun's;
     afterwards it is its own again."""
@@ -283,10 +298,10 @@ def gathered(
             raise UserError("executor=gathered on a GPU needs Triton (Linux): pip install -e .[gpu]")
         from shadow.fast.gpu.run import on_device
 
-        with on_device(model, planner, storage, kv_policy) as on_gpu:
+        with on_device(model, planner, storage, kv_policy, compact) as on_gpu:
             yield on_gpu
         return
-    run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute")
+    run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute", compact)
 
     try:
         with answering(model, run.forward):

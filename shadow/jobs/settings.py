@@ -620,6 +620,17 @@ def check_executor(cfg: DictConfig) -> None:
             f"executor=gathered runs no predictor={cfg.predictor.name}, which must see a sample first, or is "
             "no net: give executor=masked"
         )
+    if settings.compact and settings.name != "gathered":
+        raise UserError(
+            f"executor.compact copies what executor=gathered reads, got executor={settings.name}: give "
+            "executor=gathered, or executor.compact=false"
+        )
+    by_token = cfg.predictor.name in NETS and cfg.sparsity.decided_at == "token"
+    if settings.compact and by_token and cfg.sparsity.level > 0:
+        raise UserError(
+            "executor.compact copies rows once a prompt, and needs plans that stay: give "
+            f"sparsity.decided_at=prompt, got token with predictor={cfg.predictor.name}"
+        )
     if not measure.latency:
         return
     if settings.name != "gathered":

@@ -396,6 +396,29 @@ def test_other_storages_give_what_a_model_of_rounded_weights_gives(lm, make_lm, 
     assert also_gone == gone
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("plan", ["static", "at the prompt", "over all layers"])
+def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan, rows):
+    """To the last bit: the same rows, in the same order. Each row of a batch has a plan of its own."""
+    what, decided_at, policy = PLANS[plan]
+    scorer, ids, fill = make_scorer(lm, what), prompts(rows), means(lm)
+    how = {"fill": fill, "executor": "gathered", "storage": storage}
+    with sparse(lm.model, scorer, policy, decided_at, **how) as run:
+        expected, gone = generate(lm, ids), skipped(run)
+    with sparse(lm.model, scorer, policy, decided_at, compact=True, **how) as run:
+        found, also_gone = generate(lm, ids), skipped(run)
+        taken = run.forward(ids).past_key_values.plan.weights.up.values
+    assert torch.equal(found, expected)
+    assert also_gone == gone
+    assert taken is not run.weights.up.values
+
+
+def test_nothing_is_copied_where_everything_stays(lm, make_scorer):
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.0, executor="gathered", compact=True) as run:
+        assert run.forward(prompts(1)).past_key_values.plan.weights is run.weights
+
+
 def test_int8_rows_are_within_half_a_step(lm):
     weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     weight[2] = 0
@@ -451,6 +474,8 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
         ({"executor": "gathered", "kv_policy": "some"}, "kv_policy must be one of .*got 'some'"),
         ({"executor": "fast"}, "executor=masked, or executor=gathered.*got 'fast'"),
         ({"storage": "int8"}, "executor=gathered with storage"),
+        ({"compact": True}, "executor=gathered with storage, kv_policy and compact.*True"),
+        ({"executor": "gathered", "compact": True}, "plans that stay.*decided_at=prompt"),
         ({"prefill": "some"}, "prefill must be one of .*dense.*got 'some'"),
     ],
 )

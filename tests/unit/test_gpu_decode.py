@@ -81,7 +81,7 @@ def both(
     with sparse(lm.model, scorer, policy, decided_at, fill=fill) as run, torch.no_grad():
         expected, gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
     planner = SparseRun(lm.model, scorer, policy, decided_at, fill)
-    with on_device(lm.model, planner, None, "write_all") as run:
+    with on_device(lm.model, planner, None, "write_all", False) as run:
         found, also_gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
     assert also_gone == gone
     return found, expected
@@ -134,7 +134,9 @@ def test_generating_goes_on_when_the_cache_is_full(make_lm, monkeypatch):
     how = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with sparse(lm.model, scorer, level=0.5):
         expected = lm.model.generate(ids, **how)
-    with on_device(lm.model, SparseRun(lm.model, scorer, SparsityPolicy(0.5), "token"), None, "write_all"):
+    with on_device(
+        lm.model, SparseRun(lm.model, scorer, SparsityPolicy(0.5), "token"), None, "write_all", False
+    ):
         assert torch.equal(lm.model.generate(ids, **how), expected)
 
 
@@ -145,7 +147,7 @@ def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executo
         before = lm.model(input_ids=batch.ids).logits
     with sparse(lm.model, scorer, policy, "prompt") as run:
         expected = run.logits(batch)
-    with on_device(lm.model, SparseRun(lm.model, scorer, policy, "prompt"), None, "write_all") as run:
+    with on_device(lm.model, SparseRun(lm.model, scorer, policy, "prompt"), None, "write_all", False) as run:
         assert torch.equal(run.logits(batch), expected)
     assert hooks_on(lm.model) == 0
     assert "forward" not in vars(lm.model)
@@ -153,18 +155,19 @@ def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executo
         torch.testing.assert_close(lm.model(input_ids=batch.ids).logits, before, rtol=1e-5, atol=1e-5)
 
 
-def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
+@pytest.mark.parametrize(
+    "settings", [("int8", "write_all", False), (None, "recompute", False), (None, "write_all", True)]
+)
+def test_settings_of_the_cpu_are_refused_on_a_gpu(lm, settings):
     planner = SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5), "token")
     with (
-        pytest.raises(UserError, match="storage and kv_policy"),
-        on_device(lm.model, planner, "int8", "write_all"),
+        pytest.raises(UserError, match="leave storage, kv_policy and compact out"),
+        on_device(lm.model, planner, *settings),
     ):
         pass
-    with (
-        pytest.raises(UserError, match="storage and kv_policy"),
-        on_device(lm.model, planner, None, "recompute"),
-    ):
-        pass
+
+
+def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
     with pytest.raises(UserError, match="scope=layer or threshold"):
         DeviceRun(lm.model, SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5, scope="global"), "token"))
     double = on(make_lm("opt", layers=LAYERS, dtype=torch.float64))

@@ -776,6 +776,8 @@ def test_contexts_are_collected_for_those_who_read_them(compose):
         (["executor=gathered", "executor.kv_policy=none"], "executor.kv_policy must be one of"),
         (["executor.prefill=whole"], "executor.prefill must be one of"),
         (["executor=gathered", "predictor=oracle"], "executor=gathered runs no predictor=oracle"),
+        (["executor.compact=true"], "executor.compact copies what .*gathered reads, got .*masked"),
+        (["executor=gathered", "executor.compact=true"], "decided_at=prompt, got token with .*unified"),
         (["measure=latency"], "give executor=gathered"),
         (
             ["measure=latency", "executor=gathered", "measure.rounds=1"],

@@ -179,13 +179,13 @@ class DeviceRun:
 
 @contextmanager
 def on_device(
-    model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy
+    model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy, compact: bool
 ) -> Iterator[DeviceRun]:
     """Inside the block the model's forward is a DeviceRun's; afterwards it is its own again."""
-    if storage is not None or kv_policy != "write_all":
+    if storage is not None or kv_policy != "write_all" or compact:
         raise UserError(
-            "executor=gathered on a GPU keeps the model's own weights and writes all keys and values: leave "
-            f"storage and kv_policy out, got {storage!r} and {kv_policy!r}"
+            "executor=gathered on a GPU reads the model's own weights where they are and writes all keys and "
+            f"values: leave storage, kv_policy and compact out, got {storage!r}, {kv_policy!r}, {compact!r}"
         )
     if model.device.type != "cuda" and not INTERPRETED:
         raise UserError(f"executor=gathered runs on the CPU and on CUDA, and this model is on {model.device}")
