@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     import logging
 
-    from shadow.jobs import points, settings, stages
+    from shadow.jobs import checks, points, settings, stages
     from shadow.jobs.run import job
     from shadow.masked import sparse
 
@@ -21,8 +21,8 @@ def main(cfg: DictConfig) -> float | None:
         this.record["point"] = points.describe(cfg)
         settings.policy_of(cfg)  # refuses what is no policy before anything long begins
         points.check_measure(cfg)
-        settings.check_executor(cfg)
-        settings.check_scorer(cfg)
+        checks.check_executor(cfg)
+        checks.check_scorer(cfg)
         known = points.find(cfg, this.record)
         if known is None:
             lm = stages.load_lm(cfg)

@@ -15,12 +15,12 @@ def main(cfg: DictConfig) -> float | None:
     import logging
 
     from shadow import hub
-    from shadow.jobs import planning, settings, stages
+    from shadow.jobs import checks, planning, settings, stages
     from shadow.jobs.run import job
 
     log = logging.getLogger("train")
     with job(cfg) as this:
-        settings.check_train(cfg)
+        checks.check_train(cfg)
         if cfg.stage == "plan":
             log.info("what it will take:\n%s", planning.told(cfg, planning.plan_of(cfg)))
             return None

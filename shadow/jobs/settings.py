@@ -1,33 +1,26 @@
-"""What decides a result: the settings that name it, where it lies, what is refused before work starts."""
+"""What decides a result: the settings that name it, and where it lies."""
 
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from shadow import criteria
 from shadow.artifacts import key_of
-from shadow.batches import Loss, Positions
 from shadow.data import CalibrationData, TaskPrompts
 from shadow.errors import UserError
-from shadow.hub import CONFIG
-from shadow.masked import Executor, KVPolicy, Prefill, Storage
 from shadow.models import describe_folder
 from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
-from shadow.packing import Stored
 from shadow.paper import MinMax, MLPShape
 from shadow.predictor_module import Reading
 from shadow.predictors import NetShape, Pooling
 from shadow.sites import KINDS, Kind, Source
 from shadow.sparsity import SparsityPolicy
-from shadow.traces import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, covered, reach, read_manifest
+from shadow.traces import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, covered, reach
 
 FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is
@@ -44,36 +37,14 @@ TRAINER_WHERE = {
     "log_every_n_steps",
     "enable_model_summary",
 }
-STAGES = ("plan", "traces", "predictor")
-FILLS = ("auto", "zero", "mean")
 LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
-SCHEDULES = ("cosine", "constant_with_warmup")
-BUDGETS = ("uniform", "greedy", "global")
-# and which of Lightning's starts the processes: its own fsdp would shard the predictor, or nothing, for the
-# model is no child of a module
+# of trainer.strategy, and which of Lightning's starts the processes: its own fsdp would shard the predictor,
+# or nothing, for the model is no child of a module
 STRATEGIES = {"auto": "auto", "ddp": "ddp", "fsdp": "ddp"}
 NETS = (
     *("unified", "few_taps", "layerwise", "dejavu", "linear_heads", "ridge"),
     *("unified_paper", "unified_paper_global", "unified_sequence", "layerwise_paper"),
 )
-UNGATHERED = ("oracle", "prompt_activation", "svd")  # scorers that the gathered executor does not run
-SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
-# what an override of evaluate.py must begin with to concern the artifacts that train.py makes
-TRAINS = [
-    "model",
-    "data",
-    "traces",
-    "criterion",
-    "predictor",
-    "sparsity.decided_at",
-    "sparsity.fill",
-    "sparsity.head_unit",
-    "trainer",
-    "seed",
-    "paths",
-    "experiment",
-    "debug",
-]
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -155,41 +126,9 @@ def pruned_folder(before: DictConfig, level: float) -> Path:
     return Path(before.paths.artifact_dir) / "traces" / name
 
 
-def check_traces(cfg: DictConfig) -> None:
-    settings = cfg.traces
-    for setting, allowed in (("loss", Loss), ("summed", Positions), ("dtype", Stored)):
-        require_choice(f"traces.{setting}", settings[setting], get_args(allowed))
-    if settings.top is not None and not 0 < settings.top < 1:
-        raise UserError(f"traces.top is a share of the units and must be in (0, 1), got {settings.top}")
-    if settings.criteria is not None and settings.criteria != "all":
-        criteria.require("traces.criteria", list(settings.criteria))
-    if settings.tokens_per_window < 0 or settings.statistic_tokens < 2:
-        raise UserError(
-            "traces.tokens_per_window must be at least 0 and traces.statistic_tokens at least 2, got "
-            f"{settings.tokens_per_window} and {settings.statistic_tokens}"
-        )
-    if settings.batch_size < 1 or settings.shard_windows < 1 or settings.shard_windows % settings.batch_size:
-        raise UserError(
-            "traces.shard_windows must be a multiple of traces.batch_size, got "
-            f"{settings.shard_windows} and {settings.batch_size}"
-        )
-    if "windows" in cfg.data:
-        require_windows(cfg, int(cfg.data.windows))
-
-
 def require_choice(setting: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise UserError(f"{setting} must be one of {list(allowed)}, got {value!r}")
-
-
-def require_windows(cfg: DictConfig, windows: int) -> None:
-    """Refuse a statistic that has less than a shard to compare."""
-    statistics = [name for name in asked_criteria(cfg) if name in criteria.STATISTICS]
-    if statistics and windows < cfg.traces.shard_windows:
-        raise UserError(
-            f"{', '.join(statistics)} compare the windows of a whole shard: traces.shard_windows="
-            f"{cfg.traces.shard_windows} must be at most the {windows} windows that the data give"
-        )
 
 
 def reads(cfg: DictConfig) -> Reading:
@@ -310,43 +249,6 @@ def active_levels(cfg: DictConfig) -> list[float]:
             f"{active}, with predictor.loss={cfg.predictor.loss}"
         )
     return levels
-
-
-def check_epochs(cfg: DictConfig) -> None:
-    settings = cfg.predictor
-    if settings.epochs < 0:
-        raise UserError(f"predictor.epochs must be at least 0, got {settings.epochs}")
-    if settings.epochs == 0 and (settings.ridge is None or settings.depth):
-        raise UserError(
-            "predictor.epochs=0 leaves the ridge regression as it is, a linear map: give predictor.ridge a "
-            f"number and predictor.depth=0, got {settings.ridge} and {settings.depth}"
-        )
-
-
-def check_descent(cfg: DictConfig) -> None:
-    settings = cfg.predictor
-    require_choice("predictor.schedule", settings.schedule, SCHEDULES)
-    if settings.clip is not None and settings.clip <= 0:
-        raise UserError(
-            f"predictor.clip is the gradient's largest norm, above 0, or null for none, got {settings.clip}"
-        )
-
-
-def check_rounds(cfg: DictConfig) -> None:
-    settings = cfg.predictor
-    if settings.rounds < 0:
-        raise UserError(f"predictor.rounds must be at least 0, got {settings.rounds}")
-    if settings.rounds == 0:
-        return
-    if not are_levels(settings.levels):
-        raise UserError(
-            f"predictor.levels must be shares of units removed, each in (0, 1), got {settings.levels}"
-        )
-    if settings.pooling != "scores":
-        raise UserError(
-            f"predictor.rounds={settings.rounds} needs predictor.pooling=scores, got {settings.pooling!r}: "
-            "later rounds learn from the states of single tokens"
-        )
 
 
 def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
@@ -480,233 +382,9 @@ def fill_of(cfg: DictConfig) -> str:
     return "mean" if cfg.criterion.name in criteria.BESIDE_MEANS else "zero"
 
 
-def check_train(cfg: DictConfig) -> None:
-    """What can be known before the model is loaded."""
-    require_choice("stage", cfg.stage, STAGES)
-    check_devices(cfg)
-    check_predictor(cfg)
-    check_traces(cfg)
-    calibration_data(cfg)
-
-
-def check_devices(cfg: DictConfig) -> None:
-    """Processes share the work out, and accelerate spreads one model: not both over the same devices."""
-    trainer, device_map = cfg.trainer, cfg.model.device_map
-    require_choice("trainer.strategy", trainer.strategy, list(STRATEGIES))
-    if shares_weights(cfg):
-        check_shared(cfg)
-    if trainer.devices not in (1, "auto", [0]) and trainer.strategy == "auto":
-        raise UserError(
-            f"trainer.devices={trainer.devices} asks for several processes: give trainer.strategy=ddp, or "
-            f"fsdp for them to share a model that is larger than one device, got {trainer.strategy}"
-        )
-    if trainer.strategy == "ddp" and trainer.devices not in (1, [0]) and device_map is not None:
-        raise UserError(
-            f"with trainer.devices={trainer.devices} each process holds the whole model: give "
-            "model.device_map=null, or for a model larger than one device trainer=fsdp as well, or "
-            f"trainer.devices=1, got {device_map!r}"
-        )
-
-
 def shares_weights(cfg: DictConfig) -> bool:
     """Whether each process holds a part of every weight, instead of all of them."""
     return cfg.trainer.strategy == "fsdp"
-
-
-def check_shared(cfg: DictConfig) -> None:
-    trainer, asked = cfg.trainer, asked_criteria(cfg)
-    if cfg.model.device_map is not None:
-        raise UserError(
-            "trainer.strategy=fsdp gives each process a part of every layer, and model.device_map gives "
-            f"devices whole ones: give model.device_map=null, got {cfg.model.device_map!r}"
-        )
-    devices = trainer.devices
-    if devices == "auto":
-        devices = 1 if trainer.accelerator == "cpu" else torch.cuda.device_count()
-    if devices in (0, 1, [0]) and trainer.num_nodes == 1:
-        raise UserError(
-            "trainer.strategy=fsdp shares the weights among processes and needs several: give "
-            f"trainer.devices=2 or more, or trainer=default, got trainer.devices={trainer.devices} with "
-            f"trainer.accelerator={trainer.accelerator}, which is one"
-        )
-    if "grasp" in asked:
-        raise UserError(
-            "criterion=grasp differentiates twice, and what trainer.strategy=fsdp gathered of the weights is "
-            f"gone by then: leave it out of traces.criteria, or give trainer=ddp, got {asked}"
-        )
-
-
-def check_predictor(cfg: DictConfig) -> None:
-    name = cfg.predictor.name
-    require_choice("predictor.name", name, SCORERS)
-    check_sparsity(cfg)
-    criterion = cfg.criterion.name
-    if criterion not in (*criteria.CRITERIA, criteria.REMOVAL):
-        criteria.require("criterion", [criterion])
-    if criterion == criteria.REMOVAL and (name != "oracle" or cfg.sparsity.decided_at == "token"):
-        raise UserError(
-            "criterion=removal tries every unit on the sample itself, over windows: use predictor=oracle "
-            f"and sparsity.decided_at=prompt or sequence, got {name} and {cfg.sparsity.decided_at}"
-        )
-    if name == "prompt_activation" and cfg.sparsity.decided_at != "prompt":
-        raise UserError(
-            "predictor=prompt_activation knows the prompt alone, all of it: use sparsity.decided_at=prompt, "
-            f"got {cfg.sparsity.decided_at}"
-        )
-    if name == "svd" and cfg.predictor.rank < 1:
-        raise UserError(f"predictor.rank must be at least 1, got {cfg.predictor.rank}")
-    if criterion in criteria.STATISTICS and name in (*NETS, "oracle", "prompt_activation"):
-        raise UserError(
-            f"criterion={criterion} compares many windows and says nothing of one prompt: "
-            f"use predictor=static, got predictor={name}"
-        )
-    require_choice("traces.loss", cfg.traces.loss, get_args(Loss))
-    if name not in NETS:
-        return
-    if criterion in (criteria.RANDOM, "grasp"):
-        raise UserError(
-            f"a predictor learns how large a score is, and criterion={criterion} is "
-            f"{'the same for every prompt' if criterion == criteria.RANDOM else 'of either sign'}: "
-            f"use predictor=static or predictor=oracle, got predictor={name}"
-        )
-    reads(cfg)
-    check_taps(cfg.predictor.taps, cfg.predictor.ahead)
-    predictor_kinds(cfg)
-    predictor_shape(cfg)
-    check_epochs(cfg)
-    check_descent(cfg)
-    check_rounds(cfg)
-    objective_of(cfg)
-
-
-def check_sparsity(cfg: DictConfig) -> None:
-    policy_of(cfg)  # refuses what is no policy
-    settings = cfg.sparsity
-    require_choice("sparsity.fill", settings.fill, FILLS)
-    require_choice("sparsity.budgets", settings.budgets, BUDGETS)
-    if settings.budgets != "uniform" and settings.scope != "layer":
-        raise UserError(
-            f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer, "
-            f"got {settings.scope}"
-        )
-    if settings.budgets == "global" and settings.min_units < 1:
-        raise UserError(
-            "sparsity.budgets=global may rank a whole layer last, which no level of a layer removes: give "
-            f"sparsity.min_units=1, got {settings.min_units}"
-        )
-    if settings.scope == "threshold" and settings.level > 0 and cfg.predictor.name in ("static", "random"):
-        raise UserError(
-            "sparsity.scope=threshold needs scores that differ between tokens, or prompts, and those of "
-            f"predictor={cfg.predictor.name} are the same for all: use sparsity.scope=layer or global"
-        )
-    if settings.budget_windows < 1:
-        raise UserError(f"sparsity.budget_windows must be at least 1, got {settings.budget_windows}")
-    if settings.budget_fewshot is not None and ("num_fewshot" not in cfg.data or settings.budget_fewshot < 0):
-        raise UserError(
-            "sparsity.budget_fewshot counts the shots of tasks' prompts, at least 0, and needs data=tasks, "
-            f"got {settings.budget_fewshot} with data={data_label(cfg)}"
-        )
-
-
-def check_executor(cfg: DictConfig) -> None:
-    settings, measure = cfg.executor, cfg.measure
-    require_choice("executor.name", settings.name, get_args(Executor))
-    require_choice("executor.kv_policy", settings.kv_policy, get_args(KVPolicy))
-    require_choice("executor.prefill", settings.prefill, get_args(Prefill))
-    if settings.storage is not None:
-        require_choice("executor.storage", settings.storage, get_args(Storage))
-    if settings.name == "gathered" and cfg.predictor.name in UNGATHERED and cfg.sparsity.level > 0:
-        raise UserError(
-            f"executor=gathered runs no predictor={cfg.predictor.name}, which must see a sample first, or is "
-            "no net: give executor=masked"
-        )
-    if settings.compact and settings.name != "gathered":
-        raise UserError(
-            f"executor.compact copies what executor=gathered reads, got executor={settings.name}: give "
-            "executor=gathered, or executor.compact=false"
-        )
-    by_token = cfg.predictor.name in NETS and cfg.sparsity.decided_at == "token"
-    if settings.compact and by_token and cfg.sparsity.level > 0:
-        raise UserError(
-            "executor.compact copies rows once a prompt, and needs plans that stay: give "
-            f"sparsity.decided_at=prompt, got token with predictor={cfg.predictor.name}"
-        )
-    if not measure.latency:
-        return
-    if settings.name != "gathered":
-        raise UserError(
-            "measure.latency times an executor that leaves out what plans drop, and "
-            f"executor={settings.name} computes everything: give executor=gathered"
-        )
-    for name, least in (("prompt_tokens", 2), ("new_tokens", 2), ("rounds", 2)):
-        if measure[name] < least:
-            raise UserError(f"measure.{name} must be at least {least}, got {measure[name]}")
-
-
-def check_scorer(cfg: DictConfig) -> None:
-    """Before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
-    check_predictor(cfg)
-    if cfg.trainer.strategy != "auto" or cfg.trainer.devices not in (1, "auto", [0]):
-        raise UserError(
-            "evaluate.py measures in one process: give trainer.devices=1 and trainer.strategy=auto, got "
-            f"{cfg.trainer.devices} and {cfg.trainer.strategy}; train.py collects and fits in several"
-        )
-    name = cfg.predictor.name
-    if cfg.sparsity.level == 0:
-        return
-    if name in NETS:
-        check_scored(cfg)
-    if name in NETS or needs_traces(cfg) or needs_means(cfg):
-        check_made(cfg)
-    if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
-        without = "sparsity.budgets=uniform" if cfg.sparsity.budgets == "greedy" else "sparsity.scope=layer"
-        raise UserError(
-            f"there are no budgets {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
-            f"give {without}"
-        )
-
-
-def check_made(cfg: DictConfig) -> None:
-    """That the predictor, or what is needed of the traces, is there or may be made."""
-    name = cfg.predictor.name
-    check_traces(cfg)
-    if cfg.make_missing:
-        return
-    cure = f"make it with `{train_command()}`, or set make_missing=true"
-    if name in NETS and not (predictor_folder(cfg) / CONFIG).is_file():
-        raise UserError(f"there is no predictor {predictor_folder(cfg)}: {cure}")
-    parts = [MEANS] if needs_means(cfg) else []
-    if needs_traces(cfg) and (name not in NETS or cfg.sparsity.budgets == "global"):
-        parts += [FEATURES, *asked_criteria(cfg)]
-    if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
-        raise UserError(f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure}")
-
-
-def check_scored(cfg: DictConfig) -> None:
-    """Refuse plans of what the predictor says nothing about."""
-    kinds = predictor_kinds(cfg)
-    if not set(cfg.sparsity.kinds) <= set(kinds):
-        raise UserError(
-            f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="
-            f"{cfg.predictor.name} scores, got {cfg.sparsity.kinds}"
-        )
-    mlp = cfg.predictor.mlp
-    if cfg.measure.raw_inputs and (mlp is None or not mlp.scaled):
-        raise UserError(
-            "measure.raw_inputs leaves out the scaling that the paper's nets were trained with, and "
-            f"predictor={cfg.predictor.name} has none: give measure.raw_inputs=false"
-        )
-    if cfg.sparsity.scope == "global" and cfg.predictor.loss == "bce":
-        raise UserError(
-            "predictor.loss=bce learns which units of a layer are active, and its logits do not compare "
-            f"across layers: give sparsity.scope=layer, got {cfg.sparsity.scope}"
-        )
-    if cfg.sparsity.scope != "layer" and cfg.predictor.loss in ("listwise", "pairwise", "cutoff"):
-        others = "layers" if cfg.sparsity.scope == "global" else "tokens"
-        raise UserError(
-            f"predictor.loss={cfg.predictor.loss} learns the order within a layer, and not how {others} "
-            f"compare: give sparsity.scope=layer, got {cfg.sparsity.scope}"
-        )
 
 
 def asked_parts(cfg: DictConfig) -> list[str]:
@@ -725,13 +403,3 @@ def holds(manifest: dict | None, asked: str, parts: Sequence[str]) -> bool:
         return False
     size = manifest["settings"]["traces"]["shard_windows"]
     return all(covered(manifest, part) >= reach(part, windows, size) for part in parts)
-
-
-def train_command() -> str:
-    """The `python train.py ...` that makes what this job misses, from this job's own overrides."""
-    kept = [
-        override
-        for override in HydraConfig.get().overrides.task
-        if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
-    ]
-    return shlex.join(["python", "train.py", *kept])

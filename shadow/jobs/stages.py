@@ -32,6 +32,7 @@ from shadow.data import CalibrationExamples
 from shadow.errors import UserError
 from shadow.fsdp import ShareWeights
 from shadow.jobs import planning
+from shadow.jobs.checks import require_windows
 from shadow.jobs.run import versions
 from shadow.jobs.settings import (
     STRATEGIES,
@@ -57,7 +58,6 @@ from shadow.jobs.settings import (
     pruned_folder,
     pruned_settings,
     reads,
-    require_windows,
     shares_weights,
     trace_settings,
     trace_taps,

@@ -12,7 +12,7 @@ from shadow.batches import batched
 from shadow.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
 from shadow.errors import UserError
 from shadow.hub import save_predictor
-from shadow.jobs import points, settings, stages
+from shadow.jobs import checks, points, settings, stages
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.scores import row_losses
@@ -230,7 +230,7 @@ def test_budgets_are_learnt_once_and_found_again(compose, monkeypatch):
     monkeypatch.setattr(budgets, "learn", None)
     assert stages.get_policy(cfg, lm, scorer, None) == first
     assert sum(level for (_, kind), level in first.levels.items() if kind == "neuron") == pytest.approx(1.5)
-    settings.check_scorer(compose("evaluate", *SMALL))
+    checks.check_scorer(compose("evaluate", *SMALL))
 
 
 def test_the_ranking_over_layers_is_by_the_means_of_the_calibration(compose):
@@ -255,7 +255,7 @@ def test_a_ranking_over_layers_waits_for_its_traces(compose, make_net, config_of
         net = make_net(lm, [1])
         save_predictor(settings.predictor_folder(cfg), net, config_of(net, lm))
     with pytest.raises(UserError, match=r"no trace store .* make_missing=true"):
-        settings.check_scorer(cfg)
+        checks.check_scorer(cfg)
 
 
 def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_model(compose, artifacts):
@@ -331,4 +331,4 @@ def test_points_know_the_budgets_and_the_windows_of_the_greedy_ones_alone(compos
 )
 def test_what_cannot_be_is_refused(compose, overrides, message):
     with pytest.raises(UserError, match=message):
-        settings.check_scorer(compose("evaluate", *SMALL, *overrides))
+        checks.check_scorer(compose("evaluate", *SMALL, *overrides))

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
-from shadow.jobs import points, settings, stages
+from shadow.jobs import checks, points, settings, stages
 from shadow.jobs.words import refuse_null_groups
 from shadow.masked import sparse
 from shadow.predictors import Fixed, random_scores
@@ -181,7 +181,7 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     }.get(option, [])
     cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12", *more)
     assert cfg.predictor.name == option
-    settings.check_predictor(cfg)
+    checks.check_predictor(cfg)
     lm = stages.load_lm(cfg)
     scorer = stages.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, settings.policy_of(cfg), cfg.sparsity.decided_at) as run:
@@ -229,7 +229,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
     }
     cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
     points.check_measure(cfg)
-    settings.check_executor(cfg)
+    checks.check_executor(cfg)
     lm = stages.load_lm(cfg)
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
     with sparse(lm.model, scorer, settings.policy_of(cfg), executor=cfg.executor.name) as run:
@@ -294,7 +294,7 @@ def test_values_that_are_null_and_loggers_that_are_none_are_no_groups():
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "traces"])
 def test_every_trace_setting_is_accepted(compose, option):
-    settings.check_traces(compose("train", f"traces={option}"))
+    checks.check_traces(compose("train", f"traces={option}"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -302,10 +302,10 @@ def test_every_trace_setting_is_accepted(compose, option):
 def test_every_experiment_passes_the_checks_before_a_model_is_loaded(compose, text_files, script, option):
     files = text_files if option == "wikitext" else []
     if script == "train":
-        settings.check_train(compose(script, f"experiment={option}", *files))
+        checks.check_train(compose(script, f"experiment={option}", *files))
     else:
         cfg = compose(script, f"experiment={option}", "make_missing=true", *files)
-        settings.check_scorer(cfg)
+        checks.check_scorer(cfg)
         points.check_measure(cfg)
 
 
@@ -330,8 +330,8 @@ def test_every_sweep_is_a_multirun_over_settings_that_there_are(compose, option)
             for job, value in zip(jobs, override.sweep_iterator()):
                 OmegaConf.update(job, name, value)
         for job in jobs:
-            settings.check_predictor(job)
-            settings.check_traces(job)
+            checks.check_predictor(job)
+            checks.check_traces(job)
             settings.policy_of(job)
 
 
@@ -392,8 +392,8 @@ def test_the_configs_are_a_package_with_every_file():
 def test_paper_mode_names_the_conditions_of_the_reference_and_what_replaces_them(compose):
     def condition(name):
         cfg = compose("evaluate", "experiment=paper_mode", f"condition={name}", "hydra.mode=RUN")
-        settings.check_predictor(cfg)
-        settings.check_scored(cfg)
+        checks.check_predictor(cfg)
+        checks.check_scored(cfg)
         return (
             cfg.predictor.name,
             cfg.sparsity.decided_at,

@@ -24,7 +24,7 @@ from shadow.checkpoints import WholeCheckpoints
 from shadow.data import TextFiles
 from shadow.errors import UserError
 from shadow.evaluation import perplexity, task_metrics
-from shadow.jobs import planning, points, settings, stages
+from shadow.jobs import checks, planning, points, settings, stages
 from shadow.jobs.folders import require_writable
 from shadow.jobs.run import job
 from shadow.masked import sparse
@@ -353,15 +353,15 @@ def test_a_level_that_is_no_share_is_refused_before_the_model_is_loaded(compose,
     with pytest.raises(UserError, match=r"sparsity\.level .* must be in \[0, 1\), got"):
         settings.policy_of(cfg)
     with pytest.raises(UserError, match=r"sparsity\.level .* must be in \[0, 1\), got"):
-        settings.check_train(compose("train", f"sparsity={sparsity}", f"sparsity.level={level}"))
+        checks.check_train(compose("train", f"sparsity={sparsity}", f"sparsity.level={level}"))
 
 
 @pytest.mark.parametrize("active", ["positive", "[0.5]"])
 def test_logits_of_what_is_active_make_no_ranking_over_layers(compose, active):
     job = ["predictor.loss=bce", f"predictor.active={active}", "make_missing=true"]
-    settings.check_scorer(compose("evaluate", *job))
+    checks.check_scorer(compose("evaluate", *job))
     with pytest.raises(UserError, match=r"loss=bce .*sparsity\.scope=layer, got global"):
-        settings.check_scorer(compose("evaluate", *job, "sparsity=global"))
+        checks.check_scorer(compose("evaluate", *job, "sparsity=global"))
 
 
 def test_budgets_are_json_though_a_threshold_is_minus_infinity(compose):

@@ -8,13 +8,11 @@ import pytest
 from shadow.artifacts import write_json
 from shadow.criteria import CRITERIA, RANDOM
 from shadow.errors import UserError
+from shadow.jobs.checks import check_executor, check_scorer, check_train, train_command
 from shadow.jobs.settings import (
     asked_criteria,
     asked_parts,
     asked_size,
-    check_executor,
-    check_scorer,
-    check_train,
     holds,
     needs_traces,
     predictor_folder,
@@ -23,7 +21,6 @@ from shadow.jobs.settings import (
     pruned_settings,
     reads,
     traces_folder,
-    train_command,
 )
 
 

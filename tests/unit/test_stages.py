@@ -19,7 +19,7 @@ from shadow.artifacts import key_of
 from shadow.batches import collate
 from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.errors import UserError
-from shadow.jobs import settings, stages
+from shadow.jobs import checks, settings, stages
 from shadow.jobs.planning import plan_of
 from shadow.masked import sparse
 from shadow.objectives import LogSquares
@@ -115,7 +115,7 @@ def collect(composed):
 
     def run(*overrides: str) -> Traces:
         cfg = composed("train", *overrides)
-        settings.check_train(cfg)
+        checks.check_train(cfg)
         return stages.get_traces(cfg, stages.load_lm(cfg))
 
     return run
@@ -133,7 +133,7 @@ def score(composed):
 
     def run(*overrides: str) -> dict:
         cfg = composed("evaluate", "make_missing=true", *overrides)
-        settings.check_scorer(cfg)
+        checks.check_scorer(cfg)
         scorer = stages.get_scorer(cfg, stages.load_lm(cfg), [])
         assert isinstance(scorer, Fixed)
         return scorer.scores

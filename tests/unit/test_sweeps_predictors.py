@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from run_records import csv_rows, write_job
 
-from shadow.jobs import settings
+from shadow.jobs import checks, settings
 from sweeps.predictors import COLUMNS, Survey, find_surveys, front
 from sweeps.predictors_plot import draw
 from sweeps.predictors_report import rebuild, summary, table
@@ -184,7 +184,7 @@ def test_every_contender_is_a_predictor_of_its_option_with_its_taps_and_rank(
     for name, taps, rank, decided_at, dense_fed in found:
         text = f"contender=[{name},{taps},{rank},{decided_at},{dense_fed}]"
         cfg = compose("evaluate", "sweep=predictors", text)
-        settings.check_predictor(cfg)
+        checks.check_predictor(cfg)
         swept = OmegaConf.to_container(cfg.predictor, resolve=True)
         option = OmegaConf.to_container(compose("evaluate", f"predictor={name}").predictor, resolve=True)
         if name in settings.NETS:

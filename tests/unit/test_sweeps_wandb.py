@@ -10,7 +10,7 @@ import wandb
 import yaml
 from run_records import write_job
 
-from shadow.jobs import settings
+from shadow.jobs import checks, settings
 from sweeps import __main__, wandb_report
 from sweeps.rebuild import Rebuilt, rebuild
 from sweeps.records import RecordError
@@ -39,7 +39,7 @@ def test_the_command_of_a_wandb_sweep_composes(file: Path, compose: Callable) ->
     script = Path(sweep["program"]).stem
     first, last = [compose(script, *words) for words in words_of(sweep)]
     for cfg in (first, last):
-        settings.check_predictor(cfg)
+        checks.check_predictor(cfg)
         settings.policy_of(cfg)
         assert "wandb" in cfg.logger
     assert first != last

@@ -9,7 +9,7 @@ import torch
 from shadow import thresholds
 from shadow.batches import batched
 from shadow.errors import UserError
-from shadow.jobs import points, settings, stages
+from shadow.jobs import checks, points, settings, stages
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import KINDS, find_sites
@@ -214,7 +214,7 @@ def test_thresholds_are_learnt_once_and_found_again(compose, monkeypatch):
     assert first.levels is None
     monkeypatch.setattr(thresholds, "learn", None)
     assert stages.get_policy(cfg, lm, scorer, None) == first
-    settings.check_scorer(compose("evaluate", *SMALL))
+    checks.check_scorer(compose("evaluate", *SMALL))
 
 
 def test_a_threshold_of_minus_infinity_is_found_again(compose):
@@ -226,7 +226,7 @@ def test_a_threshold_of_minus_infinity_is_found_again(compose):
 
 def test_the_dense_model_needs_no_thresholds(compose, artifacts):
     cfg = compose("evaluate", *SMALL, "sparsity.level=0", "predictor=static")
-    settings.check_scorer(cfg)
+    checks.check_scorer(cfg)
     lm = stages.load_lm(cfg)
     policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
     assert policy.thresholds is None
@@ -289,4 +289,4 @@ def test_what_learns_no_thresholds_asks_for_no_shots(compose):
 )
 def test_what_cannot_be_is_refused(compose, overrides, message):
     with pytest.raises(UserError, match=message):
-        settings.check_scorer(compose("evaluate", *SMALL, *overrides))
+        checks.check_scorer(compose("evaluate", *SMALL, *overrides))
