@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-from sweeps.paired import leaves_out_prompts
+from sweeps.paired import dense_of, difference, leaves_out_prompts
 from sweeps.points import by_place, drawn_metrics, is_accuracy, is_perplexity
 from sweeps.records import Measured, Record
 
@@ -14,12 +14,16 @@ CEILING = 30.0
 
 @dataclass(frozen=True)
 class Mark:
-    """One level of a curve. Spread of a metric: over `seeds` if they are several, else the measure's own."""
+    """One level of a curve. Spread of a metric: over `seeds` if they are several, else the measure's own.
+
+    over_dense: nats, where the dense model was measured on the same examples.
+    """
 
     level: float
     achieved: dict[str, float]
     metrics: dict[str, Measured]
     seeds: tuple[int, ...]
+    over_dense: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -67,7 +71,7 @@ def chart(records: list[Record]) -> Chart:
         records=records,
         dense=dense,
         curves=[
-            Curve(label, [mark(levels[level]) for level in sorted(levels)])
+            Curve(label, [beside_dense(levels[level], records, perplexity) for level in sorted(levels)])
             for label, levels in by_label(records).items()
         ],
         accuracies=accuracies,
@@ -103,7 +107,7 @@ def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
     if of_text and 0 < len(whole) < len(records):
         notes.append(
             "Plans that are decided at the prompt leave it out of the loss: compare their perplexity only "
-            "with the dense model's that does so too, as differences on the same examples do."
+            "with the dense model's that does so too, as nats over dense and differences do."
         )
     for record in whole or records:
         first = by_seed.setdefault(record.point.seed, record)
@@ -119,6 +123,15 @@ def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
                 )
         by_seed[record.point.seed] = replace(first, metrics=record.metrics | first.metrics)
     return (mark(list(by_seed.values())) if by_seed else None), notes
+
+
+def beside_dense(points: list[Record], records: list[Record], perplexity: str | None) -> Mark:
+    """points: alike but for the seed, among records that may have the dense ones."""
+    if perplexity is None:
+        return mark(points)
+    pairs = [(point, dense) for point in points if (dense := dense_of(point, records))]
+    over = difference(pairs, perplexity)
+    return replace(mark(points), over_dense=over.mean if over else None)
 
 
 def mark(records: list[Record]) -> Mark:

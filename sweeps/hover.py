@@ -53,7 +53,7 @@ def curve_spots(chart: Chart, curve: Curve, metric: str) -> list[Spot]:
             value, stderr = mark.metrics[metric]
             lines = [f"{metric} {shown(mark.metrics[metric], metric)}", *place_of(mark)]
             if metric == chart.perplexity:
-                lines.append(f"nats over dense {over_dense(mark, chart.dense, metric)}")
+                lines.append(f"nats over dense {over_dense(mark)}")
             spots.append(Spot(mark.sparsity, value, stderr, "<br>".join(lines)))
     return spots
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from sweeps.curves import Chart, Mark
 from sweeps.markdown import aligned
-from sweeps.paired import nats
 from sweeps.records import Measured, Records
 
 
@@ -32,7 +32,7 @@ def unfinished(records: Records) -> list[str]:
 
 def rows_of(chart: Chart, accuracies: list[str]) -> list[list[str]]:
     """The header, then a row for each level of each curve; the dense model comes once, first."""
-    labelled = [("dense", chart.dense)] if chart.dense else []
+    labelled = [("dense", replace(chart.dense, over_dense=0.0))] if chart.dense else []
     labelled += [(curve.label, mark) for curve in chart.curves for mark in curve.marks]
     several_seeds = any(len(mark.seeds) > 1 for _, mark in labelled)
     header = ["scorer", "level", *(["seeds"] if several_seeds else []), "heads %", "neurons %"]
@@ -44,7 +44,7 @@ def rows_of(chart: Chart, accuracies: list[str]) -> list[list[str]]:
         if chart.perplexity:
             row += [
                 cell(mark.metrics.get(chart.perplexity), perplexity),
-                over_dense(mark, chart.dense, chart.perplexity),
+                over_dense(mark),
             ]
         rows.append(row + [cell(mark.metrics.get(name), percent) for name in accuracies])
     return rows
@@ -67,8 +67,6 @@ def perplexity(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{float(f'{value:.4g}'):.0f}"
 
 
-def over_dense(mark: Mark, dense: Mark | None, metric: str) -> str:
-    if dense is None or metric not in dense.metrics or metric not in mark.metrics:
-        return "-"
-    over = nats(mark.metrics[metric].value, dense.metrics[metric].value)
-    return "-" if math.isnan(over) else f"{over:+.3f}"
+def over_dense(mark: Mark) -> str:
+    over = mark.over_dense
+    return "-" if over is None or math.isnan(over) else f"{over:+.3f}"

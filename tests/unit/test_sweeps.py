@@ -174,6 +174,17 @@ def test_table_gives_nats_over_dense(tmp_path: Path) -> None:
     assert len({len(line) for line in lines[1:]}) == 1, lines
 
 
+def test_nats_are_over_the_dense_model_that_leaves_out_prompts_where_a_plan_does(tmp_path: Path) -> None:
+    places = [("token", 0, 100.0), ("prompt", 0, 50.0), ("token", 0.5, 200.0), ("prompt", 0.5, 150.0)]
+    for n, (decided_at, level, value) in enumerate(places):
+        write_job(tmp_path / str(n), level, metrics={"perplexity": (value, 1.0)}, decided_at=decided_at)
+    _, *rows = rows_of(only_chart(tmp_path), [])
+    assert [row[-1] for row in rows] == ["+0.000", f"{math.log(2):+.3f}", f"{math.log(3):+.3f}"]
+    (tmp_path / "1" / "run.json").unlink()
+    _, *rows = rows_of(only_chart(tmp_path), [])
+    assert [row[-1] for row in rows] == ["+0.000", f"{math.log(2):+.3f}", "-"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(135.14, "135.1"), (4321.98, "4322"), (78434.0, "78430"), (5116123.0, "5.116e+06"), (math.inf, "inf")],
