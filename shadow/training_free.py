@@ -92,7 +92,8 @@ def copies_of(path: NeuronPath, rank: int) -> list[LowRank]:
 
 
 class LowRankCopy:
-    """|activation| of neurons by low-rank copies of the projections that write them; heads by fixed scores.
+    """|activation| of neurons, or its distance from a mean, by low-rank copies of the projections that write
+    them; heads by fixed scores.
 
     The truncated SVD of the gate's weights predicts the gate without training, and here that of the other
     projection's too, for both make the activation. Each layer is read at its input, before its attention:
@@ -100,11 +101,17 @@ class LowRankCopy:
     be if it added nothing. Of heads there is no such copy.
     """
 
-    def __init__(self, model: PreTrainedModel, rank: int, heads: Mapping[int, Tensor]) -> None:
-        """heads: [U] of each layer."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rank: int,
+        heads: Mapping[int, Tensor],
+        means: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """heads: [U] of each layer; means: [F] of each layer, which stand in dropped neurons' places."""
         paths = find_neuron_paths(model)
         self.taps = range(1, len(paths))
-        self.heads = dict(heads)
+        self.heads, self.means = dict(heads), means
         self.paths: dict[int, NeuronPath] = {layer: paths[layer] for layer in self.taps}
         self.copies = {layer: copies_of(path, rank) for layer, path in self.paths.items()}
 
@@ -121,6 +128,8 @@ class LowRankCopy:
         neurons = path.nonlinearity(first)
         for other in others:
             neurons = neurons * other
+        if self.means is not None:
+            neurons = neurons - self.means[tap].to(neurons)
         neurons = neurons.abs()
         return {
             (tap, "head"): self.heads[tap],

@@ -368,10 +368,8 @@ def needs_traces(cfg: DictConfig) -> bool:
 
 def needs_means(cfg: DictConfig) -> bool:
     """Whether the sparse pass takes the calibration's means from the traces."""
-    asks = cfg.criterion.name in criteria.BESIDE_MEANS and cfg.predictor.name in (
-        "oracle",
-        "prompt_activation",
-    )
+    beside = cfg.criterion.name in criteria.BESIDE_MEANS
+    asks = beside and cfg.predictor.name in ("oracle", "prompt_activation", "svd")
     return cfg.sparsity.level > 0 and (asks or fill_of(cfg) == "mean")
 
 

@@ -571,7 +571,11 @@ def static_scores(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
 def copy_weights(cfg: DictConfig, lm: LM) -> LowRankCopy:
     heads = {layer: scores for (layer, kind), scores in static_scores(cfg, lm).items() if kind == "head"}
     start = time.monotonic()
-    copy = LowRankCopy(lm.model, cfg.predictor.rank, heads)
+    means = None
+    if cfg.criterion.name in BESIDE_MEANS:
+        found = get_means(cfg, lm)
+        means = {layer: mean.flatten() for (layer, kind), mean in found.items() if kind == "neuron"}
+    copy = LowRankCopy(lm.model, cfg.predictor.rank, heads, means)
     log.info(
         "copied the weights of %d layers at rank %d: %.1f M parameters (%.1f %% of the model), %.0f s",
         len(copy.taps),

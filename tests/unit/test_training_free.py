@@ -201,6 +201,18 @@ def neurons_read(model, batch):
 
 
 @torch.no_grad()
+def test_beside_means_a_copy_scores_how_far_activations_are_from_them(lm, batch):
+    deaf = with_deaf_attention(lm.model)
+    states, read = states_of(deaf, batch), neurons_read(deaf, batch)
+    means = {tap: read[tap].mean((0, 1)) for tap in read}
+    scorer = LowRankCopy(lm.model, FULL, heads_of(lm.model), means)
+    for tap in scorer.taps:
+        expected = (read[tap] - means[tap]).abs()
+        got = scorer.at(tap, states[tap], None)[tap, "neuron"]
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * float(read[tap].abs().max()))
+
+
+@torch.no_grad()
 def test_at_full_rank_scores_are_the_activations_of_a_model_whose_attention_adds_nothing(lm, batch):
     deaf = with_deaf_attention(lm.model)
     states, read, scorer = states_of(deaf, batch), neurons_read(deaf, batch), copy_of(lm.model, FULL)
