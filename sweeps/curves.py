@@ -4,7 +4,8 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-from sweeps.paired import dense_of, difference, leaves_out_prompts
+from sweeps.nats import over_dense
+from sweeps.paired import leaves_out_prompts
 from sweeps.points import by_place, drawn_metrics, is_accuracy, is_perplexity
 from sweeps.records import Measured, Record
 
@@ -127,10 +128,7 @@ def find_dense(records: list[Record]) -> tuple[Mark | None, list[str]]:
 
 def beside_dense(points: list[Record], records: list[Record], perplexity: str | None) -> Mark:
     """points: alike but for the seed, among records that may have the dense ones."""
-    if perplexity is None:
-        return mark(points)
-    pairs = [(point, dense) for point in points if (dense := dense_of(point, records))]
-    over = difference(pairs, perplexity)
+    over = over_dense(points, records, perplexity) if perplexity else None
     return replace(mark(points), over_dense=over.mean if over else None)
 
 
