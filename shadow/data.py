@@ -102,7 +102,8 @@ class TaskPrompts:
 
     def documents(self, part: Part) -> list[str]:
         raise UserError(
-            "data=tasks has no running text for measure=perplexity or measure=choices: use measure=tasks"
+            "data=tasks has no running text for measure=perplexity or measure=choices: use measure=tasks, or "
+            "give a file of text with measure.text=/some/file"
         )
 
     def examples(self, lm: LM) -> list[Example]:

@@ -20,16 +20,16 @@ from shadow.jobs import settings as names
 from shadow.masked import Run
 from shadow.models import LM, require_dtype
 from shadow.sites import Kind
-from shadow.texts import fingerprint, questions, text_windows
+from shadow.texts import fingerprint, questions, read_documents, text_windows
 
-UNTOLD = ("root", "dense_fed", "raw_inputs")  # where tasks lie; and of nets alone
+UNTOLD = ("root", "text", "column", "dense_fed", "raw_inputs")  # where tasks and text lie; and of nets alone
 OF_TEXT = (
     "perplexity",
     "choices",
     "quality",
     "latency",
     "context",
-)  # measured on the evaluation text of `data`
+)  # measured on running text
 MEASURES = (*OF_TEXT, "tasks")
 SAMPLES = "samples.json"  # beside run.json: of each metric, a figure for each example
 
@@ -61,7 +61,7 @@ def check_measure(cfg: DictConfig) -> None:
     if settings.dtype is not None:
         require_dtype("measure.dtype", settings.dtype)
     if reads_text(cfg):
-        names.calibration_data(cfg).documents("eval")
+        running_text(cfg)
     if settings.quality:
         criteria.require("measure.quality", judged_criteria(cfg))
         if set(judged_criteria(cfg)) & set(criteria.BESIDE_MEANS):
@@ -85,6 +85,13 @@ def check_measure(cfg: DictConfig) -> None:
 
 def reads_text(cfg: DictConfig) -> bool:
     return any(cfg.measure[name] for name in OF_TEXT)
+
+
+def running_text(cfg: DictConfig) -> list[str]:
+    """Of `measure.text`, so that a scorer of one kind of text can be measured on another; else of `data`."""
+    if cfg.measure.text is not None:
+        return read_documents("measure.text", cfg.measure.text, cfg.measure.column)
+    return names.calibration_data(cfg).documents("eval")
 
 
 def check_context(cfg: DictConfig) -> None:
@@ -116,13 +123,12 @@ def task_root(cfg: DictConfig) -> str | None:
 
 def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     """What decides the figures of this point. The dense model's are the same whoever would have scored."""
-    data = names.calibration_data(cfg)
     settings: dict[str, Any] = {
         "code": code,
         "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
         "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
-        "content": fingerprint(data.documents("eval")) if reads_text(cfg) else None,
+        "content": fingerprint(running_text(cfg)) if reads_text(cfg) else None,
         "task_content": [_task_content(task, task_root(cfg)) for task in cfg.measure.tasks],
         "executor": names.plain(cfg.executor),
         "decided_at": cfg.sparsity.decided_at,
@@ -241,6 +247,8 @@ def unusual(cfg: DictConfig) -> str:
     found["budgets"] = (cfg.sparsity.budgets, "uniform")
     for name in ("dense_fed", "raw_inputs"):
         found[name] = (cfg.measure[name], False)
+    if reads_text(cfg) and cfg.measure.text is not None:
+        found["text"] = (Path(cfg.measure.text).name, None)
     found |= {"dtype": (cfg.measure.dtype, None), "storage": (cfg.executor.storage, None)}
     found["executor"] = (cfg.executor.name, "masked")
     return ", ".join(
@@ -259,7 +267,7 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
 
     settings = cfg.measure
     metrics: evaluation.Metrics = {}
-    texts = names.calibration_data(cfg).documents("eval") if reads_text(cfg) else []
+    texts = running_text(cfg) if reads_text(cfg) else []
     if settings.perplexity:
         # the prompt is left out of the loss only where it has been read before the plan was made
         share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0

@@ -412,3 +412,26 @@ def test_the_folder_of_the_tasks_of_calibration_is_that_of_measuring_unless_anot
     assert points.task_root(compose("evaluate", "data=tasks", "data.root=/a")) == "/a"
     assert points.task_root(compose("evaluate", "data=tasks", "data.root=/a", "measure.root=/b")) == "/b"
     assert points.task_root(compose("evaluate")) is None
+
+
+def test_a_scorer_of_tasks_can_be_measured_on_a_text_of_its_own(compose, tmp_path):
+    file = tmp_path / "other.jsonl"
+    file.write_text(json.dumps({"body": "words of another kind"}) + "\n")
+    job = ["data=tasks", "measure=perplexity", f"measure.text={file}"]
+    cfg = compose("evaluate", *job, "measure.column=body")
+    points.check_measure(cfg)
+    assert points.running_text(cfg) == ["words of another kind"]
+    assert points.unusual(cfg) == "text=other.jsonl"
+    with pytest.raises(UserError, match=r"measure\.text.*'page'"):
+        points.check_measure(compose("evaluate", *job))
+
+
+def test_a_point_is_of_the_text_that_was_measured_wherever_it_lies(compose, tmp_path):
+    (tmp_path / "a.txt").write_text("words " * 100)
+    (tmp_path / "b.txt").write_text("words " * 100)
+    job = ["predictor=random", "measure=perplexity"]
+    keep(compose("evaluate", *job, f"measure.text={tmp_path / 'a.txt'}"))
+    assert is_found(compose("evaluate", *job, f"measure.text={tmp_path / 'b.txt'}"))
+    assert not is_found(compose("evaluate", *job))
+    (tmp_path / "b.txt").write_text("other words " * 100)
+    assert not is_found(compose("evaluate", *job, f"measure.text={tmp_path / 'b.txt'}"))
