@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     import logging
 
-    from shadow.jobs import checks, points, settings, stages
+    from shadow.jobs import checks, loading, points, scorers, settings, stores
     from shadow.jobs.run import job
     from shadow.masked import sparse
 
@@ -25,11 +25,11 @@ def main(cfg: DictConfig) -> float | None:
         checks.check_scorer(cfg)
         known = points.find(cfg, this.record)
         if known is None:
-            lm = stages.load_lm(cfg)
-            scorer = stages.get_scorer(cfg, lm, this.loggers)
-            fill = stages.get_fill(cfg, lm)
-            policy = stages.get_policy(cfg, lm, scorer, fill)
-            lm = stages.measured_lm(cfg)
+            lm = loading.load_lm(cfg)
+            scorer = scorers.get_scorer(cfg, lm, this.loggers)
+            fill = stores.get_fill(cfg, lm)
+            policy = scorers.get_policy(cfg, lm, scorer, fill)
+            lm = loading.measured_lm(cfg)
             with sparse(
                 lm.model,
                 scorer,

@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> float | None:
     import logging
 
     from shadow import hub
-    from shadow.jobs import checks, planning, settings, stages
+    from shadow.jobs import checks, fits, loading, planning, settings, stores
     from shadow.jobs.run import job
 
     log = logging.getLogger("train")
@@ -24,13 +24,13 @@ def main(cfg: DictConfig) -> float | None:
         if cfg.stage == "plan":
             log.info("what it will take:\n%s", planning.told(cfg, planning.plan_of(cfg)))
             return None
-        lm = stages.load_lm(cfg)
-        store = stages.get_traces(cfg, lm)
+        lm = loading.load_lm(cfg)
+        store = stores.get_traces(cfg, lm)
         log.info("traces: %s", store.folder)
         if cfg.stage == "traces" or cfg.predictor.name not in settings.NETS:
             log.info("stage=%s predictor=%s: nothing to fit", cfg.stage, cfg.predictor.name)
             return None
-        folder = stages.get_predictor(cfg, lm, this.loggers)
+        folder = fits.get_predictor(cfg, lm, this.loggers)
         metrics = hub.read_config(folder)["metrics"]
         log.info("predictor: %s", folder)
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}

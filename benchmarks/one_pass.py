@@ -18,8 +18,9 @@ from shadow.criteria import needs_gradient
 from shadow.criteria.activation import SUMMABLE
 from shadow.criteria.weight import WEIGHT_FORMS
 from shadow.data import Numbered
+from shadow.jobs.loading import load_lm
 from shadow.jobs.settings import calibration_data
-from shadow.jobs.stages import keeping_of, load_lm
+from shadow.jobs.stores import keeping_of
 from shadow.memory import peak_memory
 from shadow.models import LM
 from shadow.scores import row_losses

@@ -13,7 +13,7 @@ from shadow import scores
 from shadow.batches import Batch, Example, collate
 from shadow.criteria import CONTEXTUAL
 from shadow.fsdp import share
-from shadow.jobs.stages import digest
+from shadow.jobs.loading import digest
 from shadow.models import LM, random_llama, random_opt
 from shadow.sites import column_norms, find_layers, find_sites
 

@@ -12,7 +12,7 @@ from shadow.batches import batched
 from shadow.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
 from shadow.errors import UserError
 from shadow.hub import save_predictor
-from shadow.jobs import checks, points, settings, stages
+from shadow.jobs import checks, loading, points, scorers, settings
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.scores import row_losses
@@ -221,28 +221,28 @@ def job(compose, *overrides):
 
 def test_budgets_are_learnt_once_and_found_again(compose, monkeypatch):
     cfg = job(compose)
-    lm = stages.load_lm(cfg)
-    scorer = stages.get_scorer(cfg, lm, [])
-    first = stages.get_policy(cfg, lm, scorer, None)
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
+    first = scorers.get_policy(cfg, lm, scorer, None)
     kept = json.loads(settings.budgets_file(cfg).read_text())
     assert (kept["windows"], kept["passes"]) == (4, 19)
     assert len(kept["costs"]) == 18
     monkeypatch.setattr(budgets, "learn", None)
-    assert stages.get_policy(cfg, lm, scorer, None) == first
+    assert scorers.get_policy(cfg, lm, scorer, None) == first
     assert sum(level for (_, kind), level in first.levels.items() if kind == "neuron") == pytest.approx(1.5)
     checks.check_scorer(compose("evaluate", *SMALL))
 
 
 def test_the_ranking_over_layers_is_by_the_means_of_the_calibration(compose):
     cfg = job(compose, "sparsity.budgets=global", "predictor=static")
-    lm = stages.load_lm(cfg)
-    scorer = stages.get_scorer(cfg, lm, [])
-    policy = stages.get_policy(cfg, lm, scorer, None)
-    scores = stages.static_scores(cfg, lm)
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
+    policy = scorers.get_policy(cfg, lm, scorer, None)
+    scores = scorers.static_scores(cfg, lm)
     assert policy.levels == by_rank(scores, SparsityPolicy(0.5), Structure(group=2))
     assert len(set(policy.levels.values())) > 1
     of_oracle = job(compose, "sparsity.budgets=global", "predictor=oracle")
-    assert stages.get_policy(of_oracle, lm, scorer, None) == policy
+    assert scorers.get_policy(of_oracle, lm, scorer, None) == policy
     assert settings.needs_traces(of_oracle)
 
 
@@ -251,7 +251,7 @@ def test_a_ranking_over_layers_waits_for_its_traces(compose, make_net, config_of
     job = [*SMALL, f"predictor={predictor}", "sparsity.budgets=global", "make_missing=false"]
     cfg = compose("evaluate", *job)
     if predictor == "unified":
-        lm = stages.load_lm(cfg)
+        lm = loading.load_lm(cfg)
         net = make_net(lm, [1])
         save_predictor(settings.predictor_folder(cfg), net, config_of(net, lm))
     with pytest.raises(UserError, match=r"no trace store .* make_missing=true"):
@@ -261,21 +261,21 @@ def test_a_ranking_over_layers_waits_for_its_traces(compose, make_net, config_of
 def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_model(compose, artifacts):
     for overrides in (["sparsity.budgets=uniform"], ["sparsity.level=0"]):
         cfg = job(compose, *overrides)
-        lm = stages.load_lm(cfg)
-        policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
+        lm = loading.load_lm(cfg)
+        policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
         assert policy.levels is None
     assert not artifacts.exists()
 
 
 def test_budgets_of_other_weights_are_refused(compose):
     cfg = job(compose)
-    lm = stages.load_lm(cfg)
-    scorer = stages.get_scorer(cfg, lm, [])
-    stages.get_policy(cfg, lm, scorer, None)
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
+    scorers.get_policy(cfg, lm, scorer, None)
     file = settings.budgets_file(cfg)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "0" * 16}))
     with pytest.raises(UserError, match="other weights"):
-        stages.get_policy(cfg, lm, scorer, None)
+        scorers.get_policy(cfg, lm, scorer, None)
 
 
 @pytest.mark.parametrize(

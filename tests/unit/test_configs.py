@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
-from shadow.jobs import checks, points, settings, stages
+from shadow.jobs import checks, fits, loading, points, scorers, settings
 from shadow.jobs.words import refuse_null_groups
 from shadow.masked import sparse
 from shadow.predictors import Fixed, random_scores
@@ -134,7 +134,7 @@ def test_every_model_builds_or_is_ready_to(compose, group, option):
     assert callable(source)
     assert cfg.model.name == option
     if option.startswith("tiny"):
-        lm = stages.load_lm(cfg)
+        lm = loading.load_lm(cfg)
         assert len(find_sites(lm.model)) == 8
         assert lm.model.dtype.is_floating_point
 
@@ -182,8 +182,8 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12", *more)
     assert cfg.predictor.name == option
     checks.check_predictor(cfg)
-    lm = stages.load_lm(cfg)
-    scorer = stages.get_scorer(cfg, lm, [])
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, settings.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)
     assert run.achieved("head") == 0.375
@@ -200,8 +200,8 @@ def test_a_predictor_decides_at_the_prompt_with_every_pooling(compose, batch):
             "sparsity.decided_at=prompt",
             f"predictor.pooling={pooling}",
         )
-        lm = stages.load_lm(cfg)
-        with sparse(lm.model, stages.get_scorer(cfg, lm, []), settings.policy_of(cfg), "prompt") as run:
+        lm = loading.load_lm(cfg)
+        with sparse(lm.model, scorers.get_scorer(cfg, lm, []), settings.policy_of(cfg), "prompt") as run:
             run.logits(batch)
         assert run.achieved("neuron") == 0.375
 
@@ -230,7 +230,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
     cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
     points.check_measure(cfg)
     checks.check_executor(cfg)
-    lm = stages.load_lm(cfg)
+    lm = loading.load_lm(cfg)
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
     with sparse(lm.model, scorer, settings.policy_of(cfg), executor=cfg.executor.name) as run:
         metrics = points.measure(cfg, lm, run)
@@ -340,8 +340,8 @@ def test_every_debug_run_collects_and_fits_in_no_time(compose, option, batch):
     cfg = compose(
         "train", f"debug={option}", *(s for s in SMALL if not s.startswith("predictor")), "data.tokens=16"
     )
-    lm = stages.load_lm(cfg)
-    folder = stages.get_predictor(cfg, lm, [])
+    lm = loading.load_lm(cfg)
+    folder = fits.get_predictor(cfg, lm, [])
     assert (folder / "config.json").is_file()
 
 

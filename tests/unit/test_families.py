@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from shadow.batches import Batch, collate
 from shadow.errors import UserError
 from shadow.jobs.planning import plan_of
-from shadow.jobs.stages import get_traces
+from shadow.jobs.stores import get_traces
 from shadow.masked import sparse
 from shadow.models import LM, byte_tokenizer, random_weights
 from shadow.plan import forward_flops, weightless

@@ -24,7 +24,7 @@ from shadow.checkpoints import WholeCheckpoints
 from shadow.data import TextFiles
 from shadow.errors import UserError
 from shadow.evaluation import perplexity, task_metrics
-from shadow.jobs import checks, planning, points, settings, stages
+from shadow.jobs import checks, fits, loading, planning, points, scorers, settings, stores
 from shadow.jobs.folders import require_writable
 from shadow.jobs.run import job
 from shadow.masked import sparse
@@ -73,16 +73,16 @@ def left(folder: Path) -> list[str]:
 
 def test_a_disk_that_is_full_while_traces_are_written_is_one_sentence_and_loses_no_shard(compose):
     cfg = compose("train", *TRAIN)
-    lm, folder = stages.load_lm(cfg), settings.traces_folder(cfg)
+    lm, folder = loading.load_lm(cfg), settings.traces_folder(cfg)
     with (
         files_of_at_most(25_000),
         pytest.raises(UserError, match=r"l2_norm-00000.*could not be written.*room"),
     ):
-        stages.get_traces(cfg, lm)
+        stores.get_traces(cfg, lm)
     (kept,) = folder.glob("features*")
     changed = kept.stat().st_mtime_ns
     assert left(folder) == []
-    assert stages.get_traces(cfg, lm).windows == 16
+    assert stores.get_traces(cfg, lm).windows == 16
     assert kept.stat().st_mtime_ns == changed
 
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing(compo
     folder.mkdir(parents=True)
     torch.save({"state_dict": Touch(tmp_path / "run")}, folder / "last.ckpt")
     with pytest.raises(UserError, match=r"last\.ckpt must hold tensors and plain values alone.*remove it"):
-        stages.get_predictor(cfg, stages.load_lm(cfg), [])
+        fits.get_predictor(cfg, loading.load_lm(cfg), [])
     assert not (tmp_path / "run").exists()
 
 
@@ -253,7 +253,7 @@ def test_code_beside_a_model_is_run_only_if_that_is_asked_for(compose, model_fol
     assert not (tmp_path / "run").exists()
     cfg = compose("train", f"model.path={model_folder}", "model.trust_remote_code=true")
     with pytest.raises(UserError, match="no layout"):  # its config is another family's
-        stages._load_lm(json.dumps(settings.plain(cfg.model)), False)
+        loading._load_lm(json.dumps(settings.plain(cfg.model)), False)
     assert (tmp_path / "run").is_dir()
 
 
@@ -330,9 +330,9 @@ def test_data_without_enough_text_is_refused_by_setting_and_cure(tiny_opt, tmp_p
 def test_what_is_longer_than_the_context_is_refused_before_the_model_is_loaded(
     compose, override, message, monkeypatch
 ):
-    monkeypatch.setattr(stages, "_load_lm", None)
+    monkeypatch.setattr(loading, "_load_lm", None)
     with pytest.raises(UserError, match=message):
-        stages.load_lm(compose("evaluate", "model=tiny-llama", override))
+        loading.load_lm(compose("evaluate", "model=tiny-llama", override))
 
 
 def test_windows_as_long_as_the_context_are_not_refused(compose):
@@ -374,8 +374,8 @@ def test_budgets_are_json_though_a_threshold_is_minus_infinity(compose):
         "sparsity.decided_at=prompt",
         "sparsity.min_units=100000",
     )
-    lm = stages.load_lm(cfg)
-    policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
+    lm = loading.load_lm(cfg)
+    policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
     assert set(policy.thresholds.values()) == {-math.inf}
 
     def refuse(word: str) -> None:
@@ -408,8 +408,8 @@ def test_a_model_in_half_precision_is_collected_fitted_and_measured_on_the_cpu(c
     found = {}
     for asked in ("float32", dtype):
         cfg = compose("evaluate", *SMALL, f"model.dtype={asked}", "make_missing=true", "predictor.epochs=1")
-        lm = stages.load_lm(cfg)
-        scorer = stages.get_scorer(cfg, lm, [])
+        lm = loading.load_lm(cfg)
+        scorer = scorers.get_scorer(cfg, lm, [])
         with sparse(lm.model, scorer, settings.policy_of(cfg), "token") as run:
             found[asked] = points.measure(cfg, lm, run)["perplexity"].value
         assert run.achieved("neuron") == pytest.approx(0.375)

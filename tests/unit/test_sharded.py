@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shadow.jobs import points, settings, stages
+from shadow.jobs import loading, points, scorers, settings
 from shadow.masked import sparse
 from shadow.models import LM, load, random_llama, random_opt
 from shadow.predictors import Oracle
@@ -71,7 +71,7 @@ def whole_and_spread(folder, family) -> tuple[LM, LM]:
 
 def test_weights_are_the_same_wherever_they_lie(whole_and_spread):
     whole, over = whole_and_spread
-    assert stages.digest(whole.model) == stages.digest(over.model)
+    assert loading.digest(whole.model) == loading.digest(over.model)
     sites = [find_sites(lm.model) for lm in whole_and_spread]
     for one, other in zip(*sites):
         assert torch.equal(values_of(one.reader), values_of(other.reader))
@@ -105,9 +105,9 @@ def test_a_job_collects_fits_and_measures_the_same(compose, folder, family, monk
         monkeypatch.setenv("SHADOW_ROOT", str(tmp_path / name))
         cfg = compose("evaluate", *SMALL, f"model.path={folder}", "make_missing=true")
         cfg.model.device_map = where
-        lm = stages.load_lm(cfg)
+        lm = loading.load_lm(cfg)
         assert hasattr(lm.model, "hf_device_map") == (where is not None)
-        scorer = stages.get_scorer(cfg, lm, [])
+        scorer = scorers.get_scorer(cfg, lm, [])
         with sparse(lm.model, scorer, settings.policy_of(cfg)) as run:
             metrics = points.measure(cfg, lm, run)
         files = sorted((tmp_path / name / "artifacts").rglob("*.safetensors"))

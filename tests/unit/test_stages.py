@@ -19,7 +19,7 @@ from shadow.artifacts import key_of
 from shadow.batches import collate
 from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.errors import UserError
-from shadow.jobs import checks, settings, stages
+from shadow.jobs import checks, fits, loading, scorers, settings, stores
 from shadow.jobs.planning import plan_of
 from shadow.masked import sparse
 from shadow.objectives import LogSquares
@@ -116,7 +116,7 @@ def collect(composed):
     def run(*overrides: str) -> Traces:
         cfg = composed("train", *overrides)
         checks.check_train(cfg)
-        return stages.get_traces(cfg, stages.load_lm(cfg))
+        return stores.get_traces(cfg, loading.load_lm(cfg))
 
     return run
 
@@ -134,7 +134,7 @@ def score(composed):
     def run(*overrides: str) -> dict:
         cfg = composed("evaluate", "make_missing=true", *overrides)
         checks.check_scorer(cfg)
-        scorer = stages.get_scorer(cfg, stages.load_lm(cfg), [])
+        scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
         assert isinstance(scorer, Fixed)
         return scorer.scores
 
@@ -149,7 +149,7 @@ def assert_same_scores(one: dict, other: dict) -> None:
 
 def test_the_same_weights_are_measured_in_another_dtype(composed):
     asked = composed("evaluate", "measure.dtype=bfloat16")
-    collected, measured = stages.load_lm(asked), stages.measured_lm(asked)
+    collected, measured = loading.load_lm(asked), loading.measured_lm(asked)
     assert (collected.model.dtype, measured.model.dtype) == (torch.float32, torch.bfloat16)
     for values, same in zip(collected.model.parameters(), measured.model.parameters(), strict=True):
         assert torch.equal(values.bfloat16(), same)
@@ -157,7 +157,7 @@ def test_the_same_weights_are_measured_in_another_dtype(composed):
 
 def test_by_default_the_model_of_the_traces_is_measured(composed):
     asked = composed("evaluate")
-    assert stages.measured_lm(asked) is stages.load_lm(asked)
+    assert loading.measured_lm(asked) is loading.load_lm(asked)
 
 
 # Traces
@@ -165,7 +165,7 @@ def test_by_default_the_model_of_the_traces_is_measured(composed):
 
 def test_the_manifest_says_what_was_collected(collect, composed):
     store = collect("traces.criteria=[plainact,fisher]")
-    lm = stages.load_lm(composed("train"))
+    lm = loading.load_lm(composed("train"))
     manifest = store.manifest
     assert store.taps == [0, 1, 2, 3]
     assert set(manifest["parts"]) == {FEATURES, MEANS, "plainact", "fisher", "l2_norm"}
@@ -174,7 +174,7 @@ def test_the_manifest_says_what_was_collected(collect, composed):
     assert (manifest["layers"], manifest["width"]) == (4, 32)
     assert manifest["units"] == {"head": 4, "neuron": 64}
     assert manifest["parameters"] == lm.model.num_parameters()
-    assert manifest["weights"] == stages.digest(lm.model)
+    assert manifest["weights"] == loading.digest(lm.model)
     for part in manifest["parts"]:
         assert covered(manifest, part) == (4 if part == MEANS else 11)
 
@@ -231,7 +231,7 @@ def test_a_finished_store_is_not_collected_again(collect):
 
 def test_collecting_leaves_no_hook_on_the_model(collect, composed, hooks_on):
     collect("traces.criteria=all")
-    assert hooks_on(stages.load_lm(composed("train")).model) == 0
+    assert hooks_on(loading.load_lm(composed("train")).model) == 0
 
 
 # A store grows
@@ -326,7 +326,7 @@ def test_deviations_are_collected_from_the_stores_own_means(collect, composed, e
     """In a store that had neither, as in one that had the means."""
     asked = "criterion=l2_deviation"
     store = collect(asked)
-    lm = stages.load_lm(composed("train"))
+    lm = loading.load_lm(composed("train"))
     means = read_means(store.folder)
     window = settings.calibration_data(composed("train")).examples(lm)[7]
     found = {}
@@ -373,7 +373,7 @@ def test_a_predictor_of_fewer_windows_is_the_same_from_a_larger_store(composed, 
 
     def fit(*more):
         cfg = composed("train", *overrides, *more)
-        return stages.get_predictor(cfg, stages.load_lm(cfg), [])
+        return fits.get_predictor(cfg, loading.load_lm(cfg), [])
 
     larger = fit(*SEVENTY)
     of_more = fit(*FORTY)
@@ -633,9 +633,9 @@ def fit(compose, shelf):
 
     def run(*overrides: str) -> Path:
         cfg = compose("train", *SMALL, *overrides)
-        lm = stages.load_lm(cfg)
-        shelf(settings.traces_folder(cfg), lambda: stages.get_traces(cfg, lm))
-        return stages.get_predictor(cfg, lm, [])
+        lm = loading.load_lm(cfg)
+        shelf(settings.traces_folder(cfg), lambda: stores.get_traces(cfg, lm))
+        return fits.get_predictor(cfg, lm, [])
 
     return run
 
@@ -687,7 +687,7 @@ def test_the_size_of_a_predictor_is_reported_in_parameters_and_as_share_of_the_m
 ):
     folder = fitted(f"predictor={predictor}")
     config = json.loads((folder / "config.json").read_text())
-    lm = stages.load_lm(compose("train", *SMALL))
+    lm = loading.load_lm(compose("train", *SMALL))
     taps = {"unified": 1, "layerwise": 3}[predictor]
     down = taps * (32 * 4 + 4)  # state to rank, and a bias
     down += taps * (32 * 16 + 16 + 16 * 4)  # state to rank by a hidden layer
@@ -701,7 +701,7 @@ def test_a_predictor_carries_the_means_of_its_store(fit, compose):
     folder = fit()
     cfg = compose("train", *SMALL)
     means = read_means(settings.traces_folder(cfg))
-    loaded = stages.load_predictor(folder, stages.load_lm(cfg))
+    loaded = fits.load_predictor(folder, loading.load_lm(cfg))
     assert loaded.means.keys() == means.keys() == {(n, kind) for n in range(4) for kind in ("head", "neuron")}
     assert all(torch.equal(loaded.means[unit], values) for unit, values in means.items())
     assert json.loads((folder / "config.json").read_text())["means"] == 4 * (32 + 64)
@@ -727,7 +727,7 @@ def test_a_loaded_predictor_says_what_the_trained_one_said(fit, compose, monkeyp
         PredictorModule, "configure_optimizers", lambda self: nets.append(self.net) or setup(self)
     )
     folder = fit()
-    loaded = stages.load_predictor(folder, stages.load_lm(compose("train", *SMALL)))
+    loaded = fits.load_predictor(folder, loading.load_lm(compose("train", *SMALL)))
     states = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
     for unit, values in Predicted(nets[0], "scores").at(1, states, None).items():
         assert torch.equal(loaded.at(1, states, None)[unit], values)
@@ -750,7 +750,7 @@ def test_the_config_of_a_predictor_that_looks_ahead_says_so(fitted, compose):
     folder = fitted("predictor=layerwise", "predictor.ahead=1", "predictor.epochs=1")
     config = json.loads((folder / "config.json").read_text())
     assert (config["taps"], config["ahead"]) == ([0, 1, 2], 1)
-    loaded = stages.load_predictor(folder, stages.load_lm(compose("train", *SMALL)))
+    loaded = fits.load_predictor(folder, loading.load_lm(compose("train", *SMALL)))
     assert (loaded.taps, loaded.first) == ([0, 1, 2], 1)
 
 
@@ -761,7 +761,7 @@ RIDGE = ("predictor=ridge", "predictor.epochs=0", "predictor.depth=0")
 def test_the_ridge_is_the_closed_form_of_the_training_rows(fit, compose, taps):
     folder = fit(*RIDGE, f"predictor.taps={taps}", "predictor.rank=99")
     cfg = compose("train", *SMALL, *RIDGE)
-    store = stages.get_traces(cfg, stages.load_lm(cfg))
+    store = stores.get_traces(cfg, loading.load_lm(cfg))
     data = TraceData([store], "l2_norm", taps, Reading("token", "state", FEATURES), 0.1, 16, cfg.seed)
     net = TapNet(taps, 4, 32, {"head": 4, "neuron": 64}, NetShape(32, 1, 0))
     module = PredictorModule(
@@ -814,8 +814,8 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
     asked = (*ROUNDS, f"sparsity.fill={fill}")
     first, second = fit(*asked), fit(*asked, "predictor.rounds=1")
     cfg = compose("train", *SMALL, *asked)
-    lm = stages.load_lm(cfg)
-    dense = stages.get_traces(cfg, lm)
+    lm = loading.load_lm(cfg)
+    dense = stores.get_traces(cfg, lm)
     rows = torch.arange(dense.count("token"))
     of_dense = dense.read("token", FEATURES, "state", rows)[:, [dense.taps.index(1), dense.taps.index(3)]]
     for level in (0.25, 0.75):
@@ -827,7 +827,7 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
             )
         states = pruned.read("token", FEATURES, "state", rows)
         assert torch.equal(states[:, 0], of_dense[:, 0])  # nothing is pruned before the first tap
-        predictor = stages.load_predictor(first, lm)
+        predictor = fits.load_predictor(first, lm)
         seen = in_one_pass(
             lm,
             predictor,
@@ -846,7 +846,7 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
 def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both(fit, compose):
     job = (*ROUNDS, "predictor.levels=[0.5]")
     rounds = [fit(*job, f"predictor.rounds={n}") for n in (0, 1, 2)]
-    lm = stages.load_lm(compose("train", *SMALL))
+    lm = loading.load_lm(compose("train", *SMALL))
     folders = [
         settings.pruned_folder(compose("train", *SMALL, *job, f"predictor.rounds={n}"), 0.5) for n in (0, 1)
     ]
@@ -855,7 +855,7 @@ def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both
         pruned = Traces(folder)
         rows = torch.arange(pruned.count("token"))
         windows, positions = (pruned.read("token", FEATURES, name, rows) for name in ("window", "position"))
-        seen = in_one_pass(lm, stages.load_predictor(before, lm), 0.5, examples, None)
+        seen = in_one_pass(lm, fits.load_predictor(before, lm), 0.5, examples, None)
         states = pruned.read("token", FEATURES, "state", rows)[:, 1]
         torch.testing.assert_close(states, seen[windows, positions], rtol=1e-3, atol=1e-3)
     rows_of = [json.loads((folder / "config.json").read_text())["rows"]["train"] for folder in rounds]
@@ -895,8 +895,8 @@ def test_a_later_round_prunes_heads_or_their_groups_as_plans_are_to_do(fit, comp
     )
     first, _ = fit(*asked), fit(*asked, "predictor.rounds=1")
     cfg = compose("train", *SMALL, *asked)
-    lm = stages.load_lm(cfg)
-    pruned, predictor = Traces(settings.pruned_folder(cfg, 0.75)), stages.load_predictor(first, lm)
+    lm = loading.load_lm(cfg)
+    pruned, predictor = Traces(settings.pruned_folder(cfg, 0.75)), fits.load_predictor(first, lm)
     rows = torch.arange(pruned.count("token"))
     states, windows, positions = (
         pruned.read("token", FEATURES, name, rows) for name in ("state", "window", "position")
@@ -943,7 +943,7 @@ def test_a_predictor_learns_from_ranks_what_it_learns_from_half_precision(compos
             "predictor.batch_size=128",
             f"traces.dtype={dtype}",
         )
-        folder = stages.get_predictor(cfg, stages.load_lm(cfg), [])
+        folder = fits.get_predictor(cfg, loading.load_lm(cfg), [])
         found[dtype] = json.loads((folder / "config.json").read_text())["metrics"]
         assert found[dtype]["val/loss"] < found[dtype]["val/static_loss"]
     for name in ("val/recall@50", "val/static_recall@50"):
@@ -1057,7 +1057,7 @@ def test_a_checkpoint_that_a_kill_left_half_written_does_not_stop_the_rerun(fitt
 
 def test_the_static_scorer_is_the_mean_over_the_calibration_windows(compose):
     cfg = compose("evaluate", *SMALL, "predictor=static", "criterion=fisher")
-    scorer = stages.get_scorer(cfg, stages.load_lm(cfg), [])
+    scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
     assert isinstance(scorer, Fixed)
     store = Traces(settings.traces_folder(cfg))
     for kind in ("head", "neuron"):
@@ -1077,23 +1077,23 @@ def test_the_static_scorer_of_a_statistic_is_the_mean_over_whole_shards(collect,
 
 def test_scores_drawn_at_random_need_no_traces(score, composed, artifacts):
     found = score("criterion=random")
-    for site in find_sites(stages.load_lm(composed("train")).model):
+    for site in find_sites(loading.load_lm(composed("train")).model):
         assert torch.equal(found[site.layer, site.kind], random_scores_of(site))
     assert not artifacts.exists()
 
 
 def test_the_oracle_has_the_criterion_that_is_asked_for(compose):
     cfg = compose("evaluate", *SMALL, "predictor=oracle", "criterion=grad_norm")
-    scorer = stages.get_scorer(cfg, stages.load_lm(cfg), [])
+    scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
     assert isinstance(scorer, Oracle)
     assert (scorer.criterion, scorer.loss) == ("grad_norm", "answer")
     cfg = compose("evaluate", *SMALL, "predictor=oracle", "traces.loss=next_token")
-    assert stages.get_scorer(cfg, stages.load_lm(cfg), []).loss == "next_token"
+    assert scorers.get_scorer(cfg, loading.load_lm(cfg), []).loss == "next_token"
 
 
 def test_a_prompt_is_scored_by_the_criterion_that_is_asked_for(compose, artifacts):
     cfg = compose("evaluate", *SMALL, "predictor=prompt_activation", "criterion=griffin")
-    scorer = stages.get_scorer(cfg, stages.load_lm(cfg), [])
+    scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
     assert isinstance(scorer, PromptActivation)
     assert scorer.criterion == "griffin"
     assert not artifacts.exists()
@@ -1102,12 +1102,12 @@ def test_a_prompt_is_scored_by_the_criterion_that_is_asked_for(compose, artifact
 @pytest.mark.parametrize("criterion", ["fisher", "random"])
 def test_a_copy_of_weights_has_the_rank_that_is_asked_for_and_the_static_scorers_heads(compose, criterion):
     cfg = compose("evaluate", *SMALL, "predictor=svd", "predictor.rank=3", f"criterion={criterion}")
-    lm = stages.load_lm(cfg)
-    scorer = stages.get_scorer(cfg, lm, [])
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
     assert isinstance(scorer, LowRankCopy)
     assert scorer.parameters == 3 * 2 * 3 * (32 + 64)
     cfg = compose("evaluate", *SMALL, "predictor=static", f"criterion={criterion}")
-    static = stages.get_scorer(cfg, lm, []).scores
+    static = scorers.get_scorer(cfg, lm, []).scores
     for layer in range(1, 4):
         assert torch.equal(scorer.heads[layer], static[layer, "head"])
 
@@ -1115,15 +1115,15 @@ def test_a_copy_of_weights_has_the_rank_that_is_asked_for_and_the_static_scorers
 def test_means_stand_in_for_what_is_dropped_if_that_is_asked_for(compose, artifacts, batch):
     """Whatever the scorer; one that needs no traces of its own gets a store of the means alone."""
     cfg = compose("evaluate", *SMALL, "predictor=random", "sparsity.fill=mean")
-    lm = stages.load_lm(cfg)
-    fill = stages.get_fill(cfg, lm)
+    lm = loading.load_lm(cfg)
+    fill = stores.get_fill(cfg, lm)
     assert set(read_manifest(settings.traces_folder(cfg))["parts"]) == {MEANS}
     for unit, values in read_means(settings.traces_folder(cfg)).items():
         assert torch.equal(fill[unit], values)
     zero = compose("evaluate", *SMALL, "predictor=random")
-    assert stages.get_fill(zero, lm) is None
-    assert stages.get_fill(compose("evaluate", *SMALL, "sparsity.fill=mean", "sparsity.level=0"), lm) is None
-    store = stages.get_traces(compose("train", *SMALL), lm)  # and grows to a whole one
+    assert stores.get_fill(zero, lm) is None
+    assert stores.get_fill(compose("evaluate", *SMALL, "sparsity.fill=mean", "sparsity.level=0"), lm) is None
+    store = stores.get_traces(compose("train", *SMALL), lm)  # and grows to a whole one
     assert set(store.manifest["parts"]) == {MEANS, FEATURES, "l2_norm"}
     assert store.windows == 20
 
@@ -1131,8 +1131,8 @@ def test_means_stand_in_for_what_is_dropped_if_that_is_asked_for(compose, artifa
 @pytest.mark.parametrize("predictor", ["oracle", "prompt_activation"])
 def test_a_scorer_that_looks_ranks_deviations_from_the_stores_means(compose, predictor):
     cfg = compose("evaluate", *SMALL, f"predictor={predictor}", "criterion=l2_deviation")
-    lm = stages.load_lm(cfg)
-    scorer = stages.get_scorer(cfg, lm, [])
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
     for unit, values in read_means(settings.traces_folder(cfg)).items():
         assert torch.equal(scorer.means[unit], values)
 
@@ -1140,7 +1140,7 @@ def test_a_scorer_that_looks_ranks_deviations_from_the_stores_means(compose, pre
 def test_random_scores_follow_the_seed(compose):
     def scores(seed):
         cfg = compose("evaluate", *SMALL, "predictor=random", f"seed={seed}")
-        return stages.get_scorer(cfg, stages.load_lm(cfg), []).scores
+        return scorers.get_scorer(cfg, loading.load_lm(cfg), []).scores
 
     assert torch.equal(scores(1)[1, "neuron"], scores(1)[1, "neuron"])
     assert not torch.equal(scores(1)[1, "neuron"], scores(2)[1, "neuron"])
@@ -1149,16 +1149,16 @@ def test_random_scores_follow_the_seed(compose):
 @pytest.mark.parametrize("predictor", ["unified", "layerwise", "static", "svd"])
 def test_the_dense_model_needs_neither_traces_nor_a_predictor(compose, artifacts, predictor, batch, dense):
     cfg = compose("evaluate", *SMALL, f"predictor={predictor}", "sparsity.level=0")
-    lm = stages.load_lm(cfg)
-    with sparse(lm.model, stages.get_scorer(cfg, lm, []), settings.policy_of(cfg)) as run:
+    lm = loading.load_lm(cfg)
+    with sparse(lm.model, scorers.get_scorer(cfg, lm, []), settings.policy_of(cfg)) as run:
         assert torch.equal(run.logits(batch), dense(lm, batch))
     assert not artifacts.exists()
 
 
 def test_the_jobs_of_a_sweep_share_one_model(compose):
-    one = stages.load_lm(compose("evaluate", *SMALL, "sparsity.level=0.1"))
-    assert stages.load_lm(compose("evaluate", *SMALL, "sparsity.level=0.2")) is one
-    assert stages.load_lm(compose("evaluate", *SMALL, "model.source.seed=1")) is not one
+    one = loading.load_lm(compose("evaluate", *SMALL, "sparsity.level=0.1"))
+    assert loading.load_lm(compose("evaluate", *SMALL, "sparsity.level=0.2")) is one
+    assert loading.load_lm(compose("evaluate", *SMALL, "model.source.seed=1")) is not one
 
 
 # Refusals
@@ -1169,11 +1169,11 @@ def test_a_predictor_of_other_weights_is_refused(fitted, compose):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"weights": "0" * 16}))
     with pytest.raises(UserError, match="other weights"):
-        stages.load_predictor(folder, stages.load_lm(compose("train", *SMALL)))
+        fits.load_predictor(folder, loading.load_lm(compose("train", *SMALL)))
 
 
 def test_the_digest_tells_weights_apart(make_lm):
-    digests = {stages.digest(make_lm("opt", seed=seed).model) for seed in (0, 0, 1)}
+    digests = {loading.digest(make_lm("opt", seed=seed).model) for seed in (0, 0, 1)}
     assert len(digests) == 2
 
 

@@ -9,7 +9,7 @@ import torch
 from shadow import thresholds
 from shadow.batches import batched
 from shadow.errors import UserError
-from shadow.jobs import checks, points, settings, stages
+from shadow.jobs import checks, loading, points, scorers, settings
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import KINDS, find_sites
@@ -205,30 +205,30 @@ def job(compose, *overrides):
 
 def test_thresholds_are_learnt_once_and_found_again(compose, monkeypatch):
     cfg = job(compose)
-    lm = stages.load_lm(cfg)
-    scorer = stages.get_scorer(cfg, lm, [])
-    first = stages.get_policy(cfg, lm, scorer, None)
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
+    first = scorers.get_policy(cfg, lm, scorer, None)
     kept = json.loads(settings.budgets_file(cfg).read_text())
     assert (kept["windows"], kept["passes"]) == (4, 1)
     assert first.thresholds.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in KINDS}
     assert first.levels is None
     monkeypatch.setattr(thresholds, "learn", None)
-    assert stages.get_policy(cfg, lm, scorer, None) == first
+    assert scorers.get_policy(cfg, lm, scorer, None) == first
     checks.check_scorer(compose("evaluate", *SMALL))
 
 
 def test_a_threshold_of_minus_infinity_is_found_again(compose):
     cfg = job(compose, "sparsity.min_units=100000")
-    lm = stages.load_lm(cfg)
-    policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
+    lm = loading.load_lm(cfg)
+    policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
     assert set(policy.thresholds.values()) == {-math.inf}
 
 
 def test_the_dense_model_needs_no_thresholds(compose, artifacts):
     cfg = compose("evaluate", *SMALL, "sparsity.level=0", "predictor=static")
     checks.check_scorer(cfg)
-    lm = stages.load_lm(cfg)
-    policy = stages.get_policy(cfg, lm, stages.get_scorer(cfg, lm, []), None)
+    lm = loading.load_lm(cfg)
+    policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
     assert policy.thresholds is None
     assert not artifacts.exists()
 
@@ -255,7 +255,7 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
     few = learnt()
     none = learnt("sparsity.budget_fewshot=0")
     assert (few.num_fewshot, none.num_fewshot) == (2, 0)
-    lm = stages.load_lm(asked())
+    lm = loading.load_lm(asked())
     assert [example.ids[example.prompt :] for example in none.examples(lm)] == [
         example.ids[example.prompt :] for example in few.examples(lm)
     ]

@@ -1,0 +1,177 @@
+"""From a composed config to the folder of its fitted predictor, and the stores of later rounds."""
+
+import logging
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from shadow import hub, traces
+from shadow.checkpoints import WholeCheckpoints
+from shadow.criteria import BESIDE_MEANS
+from shadow.errors import UserError
+from shadow.jobs.loading import require_weights
+from shadow.jobs.run import versions
+from shadow.jobs.settings import (
+    STRATEGIES,
+    fill_of,
+    model_label,
+    objective_of,
+    predictor_folder,
+    predictor_kinds,
+    predictor_settings,
+    predictor_shape,
+    predictor_taps,
+    pruned_folder,
+    pruned_settings,
+    reads,
+)
+from shadow.jobs.stores import complete, get_means, get_traces, keeping_of, open_store, taking_turns
+from shadow.memory import keep_memory
+from shadow.models import LM
+from shadow.predictor_module import Descent, PredictorModule, TraceData
+from shadow.predictors import Predicted, TapNet
+from shadow.pruned import PrunedStates
+from shadow.sites import column_norms, find_sites, width_of
+from shadow.sparsity import SparsityPolicy
+from shadow.traces import Traces
+
+log = logging.getLogger(__name__)
+
+
+def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
+    """The folder of the finished predictor of these settings; what is missing of it is fitted."""
+    folder = predictor_folder(cfg)
+    if not (folder / hub.CONFIG).is_file():
+        with taking_turns(folder):
+            if not (folder / hub.CONFIG).is_file():  # else another job was faster
+                fit(cfg, lm, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
+    (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
+    return folder
+
+
+def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
+    """Of the windows and tokens of `get_traces`, the states that the predictor of the round before leaves of
+    them: a store for each of `predictor.levels`."""
+    if cfg.predictor.rounds == 0:
+        return []
+    before = cfg.copy()
+    before.predictor.rounds -= 1
+    predictor = load_predictor(get_predictor(before, lm, loggers), lm)
+    stores = []
+    fill = get_means(cfg, lm) if fill_of(cfg) == "mean" else None
+    keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
+    for level in cfg.predictor.levels:
+        policy = SparsityPolicy(
+            level,
+            dense_layers=range(predictor.first),
+            kinds=predictor.kinds,
+            head_unit=cfg.sparsity.head_unit,
+        )
+        collector = PrunedStates(lm.model, keeping, predictor, policy, fill)
+        folder, settings = pruned_folder(before, level), pruned_settings(before, level)
+        manifest = complete(cfg, lm, folder, settings, [traces.FEATURES], collector)
+        stores.append(open_store(cfg, folder, manifest))
+    return stores
+
+
+def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Path, loggers: list) -> None:
+    """pruned: stores of states of the same rows, to learn from beside those of `store`."""
+    start = time.monotonic()
+    keep_memory()
+    settings, facts = cfg.predictor, store.manifest
+    reading = reads(cfg)
+    taps, kinds = predictor_taps(cfg, facts["layers"]), predictor_kinds(cfg)
+    data = TraceData(
+        [store, *pruned],
+        cfg.criterion.name,
+        taps,
+        reading,
+        settings.val_share,
+        settings.batch_size,
+        cfg.seed,
+        settings.ahead,
+        kinds,
+    )
+    torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
+    units = {kind: facts["units"][kind] for kind in kinds}
+    width = width_of(lm.model, settings.source)
+    net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
+    descent = Descent(**{name: settings[name] for name in Descent._fields})
+    norms = column_norms(find_sites(lm.model))
+    module = PredictorModule(net, objective_of(cfg), descent, norms)
+    log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
+    last = folder / "last.ckpt"
+    if last.is_file() and not zipfile.is_zipfile(last):
+        log.warning("%s is damaged: the fit begins anew", last)
+        last.unlink()
+    if not last.is_file():
+        module.start(data, settings.ridge)
+    keeper = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
+    extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        strategy=STRATEGIES[cfg.trainer.strategy],
+        callbacks=[keeper, *extra],
+        logger=loggers,
+        plugins=[WholeCheckpoints()],
+        use_distributed_sampler=False,  # the data share their rows out themselves
+    )
+    require_shares(settings.batch_size, trainer.world_size)
+    if settings.epochs:
+        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    metrics = dict(trainer.validate(module, data, verbose=False)[0])
+    parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
+    means = traces.read_means(store.folder)
+    config = {
+        "model": model_label(cfg),
+        "settings": predictor_settings(cfg),
+        "taps": taps,
+        "ahead": settings.ahead,
+        "kinds": kinds,
+        "net": net.shape._asdict(),
+        "pooling": settings.pooling,
+        "source": settings.source,
+        "deviates": cfg.criterion.name in BESIDE_MEANS,
+        "width": width,
+        **{key: facts[key] for key in ("layers", "units", "weights")},
+        "parameters": parameters,
+        "means": sum(values.numel() for values in means.values()),
+        "share_of_model": parameters / facts["parameters"],
+        "rows": {"train": len(data.train), "val": module.validated},
+        "metrics": metrics,
+        "versions": versions(),
+    }
+    if trainer.is_global_zero:
+        hub.save_metrics(folder, module.metrics_of_layers())
+        hub.save_predictor(folder, net, config, means)
+    trainer.strategy.barrier()  # the others read the predictor too
+    log.info(
+        "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
+        parameters / 1e6,
+        100 * parameters / facts["parameters"],
+        {name: round(value, 3) for name, value in sorted(metrics.items())},
+        time.monotonic() - start,
+        folder,
+    )
+
+
+def require_shares(rows: int, processes: int) -> None:
+    if rows % processes:
+        raise UserError(
+            f"predictor.batch_size must be a multiple of the {processes} processes that share each batch, "
+            f"got {rows}"
+        )
+
+
+def load_predictor(folder: Path, lm: LM) -> Predicted:
+    require_weights(folder, hub.read_config(folder)["weights"], lm)
+    return hub.load_predictor(folder)

@@ -1,0 +1,64 @@
+"""The language model of a job: loaded once for all jobs of a sweep, and told from others by its weights."""
+
+import hashlib
+import json
+import logging
+import time
+from functools import lru_cache
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
+
+from shadow import models
+from shadow.errors import UserError
+from shadow.jobs import planning
+from shadow.jobs.settings import plain, shares_weights
+from shadow.models import LM
+from shadow.sites import values_of
+
+log = logging.getLogger(__name__)
+
+
+def load_lm(cfg: DictConfig) -> LM:
+    """The jobs of a sweep share one model: nothing is left on it between them."""
+    planning.check_context(cfg)
+    return _load_lm(json.dumps(plain(cfg.model), sort_keys=True), shares_weights(cfg))
+
+
+def measured_lm(cfg: DictConfig) -> LM:
+    """The model of `load_lm` as it is measured: the same weights in measure.dtype."""
+    model = plain(cfg.model)
+    settings = json.dumps(model | {"dtype": cfg.measure.dtype or model["dtype"]}, sort_keys=True)
+    return _load_lm(settings, shares_weights(cfg))
+
+
+@lru_cache(maxsize=1)
+def _load_lm(settings: str, shared: bool) -> LM:
+    """shared: whether processes will share it out, which is not undone."""
+    model = OmegaConf.create(json.loads(settings))
+    start = time.monotonic()
+    where = json.loads(settings)["device_map"]  # plain: accelerate's may be a dict
+    trusted = model.get("trust_remote_code", False)
+    lm = models.load(instantiate(model.source), model.path, model.dtype, where, trusted)
+    log.info("loaded %s in %.1f s", model.path or model.name, time.monotonic() - start)
+    return lm
+
+
+def digest(model: PreTrainedModel) -> str:
+    """Tells one set of weights from another by a few numbers of every parameter."""
+    found = hashlib.sha256()
+    for name, _ in model.named_parameters():
+        owner, _, own = name.rpartition(".")
+        flat = values_of(model.get_submodule(owner), own).flatten()
+        found.update(name.encode() + flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def require_weights(folder: Path, recorded: str, lm: LM) -> None:
+    if recorded != digest(lm.model):
+        raise UserError(
+            f"{folder} was made with other weights than the model now loaded: "
+            "remove it, or give the model another model.name"
+        )

@@ -1,0 +1,252 @@
+"""From a composed config to the trace store of its settings: what it lacks is collected, damage mended."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from shadow import traces
+from shadow.artifacts import alone
+from shadow.collector import CriterionCollector, Keeping, ShardWriter
+from shadow.criteria import BESIDE_MEANS
+from shadow.data import CalibrationExamples
+from shadow.fsdp import ShareWeights
+from shadow.jobs.checks import require_windows
+from shadow.jobs.loading import digest, require_weights
+from shadow.jobs.settings import (
+    STRATEGIES,
+    asked_criteria,
+    asked_parts,
+    asked_size,
+    calibration_data,
+    fill_of,
+    holds,
+    shares_weights,
+    trace_settings,
+    trace_taps,
+    traces_folder,
+)
+from shadow.memory import peak_memory
+from shadow.models import LM
+from shadow.pruned import PrunedStates
+from shadow.scores import require_seen
+from shadow.sites import count_units, find_layers, find_sites, structure_of, width_of
+from shadow.sparsity import Unit
+from shadow.traces import Traces
+
+log = logging.getLogger(__name__)
+
+Collector = CriterionCollector | PrunedStates
+
+
+def get_traces(cfg: DictConfig, lm: LM) -> Traces:
+    """The store of these settings; what is missing or damaged in it is collected."""
+    if structure_of(lm.model).experts > 1:
+        require_seen(asked_criteria(cfg))  # before the means are collected
+    means = get_means(cfg, lm) if set(asked_criteria(cfg)) & set(BESIDE_MEANS) else None
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm), means)
+    folder = traces_folder(cfg)
+    manifest = complete(cfg, lm, folder, trace_settings(cfg), asked_parts(cfg), collector)
+    return open_store(cfg, folder, manifest)
+
+
+def get_means(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
+    """Of every unit's activation, [U, D], over the calibration's first shard; collected if missing."""
+    collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
+    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector)
+    return traces.read_means(traces_folder(cfg))
+
+
+def get_fill(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
+    """What stands in a dropped unit's place, as `sparse` takes it."""
+    return get_means(cfg, lm) if fill_of(cfg) == "mean" and cfg.sparsity.level > 0 else None
+
+
+def open_store(cfg: DictConfig, folder: Path, manifest: dict) -> Traces:
+    """As many windows of a complete store as the data are asked for."""
+    windows = manifest["sizes"][asked_size(cfg)]
+    require_windows(cfg, windows)
+    return Traces(folder, windows)
+
+
+def complete(
+    cfg: DictConfig,
+    lm: LM,
+    folder: Path,
+    settings: dict,
+    parts: Sequence[str],
+    collector: Collector,
+) -> dict:
+    """The manifest of the store in this folder; what it misses of these parts is collected."""
+    manifest = complete_manifest(cfg, lm, folder, parts)
+    if manifest is None:
+        with taking_turns(folder):
+            manifest = complete_manifest(cfg, lm, folder, parts)  # another may have made it meanwhile
+            if manifest is None:
+                manifest = collect(cfg, lm, folder, settings, parts, collector)
+    return manifest
+
+
+def complete_manifest(cfg: DictConfig, lm: LM, folder: Path, parts: Sequence[str]) -> dict | None:
+    """That of the store in this folder, if it misses nothing of these parts and nothing is damaged."""
+    manifest = traces.read_manifest(folder)
+    if manifest is None:
+        return None
+    require_weights(folder, manifest["weights"], lm)
+    enough = holds(manifest, asked_size(cfg), parts) and not damaged(folder, manifest, parts)
+    return manifest if enough else None
+
+
+@contextmanager
+def taking_turns(target: Path) -> Iterator[None]:
+    """Of jobs that make the same artifact at once, all but one wait; the processes of one job are one."""
+    with ExitStack() as stack:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            stack.enter_context(alone(target))
+        yield
+
+
+# a sweep's jobs read one store: each file is verified once, by its time of change
+_verified: dict[Path, int] = {}
+
+
+def damaged(folder: Path, manifest: dict, parts: Sequence[str]) -> bool:
+    """Whether any shard that the manifest names of these parts is gone, or not what it was."""
+    store = traces.store_of(folder)
+    for shard in (shard for part in parts for shard in manifest["parts"][part]):
+        file = folder / shard["file"]
+        if not file.is_file() or not sound(file, store):
+            return True
+    return False
+
+
+def sound(file: Path, store: str) -> bool:
+    """A file that is not what it says is named, once, and taken away."""
+    changed = file.stat().st_mtime_ns
+    if _verified.get(file) != changed:
+        try:
+            traces.verify(file, store)
+        except ValueError as error:
+            log.warning("%s cannot be used: %s. It is collected again.", file, error)
+            file.unlink()
+            return False
+        _verified[file] = changed
+    return True
+
+
+def collect(
+    cfg: DictConfig,
+    lm: LM,
+    folder: Path,
+    settings: dict,
+    parts: Sequence[str],
+    collector: Collector,
+) -> dict:
+    """Collect what the store misses -> its manifest."""
+    start = time.monotonic()
+    examples = calibration_data(cfg).examples(lm)
+    size, store = cfg.traces.shard_windows, traces.store_of(folder)
+    require_windows(cfg, len(examples))
+    found = shards_there(folder, store)
+    ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
+    missing = {
+        shard: [
+            part
+            for part in parts
+            if found.get((part, shard), 0) < min(end, traces.reach(part, end, size)) - shard * size
+        ]
+        for shard, end in ends.items()
+    }
+    missing = {shard: lacks for shard, lacks in missing.items() if lacks}
+    if missing:
+        log.info(
+            "collecting %s on %d examples, %d of %d shards of %d are there -> %s",
+            list(parts),
+            len(examples),
+            len(ends) - len(missing),
+            len(ends),
+            size,
+            folder,
+        )
+        progress = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
+        shared = shares_weights(cfg)
+        sharing = [ShareWeights(lm.model, find_layers(lm.model))] if shared else []
+        trainer: pl.Trainer = instantiate(
+            cfg.trainer,
+            strategy=STRATEGIES[cfg.trainer.strategy],
+            callbacks=[*sharing, ShardWriter(folder, store, size, ends), *progress],
+            logger=False,
+            enable_checkpointing=False,
+            inference_mode=False,
+            use_distributed_sampler=False,  # a shard is one process's
+        )
+        data = CalibrationExamples(examples, cfg.traces.batch_size, size, missing, in_step=shared)
+        trainer.predict(collector, data, return_predictions=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.strategy.barrier()  # the manifest is of all processes' shards, and some have none to collect
+    facts = {
+        "taps": list(collector.keeping.taps),
+        "layers": len(find_layers(lm.model)),
+        "width": width_of(lm.model, "state"),
+        "units": count_units(find_sites(lm.model)),
+        "parameters": lm.model.num_parameters(),
+        "weights": digest(lm.model),
+    }
+    sizes = (traces.read_manifest(folder) or {"sizes": {}})["sizes"] | {asked_size(cfg): len(examples)}
+    shards = [(file, traces.inspect(file, store)) for file in traces.files_of(folder)]
+    rank_zero_only(traces.finish)(folder, settings, facts, sizes, shards)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the others read the manifest too
+    log.info(
+        "traces: %d examples, %s, %.2f GB, %.0f s, at most %.2f GB of memory -> %s",
+        len(examples),
+        sorted({shard.part for _, shard in shards}),
+        sum(file.stat().st_size for file, _ in shards) / 1e9,
+        time.monotonic() - start,
+        peak_memory(),
+        folder,
+    )
+    manifest = traces.read_manifest(folder)
+    assert manifest is not None
+    return manifest
+
+
+def keeping_of(cfg: DictConfig, lm: LM) -> Keeping:
+    settings = cfg.traces
+    return Keeping(
+        trace_taps(cfg, len(find_layers(lm.model))),
+        settings.tokens_per_window,
+        settings.statistic_tokens,
+        settings.loss,
+        settings.summed,
+        settings.dtype,
+        settings.top,
+        cfg.seed,
+    )
+
+
+def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:
+    """-> windows of each part's shard whose file is whole; the others are named and taken away."""
+    found: dict[tuple[str, int], tuple[int, Path]] = {}
+    for file in traces.files_of(folder):
+        if not sound(file, store):
+            continue
+        shard = traces.inspect(file, store)
+        place = shard.part, shard.index
+        windows, other = found.get(place, (0, None))
+        if windows >= shard.windows:  # two runs of different processes were killed here
+            file.unlink()
+            continue
+        if other is not None:
+            other.unlink()
+        found[place] = shard.windows, file
+    return {place: windows for place, (windows, _) in found.items()}
