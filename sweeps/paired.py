@@ -11,8 +11,8 @@ from sweeps.records import Record
 DENSE = "dense"  # in place of a scorer's name: the dense model
 # settings.measure: which of them draw the examples of a metric; the rest is of lm-eval's tasks
 DRAWS = {
-    "perplexity": ("windows", "tokens", "prompt_share", "seed"),
-    "choices": ("questions", "options", "context_tokens", "continuation_tokens", "seed"),
+    "perplexity": ("text", "column", "windows", "tokens", "prompt_share", "seed"),
+    "choices": ("text", "column", "questions", "options", "context_tokens", "continuation_tokens", "seed"),
 }
 DRAWS_TASKS = ("limit", "num_fewshot", "seed")
 

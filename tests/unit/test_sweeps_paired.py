@@ -123,10 +123,12 @@ def test_every_perplexity_has_its_nats_that_of_a_task_by_its_documents(tmp_path:
     [
         ("perplexity", {"windows": 4}, False),
         ("perplexity", {"questions": 4, "batch_size": 2, "choices": False}, True),
+        ("perplexity", {"text": "other.jsonl"}, False),
+        ("choices/acc", {"text": "other.jsonl"}, False),
         ("choices/acc", {"questions": 4}, False),
         ("choices/acc", {"windows": 4}, True),
         ("rte/acc", {"limit": 4}, False),
-        ("rte/acc", {"windows": 4, "questions": 4}, True),
+        ("rte/acc", {"windows": 4, "questions": 4, "text": "other.jsonl"}, True),
     ],
 )
 def test_only_what_draws_the_examples_of_a_metric_parts_points(
