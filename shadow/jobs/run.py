@@ -6,6 +6,7 @@ import logging
 import platform
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,8 +87,12 @@ def job(cfg: DictConfig) -> Iterator[Job]:
         this.record |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
         if isinstance(cause, UserError):
             this.record["error"] = str(cause)
+        else:
+            log.exception("the job failed")
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # else a debugger may want to look
+            let_go(error)
+        if isinstance(cause, UserError):
             raise CompactHydraException(str(cause)) from None
-        log.exception("the job failed")
         raise
     finally:
         this.record["seconds"] = round(time.monotonic() - start, 1)
@@ -109,6 +114,13 @@ def cause_of(error: BaseException, cfg: DictConfig) -> BaseException:
     if isinstance(error, OSError) and error.errno in FULL:  # a logger's file
         return cannot_write(Path(cfg.paths.output_dir), error)
     return error
+
+
+def let_go(error: BaseException | None) -> None:
+    """Of what the functions that it passed through held: Hydra keeps it until the sweep ends."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def finish_wandb(this: Job) -> None:

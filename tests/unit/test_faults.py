@@ -7,6 +7,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,34 @@ def test_a_record_that_cannot_be_written_does_not_hide_what_ended_the_job(compos
     with pytest.raises(CompactHydraException, match="the cause"), files_of_at_most(100), job(cfg):
         raise UserError("the cause")
     assert "run.json could not be written" in caplog.text
+
+
+@pytest.mark.parametrize("told", [UserError, ValueError])
+def test_the_error_of_a_failed_job_holds_nothing_that_the_job_had_made(compose, told):
+    """A sweep keeps the errors of its failed jobs, and would run out of memory."""
+    held: list[weakref.ref] = []
+    cfg = compose("train", *TRAIN, "hydra.mode=MULTIRUN")
+
+    def fill(made: torch.Tensor) -> None:
+        held.append(weakref.ref(made))
+        raise OSError("no room")
+
+    def work() -> None:
+        try:
+            fill(torch.ones(3))
+        except OSError as error:
+            scores = torch.ones(3)
+            held.append(weakref.ref(scores))
+            raise told("the cause") from error
+
+    with (
+        pytest.raises((CompactHydraException, ValueError), match="the cause") as kept,
+        job(cfg),
+    ):
+        work()
+    assert kept.value is not None
+    assert len(held) == 2
+    assert [made() for made in held] == [None, None]
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for_leaves_the_one_before(tmp_path):
