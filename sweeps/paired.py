@@ -11,8 +11,8 @@ from sweeps.records import Record
 DENSE = "dense"  # in place of a scorer's name: the dense model
 # settings.measure: which of them draw the examples of a metric; the rest is of lm-eval's tasks
 DRAWS = {
-    "perplexity": ("text", "column", "windows", "tokens", "prompt_share", "seed"),
-    "choices": ("text", "column", "questions", "options", "context_tokens", "continuation_tokens", "seed"),
+    "perplexity": ("windows", "tokens", "prompt_share", "seed"),
+    "choices": ("questions", "options", "context_tokens", "continuation_tokens", "seed"),
 }
 DRAWS_TASKS = ("limit", "num_fewshot", "seed")
 
@@ -61,6 +61,8 @@ def examples_of(record: Record, metric: str) -> tuple:
     text = is_perplexity(metric) and "/" not in metric  # else of a task
     family = "perplexity" if text else metric.split("/")[0]
     drawn = [measure.get(name) for name in DRAWS.get(family, DRAWS_TASKS)]
+    if family in DRAWS and measure.get("text"):  # not that of the data; older records know of no other
+        drawn += [measure["text"], measure.get("column")]
     return record.point.model, record.point.data, *drawn, text and leaves_out_prompts(record)
 
 

@@ -84,15 +84,15 @@ def job(cfg: DictConfig) -> Iterator[Job]:
         this.record["status"] = "done"
     except BaseException as error:
         cause = cause_of(error, cfg)
-        this.record |= {"status": "failed", "error": f"{type(cause).__name__}: {cause}"}
-        if isinstance(cause, UserError):
-            this.record["error"] = str(cause)
-        else:
+        mendable = isinstance(cause, UserError)
+        told = str(cause) if mendable else f"{type(cause).__name__}: {cause}"
+        this.record |= {"status": "failed", "error": told}
+        if not mendable:
             log.exception("the job failed")
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # else a debugger may want to look
             let_go(error)
-        if isinstance(cause, UserError):
-            raise CompactHydraException(str(cause)) from None
+        if mendable:
+            raise CompactHydraException(told) from None
         raise
     finally:
         this.record["seconds"] = round(time.monotonic() - start, 1)

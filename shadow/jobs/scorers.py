@@ -39,9 +39,9 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
     name, sites = cfg.predictor.name, find_sites(lm.model)
     if name == "random" or cfg.sparsity.level == 0:
         return Fixed(random_scores(sites, cfg.seed))
-    if name in ("oracle", "prompt_activation"):
-        if name == "oracle":
-            return Oracle(cfg.criterion.name, cfg.traces.loss, means_beside(cfg, lm))
+    if name == "oracle":
+        return Oracle(cfg.criterion.name, cfg.traces.loss, means_beside(cfg, lm))
+    if name == "prompt_activation":
         return PromptActivation(cfg.criterion.name, means_beside(cfg, lm))
     if name == "static":
         return Fixed(static_scores(cfg, lm))

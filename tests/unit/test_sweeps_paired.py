@@ -124,6 +124,7 @@ def test_every_perplexity_has_its_nats_that_of_a_task_by_its_documents(tmp_path:
         ("perplexity", {"windows": 4}, False),
         ("perplexity", {"questions": 4, "batch_size": 2, "choices": False}, True),
         ("perplexity", {"text": "other.jsonl"}, False),
+        ("perplexity", {"text": None, "column": "page"}, True),  # beside a record of before there was a text
         ("choices/acc", {"text": "other.jsonl"}, False),
         ("choices/acc", {"questions": 4}, False),
         ("choices/acc", {"windows": 4}, True),
