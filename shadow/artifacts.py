@@ -104,6 +104,17 @@ def cannot_write(target: Path, error: OSError) -> UserError:
     )
 
 
+def require_room(target: Path, needed: float, otherwise: str) -> None:
+    """Refuse what its disk has no room for. needed: bytes; otherwise: what else would help."""
+    there = next(place for place in (target, *target.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(
+            f"{target} needs another {needed / 1e9:.2g} GB, and its disk has {free / 1e9:.2g} GB left: make "
+            f"room there, choose another folder with SHADOW_ROOT=/some/folder, or {otherwise}"
+        )
+
+
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
     """Inside the block no other process makes the artifact `target`; one that tries waits for its turn.

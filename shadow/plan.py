@@ -8,12 +8,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shadow.batches import Example, collate
-from shadow.collector import embeddings, features
+from shadow.collector import embeddings, features, pooled
 from shadow.criteria.statistics import STATISTICS
 from shadow.packing import Stored, encode
 from shadow.paper import MLPShape
 from shadow.predictors import NetShape, TapNet
 from shadow.sites import KINDS, Kind, Source, count_units, find_layers, find_sites, width_of
+from shadow.traces import CONTEXTS, EMBEDDINGS, FEATURES, MEANS
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,21 @@ def weightless(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
+def part_bytes(
+    model: PreTrainedModel, part: str, taps: int, tokens: int, stored: Stored, top: float | None
+) -> RowBytes:
+    """Of a part of a trace store, of windows of so many tokens; the means are of one shard alone."""
+    if part == FEATURES:
+        return feature_bytes(taps, width_of(model, "state"))
+    if part == CONTEXTS:
+        return context_bytes(taps, width_of(model, "context"))
+    if part == EMBEDDINGS:
+        return embedding_bytes(tokens, width_of(model, "state"))
+    if part == MEANS:
+        return RowBytes(shard=mean_bytes(model))
+    return criterion_bytes(model, part, stored, top)
+
+
 def feature_bytes(taps: int, width: int) -> RowBytes:
     states = torch.zeros(1, 1, taps, width)
     number = torch.zeros(1, dtype=torch.int64)
@@ -43,6 +59,11 @@ def feature_bytes(taps: int, width: int) -> RowBytes:
         for rows in ("window", "token")
     }
     return RowBytes(size["window"], size["token"])
+
+
+def context_bytes(taps: int, width: int) -> RowBytes:
+    arrays = pooled(torch.zeros(1, 1, taps, width), collate([Example([0], 0)]))
+    return RowBytes(window=sum(values.nbytes for values in arrays.values()))
 
 
 def embedding_bytes(tokens: int, width: int) -> RowBytes:

@@ -50,6 +50,7 @@ class Record:
     reused_from: str | None
     samples: dict[str, list[float]]
     predictor: dict | None  # how large the net is that decides, if one does
+    content: dict  # names of the text and of the tasks' files that were measured on
 
 
 class Failure(NamedTuple):
@@ -149,5 +150,6 @@ def record(file: Path, content: dict) -> Record:
         seconds=content["seconds"],
         reused_from=content["reused_from"],
         samples=load_samples(file),
-        predictor=content.get("predictor"),  # not in records of before
+        predictor=content.get("predictor"),  # not in records of before, as what follows
+        content=content.get("content") or {},
     )

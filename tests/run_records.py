@@ -19,6 +19,7 @@ def write_job(
     settings: dict | None = None,
     predictor: dict | None = None,
     achieved: dict[str, float] | None = None,
+    measured: dict | None = None,
     **point: str | int,
 ) -> Path:
     """One run.json as evaluate.py writes it. With samples, metrics are their means."""
@@ -51,6 +52,7 @@ def write_job(
         "point": place | {"scorer": scorer, "level": level, "seed": seed} | point,
         "reused_from": None,
         "predictor": predictor,
+        **({"content": measured} if measured else {}),
         "achieved": {} if error else achieved or {"head": level * 0.9, "neuron": level * 0.8},
         "metrics": {}
         if error

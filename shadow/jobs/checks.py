@@ -12,6 +12,7 @@ from shadow import criteria
 from shadow.batches import Loss, Positions
 from shadow.errors import UserError
 from shadow.hub import CONFIG
+from shadow.jobs.points import running_text
 from shadow.jobs.settings import (
     NETS,
     STRATEGIES,
@@ -318,6 +319,7 @@ def check_made(cfg: DictConfig) -> None:
     """That the predictor, or what is needed of the traces, is there or may be made."""
     name = cfg.predictor.name
     check_traces(cfg)
+    check_disjoint(cfg)
     if cfg.make_missing:
         return
     cure = f"make it with `{train_command()}`, or set make_missing=true"
@@ -328,6 +330,22 @@ def check_made(cfg: DictConfig) -> None:
         parts += [FEATURES, *asked_criteria(cfg)]
     if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
         raise UserError(f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure}")
+
+
+def check_disjoint(cfg: DictConfig) -> None:
+    """Refuse to measure on what was calibrated on. Of tasks lm-eval's splits see to that."""
+    measure = cfg.measure
+    if "tasks" in cfg.data or not (measure.perplexity or measure.choices):
+        return
+    seen, texts = set(calibration_data(cfg).documents("train")), running_text(cfg)
+    # of shorter ones no window is cut: titles and empty lines may stand in both
+    both = sum(text in seen and len(text) >= measure.tokens for text in texts)
+    if both:
+        measured = "data.eval" if measure.text is None else "measure.text"
+        raise UserError(
+            f"{measured} must have no document of data.train, by which plans are calibrated, and {both} of "
+            f"its {len(texts)} are such: take them out of either file, or give another"
+        )
 
 
 def check_scored(cfg: DictConfig) -> None:

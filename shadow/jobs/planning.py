@@ -9,7 +9,6 @@ from shadow import plan
 from shadow.errors import UserError
 from shadow.jobs.settings import (
     NETS,
-    asked_criteria,
     asked_parts,
     asked_size,
     plain,
@@ -20,7 +19,7 @@ from shadow.jobs.settings import (
 )
 from shadow.models import require_folder
 from shadow.sites import count_units, find_layers, find_sites, width_of
-from shadow.traces import EMBEDDINGS
+from shadow.traces import MEANS
 
 
 def shape_of(cfg: DictConfig) -> PretrainedConfig:
@@ -66,12 +65,13 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     sampled = windows * min(settings.tokens_per_window, tokens)
     shards = -(-windows // settings.shard_windows)
     taps = trace_taps(cfg, layers)
-    stored = {"features": plan.feature_bytes(len(taps), width_of(model, "state"))} | {
-        name: plan.criterion_bytes(model, name, settings.dtype, settings.top) for name in asked_criteria(cfg)
+    stored = {
+        part: plan.part_bytes(model, part, len(taps), tokens, settings.dtype, settings.top)
+        for part in asked_parts(cfg)
     }
-    if EMBEDDINGS in asked_parts(cfg):
-        stored[EMBEDDINGS] = plan.embedding_bytes(tokens, width_of(model, "state"))
-    stored_bytes = {part: size.of(windows, sampled, shards) for part, size in stored.items()}
+    stored_bytes = {
+        part: size.of(windows, sampled, 1 if part == MEANS else shards) for part, size in stored.items()
+    }
     found: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "layers": layers,
@@ -79,8 +79,8 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         "windows": windows,
         "tokens": windows * tokens,
         "token_rows": sampled,
-        "row_bytes": {part: max(size.window, size.token) for part, size in stored.items()},
-        "bytes": stored_bytes | {"means": plan.mean_bytes(model)},
+        "row_bytes": {part: max(size.window, size.token) for part, size in stored.items() if part != MEANS},
+        "bytes": stored_bytes,
         "forward_flops": windows * plan.forward_flops(model, tokens),
         "backward_flops": windows * plan.backward_flops(model, tokens),
     }

@@ -62,6 +62,11 @@ def check_measure(cfg: DictConfig) -> None:
         require_dtype("measure.dtype", settings.dtype)
     if reads_text(cfg):
         running_text(cfg)
+    elif settings.text is not None:
+        raise UserError(
+            f"measure.text={settings.text!r} is read by {', '.join(OF_TEXT)}, and measure asks for none of "
+            "these: leave it out, or give measure.perplexity=true"
+        )
     if settings.quality:
         criteria.require("measure.quality", judged_criteria(cfg))
         if set(judged_criteria(cfg)) & set(criteria.BESIDE_MEANS):
@@ -128,8 +133,7 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
         "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
-        "content": fingerprint(running_text(cfg)) if reads_text(cfg) else None,
-        "task_content": [_task_content(task, task_root(cfg)) for task in cfg.measure.tasks],
+        "content": content_of(cfg),
         "executor": names.plain(cfg.executor),
         "decided_at": cfg.sparsity.decided_at,
         "seed": cfg.seed,
@@ -144,6 +148,14 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
         if names.learns_budgets(cfg):
             settings["budgets"] = names.budgets_settings(cfg)
     return settings
+
+
+def content_of(cfg: DictConfig) -> dict[str, Any]:
+    """Names what was measured on: files of one name may differ, and of two names be alike."""
+    return {
+        "text": fingerprint(running_text(cfg)) if reads_text(cfg) else None,
+        "tasks": {task: _task_content(task, task_root(cfg)) for task in cfg.measure.tasks},
+    }
 
 
 def _task_content(task: str, root: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from shadow import traces
-from shadow.artifacts import alone
+from shadow import plan, traces
+from shadow.artifacts import alone, require_room
+from shadow.batches import Example
 from shadow.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.criteria import BESIDE_MEANS
 from shadow.data import CalibrationExamples
@@ -167,6 +168,8 @@ def collect(
     }
     missing = {shard: lacks for shard, lacks in missing.items() if lacks}
     if missing:
+        needed = bytes_of(lm, collector.keeping, examples, ends, size, missing)
+        require_room(folder, needed, "ask for fewer windows, traces.tokens_per_window or traces.criteria")
         log.info(
             "collecting %s on %d examples, %d of %d shards of %d are there -> %s",
             list(parts),
@@ -218,6 +221,26 @@ def collect(
     manifest = traces.read_manifest(folder)
     assert manifest is not None
     return manifest
+
+
+def bytes_of(
+    lm: LM,
+    keeping: Keeping,
+    examples: Sequence[Example],
+    ends: Mapping[int, int],
+    size: int,
+    missing: Mapping[int, Sequence[str]],
+) -> float:
+    """What the files of the missing parts will take. ends, size: as `ShardWriter` has them."""
+    lengths = [len(example.ids) for example in examples]
+    sampled = [min(keeping.tokens_per_window, length) for length in lengths]
+    mean = sum(lengths) // len(lengths)
+    total = 0.0
+    for part in {part for parts in missing.values() for part in parts}:
+        row = plan.part_bytes(lm.model, part, len(keeping.taps), mean, keeping.dtype, keeping.top)
+        for windows in (slice(n * size, ends[n]) for n, parts in missing.items() if part in parts):
+            total += row.of(len(lengths[windows]), sum(sampled[windows]), 1)
+    return total
 
 
 def keeping_of(cfg: DictConfig, lm: LM) -> Keeping:

@@ -51,6 +51,7 @@ def test_the_points_of_a_sweep_say_what_they_are_and_what_they_achieved(curve):
         assert 0 <= record["metrics"]["choices/acc"]["value"] <= 1
         assert record["seed"] == 1234
         assert {"torch", "transformers", "lm-eval"} <= set(record["versions"])
+        assert (len(record["content"]["text"]), record["content"]["tasks"]) == (16, {})
         assert "sha" in record["commit"]
         assert record["seconds"] > 0 or record["reused_from"]
 

@@ -5,12 +5,14 @@ import math
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 import weakref
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from shadow.errors import UserError
 from shadow.evaluation import perplexity, task_metrics
 from shadow.jobs import checks, fits, loading, planning, points, scorers, settings, stores
 from shadow.jobs.folders import require_writable
+from shadow.jobs.planning import plan_of
 from shadow.jobs.run import job
 from shadow.masked import sparse
 from shadow.models import LM, load, random_llama
@@ -85,6 +88,32 @@ def test_a_disk_that_is_full_while_traces_are_written_is_one_sentence_and_loses_
     assert left(folder) == []
     assert stores.get_traces(cfg, lm).windows == 16
     assert kept.stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["criterion=l2_norm", "traces.criteria=[fisher,jacov]"],
+        ["predictor=layerwise_paper", "sparsity.decided_at=sequence"],
+        ["predictor=unified_sequence", "sparsity.decided_at=prompt"],
+    ],
+    ids=["criteria", "contexts", "embeddings"],
+)
+def test_a_store_that_the_disk_has_no_room_for_is_refused_before_it_is_collected(compose, monkeypatch, asked):
+    cfg = compose("train", *TRAIN, *asked)
+    lm, folder = loading.load_lm(cfg), settings.traces_folder(cfg)
+    sizes = plan_of(cfg)["bytes"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=sum(sizes.values()) - 1))
+    with pytest.raises(UserError, match=r"needs another .* GB, and its disk has .* GB left: make room"):
+        stores.get_traces(cfg, lm)
+    assert not list(folder.glob("*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=sum(sizes.values())))
+    stores.get_traces(cfg, lm)
+    for part, size in sizes.items():
+        written = [load_file(file) for file in folder.glob(f"{part}-*")]
+        assert sum(values.nbytes for arrays in written for values in arrays.values()) == size, part
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    stores.get_traces(cfg, lm)  # it is there
 
 
 def test_a_disk_that_is_full_when_the_record_is_written_is_one_sentence(compose, tmp_path):

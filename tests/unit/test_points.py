@@ -3,13 +3,14 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from shadow.errors import UserError
 from shadow.evaluation import Metric
 from shadow.hub import save_predictor
-from shadow.jobs import points, settings
+from shadow.jobs import checks, points, settings
 
 CODE = "0123456789abcdef"
 METRICS = {
@@ -424,6 +425,36 @@ def test_a_scorer_of_tasks_can_be_measured_on_a_text_of_its_own(compose, tmp_pat
     assert points.unusual(cfg) == "text=other.jsonl"
     with pytest.raises(UserError, match=r"measure\.text.*'page'"):
         points.check_measure(compose("evaluate", *job))
+
+
+def test_a_text_that_no_measure_reads_is_refused(compose, tmp_path):
+    (tmp_path / "a.txt").write_text("words")
+    job = ["data=tasks", "measure=tasks", "measure.tasks=[piqa]", f"measure.text={tmp_path / 'a.txt'}"]
+    with pytest.raises(UserError, match=r"measure\.text=.*measure asks for none"):
+        points.check_measure(compose("evaluate", *job))
+
+
+@pytest.mark.parametrize("setting", ["data.eval", "measure.text"])
+def test_what_was_calibrated_on_is_not_measured_on(compose, tmp_path, setting):
+    def file(name: str, *pages: str) -> Path:
+        (tmp_path / name).write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
+        return tmp_path / name
+
+    train = file("train.jsonl", "title", "long " * 100)
+    other = file("other.jsonl", "title", "else " * 100)
+    both = file("both.jsonl", "title", "else " * 100, "long " * 100)
+    job = [
+        "data=text",
+        f"data.train={train}",
+        f"data.eval={other}",
+        "make_missing=true",
+        "measure=perplexity",
+    ]
+    checks.check_scorer(compose("evaluate", *job))  # a title is no window
+    cfg = compose("evaluate", *job, f"{setting}={both}")
+    with pytest.raises(UserError, match=rf"{setting} must have no document of data\.train.* 1 of its 3 "):
+        checks.check_scorer(cfg)
+    checks.check_scorer(compose("evaluate", *job, f"{setting}={both}", "sparsity.level=0"))
 
 
 def test_a_point_is_of_the_text_that_was_measured_wherever_it_lies(compose, tmp_path):

@@ -140,6 +140,38 @@ def test_only_what_draws_the_examples_of_a_metric_parts_points(
     assert bool(find_rows(only_chart(tmp_path), "static")) == compared
 
 
+A = {"text": "a", "tasks": {"rte": "a", "piqa": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("metric", "measured", "compared"),
+    [
+        ("perplexity", {"text": "a", "tasks": {}}, True),
+        ("perplexity", {"text": "b", "tasks": A["tasks"]}, False),
+        ("choices/acc", {"text": "b", "tasks": {}}, False),
+        ("perplexity", None, True),  # a record of before
+        ("rte/acc", {"text": None, "tasks": {"rte": "a"}}, True),
+        ("rte/acc", {"text": "a", "tasks": {"rte": "b", "piqa": "a"}}, False),
+    ],
+)
+def test_files_of_one_name_and_of_different_content_part_points(
+    tmp_path: Path, metric: str, measured: dict | None, compared: bool
+) -> None:
+    write_job(tmp_path / "0", scorer="static", samples={metric: [0.0, 1.0]}, measured=A)
+    write_job(tmp_path / "1", samples={metric: [1.0, 1.0]}, measured=measured)
+    assert bool(find_rows(only_chart(tmp_path), "static")) == compared
+
+
+def test_a_point_of_two_sweeps_is_of_the_content_of_both(tmp_path: Path) -> None:
+    of_text, of_tasks = {"text": "a", "tasks": {}}, {"text": None, "tasks": {"rte": "a"}}
+    for scorer in ("static", "unified"):
+        write_job(
+            tmp_path / "0" / scorer, scorer=scorer, samples={"perplexity": [1.0, 2.0]}, measured=of_text
+        )
+    write_job(tmp_path / "1" / "static", scorer="static", samples={"rte/acc": [1.0, 0.0]}, measured=of_tasks)
+    assert row(tmp_path, "unified", "static").difference.mean == 0
+
+
 def test_the_reference_is_the_one_that_is_most_alike_and_is_named(tmp_path: Path) -> None:
     for n, (criterion, shift) in enumerate((("fisher", 9.0), ("l2_norm", 0.0))):
         samples = {"perplexity": [x + shift for x in STATIC]}
