@@ -21,8 +21,11 @@ NAMES = ("point", "code", "commit")  # which settings, source and commit measure
 STDERR = "_stderr"
 
 
-def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
-    """config: the predictor's config.json; rows: of curve.csv, every value as text."""
+def card(
+    config: Mapping[str, Any], rows: Sequence[Mapping[str, str]], learnt: Sequence[tuple[str, float]] = ()
+) -> str:
+    """config: the predictor's config.json; rows: of curve.csv, every value as text; learnt: of each policy
+    with thresholds `decided_at` and the level."""
     settings = config["settings"]
     first = config["taps"][0] + config["ahead"]  # layer that is scored
     units = " and ".join({"head": "attention head", "neuron": "FFN neuron"}[kind] for kind in config["kinds"])
@@ -51,6 +54,7 @@ def card(config: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
         "weights than those that it was trained for.",
         "## Use it",
         usage(config),
+        *thresholds(learnt),
         "## Settings",
         table(["what", "value"], facts.items()),
         "## Validation",
@@ -96,6 +100,16 @@ with sparse(model, predictor, {policy}{decided_at}):
     ids = model.generate(tokenizer.encode("The", return_tensors="pt"), max_new_tokens=20)
 print(tokenizer.decode(ids[0]))
 ```"""
+
+
+def thresholds(learnt: Sequence[tuple[str, float]]) -> list[str]:
+    if not learnt:
+        return []
+    asked = ", ".join(
+        f"`predictor.policy({level:g}{', ' + json.dumps(at) if at != 'token' else ''})`"
+        for at, level in learnt
+    )
+    return [f"With thresholds that let tokens keep more or fewer units, as `sparse` takes them: {asked}."]
 
 
 def curve(rows: Sequence[Mapping[str, str]]) -> str:

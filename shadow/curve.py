@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shadow import policies
 from shadow.artifacts import writing
 from shadow.card import COLUMNS, NAMES, card
 
@@ -42,4 +43,4 @@ def add(folder: Path, config: Mapping[str, Any], row: Mapping[str, object]) -> N
 
 def write_card(folder: Path, config: Mapping[str, Any], rows: Sequence[Row]) -> None:
     with writing(folder / CARD) as unfinished:
-        unfinished.write_text(card(config, rows), encoding="utf-8")
+        unfinished.write_text(card(config, rows, list(policies.load(folder))), encoding="utf-8")

@@ -164,29 +164,32 @@ class ShadowLM(SparseHFLM):
     ) -> None:
         """predictor: a folder or a hub id, needed above level 0. hf: all arguments of lm-eval's `hf` model.
 
+        scope: `layer`, `global`, or `threshold` for those that lie beside the predictor.
         fill: `auto`, `mean` (the predictor's own) or `zero`. dense_layers: `0+1+2`, by default those that the
         predictor does not score. kinds: `head`, `neuron` or `head+neuron`. The rest: see `shadow.sparse`.
         """
         scorer: Scorer = Fixed({})
-        first, means = 1, None
+        first, means, learnt = 1, None, None
         if predictor is not None:
             scorer = found = load_predictor(predictor, predictor_revision)
             first, means = max(found.first, 1), found.means
+            if scope == "threshold" and level != 0:
+                learnt = found.policy(level, decided_at)
         elif level != 0:
             raise UserError(
                 f"model_args: level={level} needs predictor=, a folder that train.py has finished or "
                 "its id on the hub"
             )
-        if scope == "threshold":
+        if learnt is not None and (min_units, dense_layers, kinds) != (1, None, KINDS):
             raise UserError(
-                "model_args: scope must be layer or global, got threshold, which first learns on calibration "
-                "text: use python evaluate.py sparsity=threshold measure=tasks"
+                "model_args: with scope=threshold min_units, dense_layers and kinds are as the thresholds "
+                f"were learnt, and are not to be given, got {min_units}, {dense_layers} and {kinds}"
             )
         if fill not in ("auto", "mean", "zero"):
             raise UserError(f"model_args: fill must be auto, mean or zero, got {fill!r}")
         if fill == "mean" and not means:
             raise UserError("model_args: fill=mean needs a predictor that has means; this one has none")
-        policy = SparsityPolicy(
+        policy = learnt or SparsityPolicy(
             level,
             scope,
             min_units,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from shadow import curve
+from shadow import curve, policies
 from shadow.artifacts import write_json, writing
 from shadow.errors import UserError
 from shadow.paper import MLPShape
@@ -106,7 +106,8 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
             f"{file} ranks nothing, for its {unfit[0]!r} is not finite, as after a fit that diverged: remove "
             f"the folder and fit again with a smaller predictor.lr, or {CURE}"
         )
-    return Predicted(net.eval(), config["pooling"], config["source"], means, config["deviates"])
+    learnt = policies.load(folder)
+    return Predicted(net.eval(), config["pooling"], config["source"], means, config["deviates"], learnt)
 
 
 CURE = "give a folder that train.py has finished, or such a folder's id on the hub"
@@ -132,7 +133,9 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
         return folder
     try:
         return Path(
-            snapshot_download(str(folder_or_hub_id), revision=revision, allow_patterns=[CONFIG, WEIGHTS])
+            snapshot_download(
+                str(folder_or_hub_id), revision=revision, allow_patterns=[CONFIG, WEIGHTS, policies.PATTERN]
+            )
         )
     except HFValidationError as error:
         raise UserError(

@@ -17,7 +17,7 @@ from shadow.paper import Attention, MLPReader, MLPShape
 from shadow.removal import Exact, removal
 from shadow.scores import score
 from shadow.sites import Kind, Site, Source, find_sites, listen
-from shadow.sparsity import Unit
+from shadow.sparsity import SparsityPolicy, Unit
 
 Pooling = Literal["scores", "mean", "last", "attention"]
 
@@ -297,6 +297,7 @@ class Predicted:
     are first (`mean`), only the `last` one is read, or the net joins them itself, by its `attention`.
     means: [U, D] of every unit's activation over the calibration: what `sparse` takes for its `fill`.
     deviates: whether it ranks units by how far they are from their means, which then stand in for what goes.
+    policies: those with thresholds that were learnt for it, by `decided_at` and level.
     """
 
     def __init__(
@@ -306,6 +307,7 @@ class Predicted:
         source: Source = "state",
         means: Mapping[Unit, Tensor] | None = None,
         deviates: bool = False,
+        policies: Mapping[tuple[str, float], SparsityPolicy] | None = None,
     ) -> None:
         if (pooling == "attention") != (net.attention is not None):
             raise UserError(
@@ -314,7 +316,21 @@ class Predicted:
         self.net = net
         self.pooling, self.source = pooling, source
         self.means, self.deviates = dict(means or {}), deviates
+        self.policies = dict(policies or {})
         self.taps = net.taps
+
+    def policy(self, level: float, decided_at: str = "token") -> SparsityPolicy:
+        """That with the thresholds which were learnt for this level: tokens keep more or fewer units.
+
+        Raises UserError where none were.
+        """
+        if (decided_at, level) not in self.policies:
+            raise UserError(
+                f"this predictor has no thresholds for level {level} decided at {decided_at}, but for "
+                f"{sorted(self.policies) or 'none'}: learn them with `python evaluate.py sparsity=threshold` "
+                "or with shadow.thresholds.learn"
+            )
+        return self.policies[decided_at, level]
 
     @property
     def first(self) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from shadow import budgets, thresholds
+from shadow import budgets, policies, thresholds
 from shadow.artifacts import write_json
 from shadow.batches import batched
 from shadow.criteria import BESIDE_MEANS, RANDOM, random_scores_of
@@ -23,11 +22,12 @@ from shadow.jobs.settings import (
     budgets_settings,
     learns_budgets,
     policy_of,
+    predictor_folder,
 )
 from shadow.jobs.stores import get_means, get_traces, taking_turns
 from shadow.models import LM
 from shadow.paper import read_raw
-from shadow.predictors import DenseFed, Fixed, Oracle, Scorer, random_scores
+from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, random_scores
 from shadow.sites import KINDS, find_sites, structure_of
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -69,13 +69,10 @@ def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor]
     known = json.loads(file.read_text(encoding="utf-8"))
     require_weights(file, known["weights"], lm)
     if policy.scope == "threshold":
-        return replace(
-            policy,
-            thresholds={
-                (layer, kind): -math.inf if value is None else value
-                for layer, kind, value in known["thresholds"]
-            },
-        )
+        policy = replace(policy, thresholds=policies.thresholds_of(known["thresholds"]))
+        if isinstance(scorer, Predicted) and cfg.sparsity.fill == "auto" and not cfg.measure.raw_inputs:
+            policies.save(predictor_folder(cfg), cfg.sparsity.decided_at, policy)
+        return policy
     return replace(policy, levels={(layer, kind): level for layer, kind, level in known["levels"]})
 
 
@@ -90,11 +87,7 @@ def learn_budgets(
     learnt: dict[str, Any]
     if policy.scope == "threshold":
         values = thresholds.learn(lm.model, scorer, policy, decided_at, fill, batches)
-        learnt = {
-            # JSON has no infinity: null where none is to go
-            "thresholds": [[*unit, None if value == -math.inf else value] for unit, value in values.items()],
-            "passes": len(scorer.taps),
-        }
+        learnt = {"thresholds": policies.rows_of(values), "passes": len(scorer.taps)}
     else:
         found = budgets.learn(lm.model, scorer, policy, decided_at, fill, batches)
         learnt = {

@@ -5,8 +5,9 @@ import csv
 import pytest
 from huggingface_hub import ModelCard
 
-from shadow import curve
+from shadow import curve, policies
 from shadow.card import card
+from shadow.sparsity import SparsityPolicy
 
 
 @pytest.fixture
@@ -83,6 +84,16 @@ def test_the_usage_on_a_card_is_python_that_decides_when_the_predictor_can(confi
     assert "sparse(model, predictor, level=0.5):" in usage
     settings = config["settings"] | {"reads": ["window", "prompt/mean"]}
     assert 'level=0.5, decided_at="prompt"):' in card(config | {"settings": settings}, [])
+
+
+def test_a_card_tells_of_the_thresholds_that_lie_beside_the_net(config, tmp_path):
+    assert "predictor.policy" not in card(config, [])
+    for decided_at, level in (("token", 0.25), ("prompt", 0.5)):
+        policy = SparsityPolicy(level, "threshold", thresholds={(1, "head"): 0.5})
+        policies.save(tmp_path, decided_at, policy)
+    curve.add(tmp_path, config, row("a"))
+    told = (tmp_path / "README.md").read_text()
+    assert '`predictor.policy(0.5, "prompt")`, `predictor.policy(0.25)`' in told
 
 
 def test_a_card_counts_the_means_that_lie_beside_the_net(config):

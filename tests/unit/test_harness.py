@@ -4,19 +4,21 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
-from shadow import hub
+from shadow import hub, policies
 from shadow.errors import UserError
 from shadow.evaluation import task_metrics, weighted_perplexity
 from shadow.harness import SparseHFLM, rows_of
 from shadow.lm_eval import main
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted
+from shadow.sites import find_sites
 from shadow.sparsity import SparsityPolicy
 from shadow.tasks import load_tasks, task_specs
 from shadow.training_free import PromptActivation
@@ -99,11 +101,26 @@ def test_by_name_the_model_is_the_one_of_sparse_and_tells_what_it_skipped(saved,
     assert hooks_on(ours.model) == 0
 
 
+def test_by_name_the_thresholds_beside_the_predictor_are_used(saved, tiny_llama):
+    model, predictor = saved
+    values = {(site.layer, site.kind): 0.05 * site.layer for site in find_sites(tiny_llama.model)}
+    policies.save(Path(predictor), "token", policy := SparsityPolicy(0.5, "threshold", thresholds=values))
+    args = f"pretrained={model},predictor={predictor},level=0.5,scope=threshold"
+    create = get_model("shadow").create_from_arg_string
+    found = create(args, {"device": "cpu", "batch_size": 3}).loglikelihood(spoken(*PAIRS), disable_tqdm=True)
+    with sparse(tiny_llama.model, hub.load_predictor(predictor), policy) as run:
+        expected = SparseHFLM(run, tiny_llama, 3).loglikelihood(spoken(*PAIRS), disable_tqdm=True)
+    assert found == expected
+    assert 0 < run.achieved("neuron") != 0.375
+    with pytest.raises(UserError, match="are not to be given, got 2"):
+        create(f"{args},min_units=2", {"device": "cpu"})
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
         ("level=0.5", "predictor="),
-        ("level=0.5,predictor=PREDICTOR,scope=threshold", "scope"),
+        ("level=0.5,predictor=PREDICTOR,scope=threshold", "no thresholds for level 0.5"),
         ("level=0.5,predictor=PREDICTOR,fill=mean", "fill=mean"),
         ("level=0.5,predictor=PREDICTOR,fill=nothing", "fill must be"),
         ("level=0.5,predictor=PREDICTOR,dense_layers=one", "dense_layers"),

@@ -1,8 +1,10 @@
 """A predictor's folder: it says what the saved net said, and what is none is refused in one sentence."""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import httpx
 import huggingface_hub.constants
@@ -12,10 +14,11 @@ from observed import drawn_means
 from safetensors.torch import save
 
 import shadow
-from shadow import hub
+from shadow import hub, policies
 from shadow.errors import UserError
 from shadow.masked import sparse
 from shadow.predictors import Predicted
+from shadow.sparsity import SparsityPolicy
 
 FILES = {"config.json", "predictor.safetensors", "README.md"}
 COMMIT = "0123456789" * 4
@@ -181,8 +184,49 @@ def test_only_the_two_files_that_are_needed_are_fetched(folder, net, monkeypatch
         hub, "snapshot_download", lambda *ids, **settings: asked.append((ids, settings)) or str(folder)
     )
     assert same_scores(Predicted(net, "scores"), shadow.load_predictor("someone/predictor", "v1"))
-    files = ["config.json", "predictor.safetensors"]
+    files = ["config.json", "predictor.safetensors", "thresholds-*.json"]
     assert asked == [(("someone/predictor",), {"revision": "v1", "allow_patterns": files})]
+
+
+# Thresholds that were learnt for it
+
+
+def learnt(level=0.5, **settings):
+    values = {(1, "head"): -math.inf, (1, "neuron"): 0.1 + 0.2}
+    return SparsityPolicy(level, "threshold", dense_layers=[0, 2, 3], thresholds=values, **settings)
+
+
+def test_thresholds_lie_beside_the_predictor_and_are_loaded_with_it(folder):
+    asked = {("token", 0.5): learnt(), ("prompt", 0.3): learnt(0.3, min_units=2, kinds=["neuron"])}
+    policies.save(folder, "token", learnt(min_units=3))  # learnt again below
+    for (decided_at, _), policy in asked.items():
+        policies.save(folder, decided_at, policy)
+    assert FILES | {"thresholds-token-0.5.json", "thresholds-prompt-0.3.json"} == {
+        file.name for file in folder.iterdir()
+    }
+    loaded = shadow.load_predictor(folder)
+    assert loaded.policy(0.5) == replace(asked["token", 0.5], kinds=["head", "neuron"])
+    assert loaded.policy(0.3, "prompt") == asked["prompt", 0.3]
+    with pytest.raises(UserError, match=r"no thresholds for level 0\.3 decided at token, but for"):
+        loaded.policy(0.3)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"thresholds": []}', '{"thresholds": [[1, "head", "much"]]}', "NaN", "LEVEL"]
+)
+def test_damaged_thresholds_are_refused_by_name(folder, content):
+    policies.save(folder, "token", learnt())
+    file = folder / "thresholds-token-0.5.json"
+    told = json.loads(file.read_text())
+    if content == "NaN":
+        content = json.dumps(told | {"thresholds": [[1, "head", math.nan]]})
+    elif content == "LEVEL":
+        content = json.dumps(told | {"level": 1.5})
+    file.write_text(content)
+    with pytest.raises(
+        UserError, match=r"thresholds-token-0\.5\.json holds no thresholds .* learn them again"
+    ):
+        shadow.load_predictor(folder)
 
 
 # Refusals

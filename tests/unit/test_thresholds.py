@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from shadow import thresholds
+from shadow import hub, thresholds
 from shadow.batches import batched
 from shadow.errors import UserError
 from shadow.jobs import checks, loading, points, scorers, settings
@@ -215,6 +215,19 @@ def test_thresholds_are_learnt_once_and_found_again(compose, monkeypatch):
     monkeypatch.setattr(thresholds, "learn", None)
     assert scorers.get_policy(cfg, lm, scorer, None) == first
     checks.check_scorer(compose("evaluate", *SMALL))
+
+
+def test_thresholds_of_a_net_also_lie_beside_it(compose):
+    net = ("predictor=unified", "predictor.epochs=1", "predictor.batch_size=4", "predictor.rank=4")
+    cfg = job(compose, *net, "sparsity.level=0.25")
+    lm = loading.load_lm(cfg)
+    scorer = scorers.get_scorer(cfg, lm, [])
+    learnt = scorers.get_policy(cfg, lm, scorer, scorer.means)
+    folder = settings.predictor_folder(cfg)
+    assert hub.load_predictor(folder).policy(0.25).thresholds == learnt.thresholds
+    other = job(compose, *net, "sparsity.level=0.25", "sparsity.fill=zero", "sparsity.decided_at=sequence")
+    scorers.get_policy(other, lm, scorer, None)  # of another use of it than `sparse` makes unasked
+    assert hub.load_predictor(folder).policies.keys() == {("token", 0.25)}
 
 
 def test_a_threshold_of_minus_infinity_is_found_again(compose):

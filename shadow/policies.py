@@ -1,0 +1,55 @@
+"""Learnt policies: thresholds as JSON in the folder of the predictor whose scores they cut."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from shadow.artifacts import write_json
+from shadow.errors import UserError
+from shadow.sparsity import SparsityPolicy, Unit
+
+PATTERN = "thresholds-*.json"
+TOLD = [field.name for field in fields(SparsityPolicy) if field.name not in ("scope", "levels", "thresholds")]
+
+Learnt = dict[tuple[str, float], SparsityPolicy]  # by decided_at and level
+
+
+def rows_of(thresholds: Mapping[Unit, float]) -> list[list[Any]]:
+    """JSON has no infinity: null where none is to go."""
+    return [[*unit, None if value == -math.inf else value] for unit, value in thresholds.items()]
+
+
+def thresholds_of(rows: Iterable[tuple]) -> dict[Unit, float]:
+    return {(layer, kind): -math.inf if value is None else value for layer, kind, value in rows}
+
+
+def save(folder: Path, decided_at: str, policy: SparsityPolicy) -> None:
+    """In place of another that was learnt for the same level and place to decide."""
+    assert policy.thresholds is not None
+    settings = {name: getattr(policy, name) for name in TOLD}
+    settings |= {name: list(settings[name]) for name in ("dense_layers", "kinds")}
+    file = folder / f"thresholds-{decided_at}-{policy.level:g}.json"
+    write_json(file, settings | {"decided_at": decided_at, "thresholds": rows_of(policy.thresholds)})
+
+
+def load(folder: Path) -> Learnt:
+    found: Learnt = {}
+    for file in sorted(folder.glob(PATTERN)):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            thresholds = thresholds_of(told["thresholds"])
+            settings = {name: told[name] for name in TOLD}
+            if any(math.isnan(value) for value in thresholds.values()):
+                raise ValueError("a threshold is no number")
+            found[told["decided_at"], told["level"]] = SparsityPolicy(
+                **settings, scope="threshold", thresholds=thresholds
+            )
+        except (KeyError, TypeError, ValueError) as error:  # a UserError is a ValueError too
+            raise UserError(
+                f"{file} holds no thresholds ({error}): remove it, and learn them again with "
+                "`python evaluate.py sparsity=threshold`"
+            ) from error
+    return found
