@@ -110,7 +110,7 @@ def require_room(target: Path, needed: float, otherwise: str) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
-            f"{target} needs another {needed / 1e9:.2g} GB, and its disk has {free / 1e9:.2g} GB left: make "
+            f"{target} needs another {needed / 1e9:.4g} GB, and its disk has {free / 1e9:.4g} GB left: make "
             f"room there, choose another folder with SHADOW_ROOT=/some/folder, or {otherwise}"
         )
 

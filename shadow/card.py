@@ -105,11 +105,11 @@ print(tokenizer.decode(ids[0]))
 def thresholds(learnt: Sequence[tuple[str, float]]) -> list[str]:
     if not learnt:
         return []
-    asked = ", ".join(
-        f"`predictor.policy({level:g}{', ' + json.dumps(at) if at != 'token' else ''})`"
-        for at, level in learnt
-    )
-    return [f"With thresholds that let tokens keep more or fewer units, as `sparse` takes them: {asked}."]
+    calls = []
+    for at, level in learnt:
+        where = "" if at == "token" else f", {json.dumps(at)}"
+        calls.append(f"`sparse(model, predictor, predictor.policy({level:g}{where}){where})`")
+    return [f"With thresholds, which let tokens keep more or fewer units: {', '.join(calls)}."]
 
 
 def curve(rows: Sequence[Mapping[str, str]]) -> str:

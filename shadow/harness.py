@@ -180,10 +180,10 @@ class ShadowLM(SparseHFLM):
                 f"model_args: level={level} needs predictor=, a folder that train.py has finished or "
                 "its id on the hub"
             )
-        if learnt is not None and (min_units, dense_layers, kinds) != (1, None, KINDS):
+        if learnt is not None and (min_units, dense_layers, kinds, fill) != (1, None, KINDS, "auto"):
             raise UserError(
-                "model_args: with scope=threshold min_units, dense_layers and kinds are as the thresholds "
-                f"were learnt, and are not to be given, got {min_units}, {dense_layers} and {kinds}"
+                "model_args: with scope=threshold min_units, dense_layers, kinds and fill are as thresholds "
+                f"were learnt, and are not to be given, got {min_units}, {dense_layers}, {kinds} and {fill}"
             )
         if fill not in ("auto", "mean", "zero"):
             raise UserError(f"model_args: fill must be auto, mean or zero, got {fill!r}")

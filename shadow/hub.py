@@ -127,6 +127,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def dense_layers(config: dict[str, Any]) -> list[int]:
+    """Those that the predictor does not score, and the first one, which stays whole for every scorer."""
+    return list(range(max(config["taps"][0] + config["ahead"], 1)))
+
+
 def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
     folder = Path(folder_or_hub_id).expanduser()
     if folder.is_dir():

@@ -14,7 +14,15 @@ from shadow.sparsity import SparsityPolicy, Unit
 PATTERN = "thresholds-*.json"
 TOLD = [field.name for field in fields(SparsityPolicy) if field.name not in ("scope", "levels", "thresholds")]
 
-Learnt = dict[tuple[str, float], SparsityPolicy]  # by decided_at and level
+CURE = (
+    "`python evaluate.py sparsity=threshold make_missing=true`, with this level and the settings of the "
+    "predictor, leaves them in its folder"
+)
+Key = tuple[str, float]  # decided_at and level
+
+
+def key_of(decided_at: str, level: float) -> Key:
+    return decided_at, round(level, 9)  # range(0,0.9,0.1) gives 0.30000000000000004
 
 
 def rows_of(thresholds: Mapping[Unit, float]) -> list[list[Any]]:
@@ -28,28 +36,24 @@ def thresholds_of(rows: Iterable[tuple]) -> dict[Unit, float]:
 
 def save(folder: Path, decided_at: str, policy: SparsityPolicy) -> None:
     """In place of another that was learnt for the same level and place to decide."""
-    assert policy.thresholds is not None
+    assert policy.thresholds is not None, "no thresholds were learnt"
     settings = {name: getattr(policy, name) for name in TOLD}
     settings |= {name: list(settings[name]) for name in ("dense_layers", "kinds")}
     file = folder / f"thresholds-{decided_at}-{policy.level:g}.json"
     write_json(file, settings | {"decided_at": decided_at, "thresholds": rows_of(policy.thresholds)})
 
 
-def load(folder: Path) -> Learnt:
-    found: Learnt = {}
+def load(folder: Path) -> dict[Key, SparsityPolicy]:
+    found: dict[Key, SparsityPolicy] = {}
     for file in sorted(folder.glob(PATTERN)):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
             thresholds = thresholds_of(told["thresholds"])
-            settings = {name: told[name] for name in TOLD}
+            settings = {name: told[name] for name in TOLD if name in told}
             if any(math.isnan(value) for value in thresholds.values()):
                 raise ValueError("a threshold is no number")
-            found[told["decided_at"], told["level"]] = SparsityPolicy(
-                **settings, scope="threshold", thresholds=thresholds
-            )
+            policy = SparsityPolicy(**settings, scope="threshold", thresholds=thresholds)
+            found[key_of(told["decided_at"], policy.level)] = policy
         except (KeyError, TypeError, ValueError) as error:  # a UserError is a ValueError too
-            raise UserError(
-                f"{file} holds no thresholds ({error}): remove it, and learn them again with "
-                "`python evaluate.py sparsity=threshold`"
-            ) from error
+            raise UserError(f"{file} holds no thresholds ({error}): remove it; {CURE}") from error
     return found

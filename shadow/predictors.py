@@ -14,6 +14,7 @@ from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, REMOVAL, Seen
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
 from shadow.paper import Attention, MLPReader, MLPShape
+from shadow.policies import CURE, key_of
 from shadow.removal import Exact, removal
 from shadow.scores import score
 from shadow.sites import Kind, Site, Source, find_sites, listen
@@ -320,17 +321,17 @@ class Predicted:
         self.taps = net.taps
 
     def policy(self, level: float, decided_at: str = "token") -> SparsityPolicy:
-        """That with the thresholds which were learnt for this level: tokens keep more or fewer units.
+        """With the thresholds that were learnt for this level, so that tokens keep more or fewer units.
 
-        Raises UserError where none were.
+        decided_at: give the same to `sparse`. Raises UserError where none were learnt.
         """
-        if (decided_at, level) not in self.policies:
+        found = self.policies.get(key_of(decided_at, level))
+        if found is None:
             raise UserError(
                 f"this predictor has no thresholds for level {level} decided at {decided_at}, but for "
-                f"{sorted(self.policies) or 'none'}: learn them with `python evaluate.py sparsity=threshold` "
-                "or with shadow.thresholds.learn"
+                f"{sorted(self.policies) or 'none'}: {CURE}, and shadow.thresholds.learn learns them too"
             )
-        return self.policies[decided_at, level]
+        return found
 
     @property
     def first(self) -> int:

@@ -52,35 +52,20 @@ def mean_of(differences: Sequence[Difference]) -> Difference:
 def compare(ours: Record, theirs: Record, metric: str) -> bool:
     """Whether both have it, of the same examples."""
     both = metric in ours.metrics and metric in theirs.metrics
-    same = both and examples_of(ours, metric) == examples_of(theirs, metric)
-    known = [content_of(one, metric) for one in (ours, theirs) if both and one.content]
-    return same and (len(known) < 2 or known[0] == known[1])  # records of before do not tell
-
-
-def content_of(record: Record, metric: str) -> str | None:
-    """What names the content of the files that a metric was measured on: one name may be of several."""
-    family = family_of(metric)
-    return record.content["text"] if family in DRAWS else record.content["tasks"].get(family)
-
-
-def family_of(metric: str) -> str:
-    """`perplexity`, `choices`, or a task's name."""
-    return "perplexity" if is_perplexity(metric) and "/" not in metric else metric.split("/")[0]
+    # older records do not tell
+    known = {one.content[metric] for one in (ours, theirs) if metric in one.content}
+    return both and examples_of(ours, metric) == examples_of(theirs, metric) and len(known) < 2
 
 
 def examples_of(record: Record, metric: str) -> tuple:
     """What decides them, as far as a record tells."""
     measure = record.settings["measure"]
-    family = family_of(metric)
+    text = is_perplexity(metric) and "/" not in metric  # else of a task
+    family = "perplexity" if text else metric.split("/")[0]
     drawn = [measure.get(name) for name in DRAWS.get(family, DRAWS_TASKS)]
     if family in DRAWS and measure.get("text"):  # not that of the data; older records know of no other
         drawn += [measure["text"], measure.get("column")]
-    return (
-        record.point.model,
-        record.point.data,
-        *drawn,
-        family == "perplexity" and leaves_out_prompts(record),
-    )
+    return record.point.model, record.point.data, *drawn, text and leaves_out_prompts(record)
 
 
 def leaves_out_prompts(record: Record) -> bool:

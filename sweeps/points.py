@@ -62,13 +62,12 @@ def without_word(record: Record, word: str) -> Record:
 
 def joined(earlier: Record, later: Record) -> Record:
     samples = {name: values for name, values in earlier.samples.items() if name not in later.metrics}
-    before = earlier.content
-    content = later.content and {
-        "text": later.content["text"] or before.get("text"),
-        "tasks": before.get("tasks", {}) | later.content["tasks"],
-    }
+    content = {name: known for name, known in earlier.content.items() if name not in later.metrics}
     return replace(
-        later, metrics=earlier.metrics | later.metrics, samples=samples | later.samples, content=content
+        later,
+        metrics=earlier.metrics | later.metrics,
+        samples=samples | later.samples,
+        content=content | later.content,
     )
 
 

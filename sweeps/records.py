@@ -50,7 +50,7 @@ class Record:
     reused_from: str | None
     samples: dict[str, list[float]]
     predictor: dict | None  # how large the net is that decides, if one does
-    content: dict  # names of the text and of the tasks' files that were measured on
+    content: dict[str, str]  # of each metric, what names the content of the files that it was measured on
 
 
 class Failure(NamedTuple):
@@ -123,6 +123,15 @@ def load(file: Path) -> dict:
     return content
 
 
+def contents(told: dict) -> dict[str, str]:
+    """By metric, where the record tells: `<task>/acc` is of that task's files, others of the text."""
+    measured = told.get("content")
+    if not measured:
+        return {}
+    names = {name: measured["tasks"].get(name.split("/")[0], measured["text"]) for name in told["metrics"]}
+    return {name: known for name, known in names.items() if known is not None}
+
+
 def record(file: Path, content: dict) -> Record:
     named = content["point"]
     point = Point(
@@ -151,5 +160,5 @@ def record(file: Path, content: dict) -> Record:
         reused_from=content["reused_from"],
         samples=load_samples(file),
         predictor=content.get("predictor"),  # not in records of before, as what follows
-        content=content.get("content") or {},
+        content=contents(content),
     )

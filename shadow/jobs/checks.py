@@ -307,6 +307,9 @@ def check_scorer(cfg: DictConfig) -> None:
         check_scored(cfg)
     if name in NETS or needs_traces(cfg) or needs_means(cfg):
         check_made(cfg)
+        check_disjoint(cfg)
+    elif learns_budgets(cfg):
+        check_disjoint(cfg)
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
         without = "sparsity.budgets=uniform" if cfg.sparsity.budgets == "greedy" else "sparsity.scope=layer"
         raise UserError(
@@ -319,7 +322,6 @@ def check_made(cfg: DictConfig) -> None:
     """That the predictor, or what is needed of the traces, is there or may be made."""
     name = cfg.predictor.name
     check_traces(cfg)
-    check_disjoint(cfg)
     if cfg.make_missing:
         return
     cure = f"make it with `{train_command()}`, or set make_missing=true"
@@ -338,8 +340,13 @@ def check_disjoint(cfg: DictConfig) -> None:
     if "tasks" in cfg.data or not (measure.perplexity or measure.choices):
         return
     seen, texts = set(calibration_data(cfg).documents("train")), running_text(cfg)
-    # of shorter ones no window is cut: titles and empty lines may stand in both
-    both = sum(text in seen and len(text) >= measure.tokens for text in texts)
+    lengths = {
+        "perplexity": measure.tokens,
+        "choices": measure.context_tokens + measure.continuation_tokens,
+    }
+    # of fewer bytes than tokens no window is cut: titles and empty lines may stand in both
+    shortest = min(tokens for name, tokens in lengths.items() if measure[name])
+    both = sum(text in seen and len(text.encode()) >= shortest for text in texts)
     if both:
         measured = "data.eval" if measure.text is None else "measure.text"
         raise UserError(

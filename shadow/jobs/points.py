@@ -4,14 +4,14 @@ import json
 import math
 import os
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from shadow import criteria, curve, hub
+from shadow import criteria, curve, hub, policies
 from shadow.artifacts import key_of, write_json, writing
 from shadow.batches import Example
 from shadow.card import STDERR
@@ -20,6 +20,7 @@ from shadow.jobs import settings as names
 from shadow.masked import Run
 from shadow.models import LM, require_dtype
 from shadow.sites import Kind
+from shadow.sparsity import SparsityPolicy
 from shadow.texts import fingerprint, questions, read_documents, text_windows
 
 UNTOLD = ("root", "text", "column", "dense_fed", "raw_inputs")  # where tasks and text lie; and of nets alone
@@ -128,12 +129,14 @@ def task_root(cfg: DictConfig) -> str | None:
 
 def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     """What decides the figures of this point. The dense model's are the same whoever would have scored."""
+    content = content_of(cfg)
     settings: dict[str, Any] = {
         "code": code,
         "model": names.model_settings(cfg),
         "device": cfg.trainer.accelerator,
         "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
-        "content": content_of(cfg),
+        "content": content["text"],
+        "task_content": list(content["tasks"].values()),
         "executor": names.plain(cfg.executor),
         "decided_at": cfg.sparsity.decided_at,
         "seed": cfg.seed,
@@ -233,6 +236,7 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
     folder = names.predictor_folder(cfg)
     if not (folder / hub.CONFIG).is_file():
         return  # measured before, and removed since
+    tell_thresholds(cfg, folder)
     settings = settings_of(cfg, record["code"])
     del settings["code"]  # other code measures the same point anew
     row = {
@@ -250,6 +254,21 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
     for name, metric in record["metrics"].items():
         row |= {name: metric["value"], f"{name}{STDERR}": metric["stderr"]}
     curve.add(folder, hub.read_config(folder), row)
+
+
+def tell_thresholds(cfg: DictConfig, folder: Path) -> None:
+    """Beside a predictor lie those by which it is used unasked: of all that it scores, with its own fill."""
+    config, policy, file = hub.read_config(folder), names.policy_of(cfg), names.budgets_file(cfg)
+    if policy.scope != "threshold" or not file.is_file() or cfg.measure.dense_fed or cfg.measure.raw_inputs:
+        return
+    usual = SparsityPolicy(
+        policy.level, "threshold", dense_layers=hub.dense_layers(config), kinds=config["kinds"]
+    )
+    fill = "mean" if config["deviates"] else "zero"
+    if names.fill_of(cfg) == fill and replace(policy, dense_layers=list(policy.dense_layers)) == usual:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        learnt = replace(policy, thresholds=policies.thresholds_of(known["thresholds"]))
+        policies.save(folder, cfg.sparsity.decided_at, learnt)
 
 
 def unusual(cfg: DictConfig) -> str:

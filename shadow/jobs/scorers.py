@@ -22,12 +22,11 @@ from shadow.jobs.settings import (
     budgets_settings,
     learns_budgets,
     policy_of,
-    predictor_folder,
 )
 from shadow.jobs.stores import get_means, get_traces, taking_turns
 from shadow.models import LM
 from shadow.paper import read_raw
-from shadow.predictors import DenseFed, Fixed, Oracle, Predicted, Scorer, random_scores
+from shadow.predictors import DenseFed, Fixed, Oracle, Scorer, random_scores
 from shadow.sites import KINDS, find_sites, structure_of
 from shadow.sparsity import SparsityPolicy, Unit
 from shadow.training_free import LowRankCopy, PromptActivation
@@ -69,10 +68,7 @@ def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor]
     known = json.loads(file.read_text(encoding="utf-8"))
     require_weights(file, known["weights"], lm)
     if policy.scope == "threshold":
-        policy = replace(policy, thresholds=policies.thresholds_of(known["thresholds"]))
-        if isinstance(scorer, Predicted) and cfg.sparsity.fill == "auto" and not cfg.measure.raw_inputs:
-            policies.save(predictor_folder(cfg), cfg.sparsity.decided_at, policy)
-        return policy
+        return replace(policy, thresholds=policies.thresholds_of(known["thresholds"]))
     return replace(policy, levels={(layer, kind): level for layer, kind, level in known["levels"]})
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -52,17 +52,21 @@ def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     """The store of these settings; what is missing or damaged in it is collected."""
     if structure_of(lm.model).experts > 1:
         require_seen(asked_criteria(cfg))  # before the means are collected
-    means = get_means(cfg, lm) if set(asked_criteria(cfg)) & set(BESIDE_MEANS) else None
+    beside = set(asked_criteria(cfg)) & set(BESIDE_MEANS)
+    means = get_means(cfg, lm, asked_parts(cfg)) if beside else None
     collector = CriterionCollector(lm.model, keeping_of(cfg, lm), means)
     folder = traces_folder(cfg)
     manifest = complete(cfg, lm, folder, trace_settings(cfg), asked_parts(cfg), collector)
     return open_store(cfg, folder, manifest)
 
 
-def get_means(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
-    """Of every unit's activation, [U, D], over the calibration's first shard; collected if missing."""
+def get_means(cfg: DictConfig, lm: LM, before: Sequence[str] = ()) -> dict[Unit, Tensor]:
+    """Of every unit's activation, [U, D], over the calibration's first shard; collected if missing.
+
+    before: parts that are to follow, for which there must be room too.
+    """
     collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
-    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector)
+    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector, before)
     return traces.read_means(traces_folder(cfg))
 
 
@@ -85,14 +89,18 @@ def complete(
     settings: dict,
     parts: Sequence[str],
     collector: Collector,
+    before: Sequence[str] = (),
 ) -> dict:
-    """The manifest of the store in this folder; what it misses of these parts is collected."""
+    """The manifest of the store in this folder; what it misses of these parts is collected.
+
+    before: as `get_means` has it.
+    """
     manifest = complete_manifest(cfg, lm, folder, parts)
     if manifest is None:
         with taking_turns(folder):
             manifest = complete_manifest(cfg, lm, folder, parts)  # another may have made it meanwhile
             if manifest is None:
-                manifest = collect(cfg, lm, folder, settings, parts, collector)
+                manifest = collect(cfg, lm, folder, settings, parts, collector, before)
     return manifest
 
 
@@ -150,6 +158,7 @@ def collect(
     settings: dict,
     parts: Sequence[str],
     collector: Collector,
+    before: Sequence[str],
 ) -> dict:
     """Collect what the store misses -> its manifest."""
     start = time.monotonic()
@@ -158,17 +167,10 @@ def collect(
     require_windows(cfg, len(examples))
     found = shards_there(folder, store)
     ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
-    missing = {
-        shard: [
-            part
-            for part in parts
-            if found.get((part, shard), 0) < min(end, traces.reach(part, end, size)) - shard * size
-        ]
-        for shard, end in ends.items()
-    }
-    missing = {shard: lacks for shard, lacks in missing.items() if lacks}
+    missing = lacking(parts, found, ends, size)
     if missing:
-        needed = bytes_of(lm, collector.keeping, examples, ends, size, missing)
+        follow = lacking({*parts, *before}, found, ends, size)
+        needed = bytes_of(lm, collector.keeping, examples, ends, size, follow)
         require_room(folder, needed, "ask for fewer windows, traces.tokens_per_window or traces.criteria")
         log.info(
             "collecting %s on %d examples, %d of %d shards of %d are there -> %s",
@@ -221,6 +223,21 @@ def collect(
     manifest = traces.read_manifest(folder)
     assert manifest is not None
     return manifest
+
+
+def lacking(
+    parts: Iterable[str], found: Mapping[tuple[str, int], int], ends: Mapping[int, int], size: int
+) -> dict[int, list[str]]:
+    """-> of each shard that misses any of these parts, which. found: as `shards_there` has it."""
+    missing = {
+        shard: [
+            part
+            for part in parts
+            if found.get((part, shard), 0) < min(end, traces.reach(part, end, size)) - shard * size
+        ]
+        for shard, end in ends.items()
+    }
+    return {shard: lacks for shard, lacks in missing.items() if lacks}
 
 
 def bytes_of(

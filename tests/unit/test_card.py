@@ -93,7 +93,8 @@ def test_a_card_tells_of_the_thresholds_that_lie_beside_the_net(config, tmp_path
         policies.save(tmp_path, decided_at, policy)
     curve.add(tmp_path, config, row("a"))
     told = (tmp_path / "README.md").read_text()
-    assert '`predictor.policy(0.5, "prompt")`, `predictor.policy(0.25)`' in told
+    assert '`sparse(model, predictor, predictor.policy(0.5, "prompt"), "prompt")`, `sparse(model, ' in told
+    assert "predictor, predictor.policy(0.25))`" in told
 
 
 def test_a_card_counts_the_means_that_lie_beside_the_net(config):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from shadow import hub
-from shadow.artifacts import alone, writing
+from shadow.artifacts import alone, require_room, writing
 from shadow.checkpoints import WholeCheckpoints
 from shadow.data import TextFiles
 from shadow.errors import UserError
@@ -94,10 +94,11 @@ def test_a_disk_that_is_full_while_traces_are_written_is_one_sentence_and_loses_
     "asked",
     [
         ["criterion=l2_norm", "traces.criteria=[fisher,jacov]"],
+        ["criterion=l2_deviation"],  # which needs the means first
         ["predictor=layerwise_paper", "sparsity.decided_at=sequence"],
         ["predictor=unified_sequence", "sparsity.decided_at=prompt"],
     ],
-    ids=["criteria", "contexts", "embeddings"],
+    ids=["criteria", "deviations", "contexts", "embeddings"],
 )
 def test_a_store_that_the_disk_has_no_room_for_is_refused_before_it_is_collected(compose, monkeypatch, asked):
     cfg = compose("train", *TRAIN, *asked)
@@ -114,6 +115,12 @@ def test_a_store_that_the_disk_has_no_room_for_is_refused_before_it_is_collected
         assert sum(values.nbytes for arrays in written for values in arrays.values()) == size, part
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     stores.get_traces(cfg, lm)  # it is there
+
+
+def test_room_that_is_lacking_is_told_in_whole_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=697.2e9))
+    with pytest.raises(UserError, match=r"needs another 701\.5 GB, and its disk has 697\.2 GB left"):
+        require_room(tmp_path / "not" / "there", 701.5e9, "ask for less")
 
 
 def test_a_disk_that_is_full_when_the_record_is_written_is_one_sentence(compose, tmp_path):

@@ -112,8 +112,9 @@ def test_by_name_the_thresholds_beside_the_predictor_are_used(saved, tiny_llama)
         expected = SparseHFLM(run, tiny_llama, 3).loglikelihood(spoken(*PAIRS), disable_tqdm=True)
     assert found == expected
     assert 0 < run.achieved("neuron") != 0.375
-    with pytest.raises(UserError, match="are not to be given, got 2"):
-        create(f"{args},min_units=2", {"device": "cpu"})
+    for other in ("min_units=2", "fill=zero"):
+        with pytest.raises(UserError, match="are not to be given, got .*" + other.partition("=")[2]):
+            create(f"{args},{other}", {"device": "cpu"})
 
 
 @pytest.mark.parametrize(

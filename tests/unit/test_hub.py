@@ -178,7 +178,7 @@ def test_a_revision_that_holds_no_predictor_is_refused(refusal):
     assert "has no config.json" in refusal("someone/predictor", "old")
 
 
-def test_only_the_two_files_that_are_needed_are_fetched(folder, net, monkeypatch):
+def test_only_the_files_that_are_needed_are_fetched(folder, net, monkeypatch):
     asked = []
     monkeypatch.setattr(
         hub, "snapshot_download", lambda *ids, **settings: asked.append((ids, settings)) or str(folder)
@@ -207,6 +207,8 @@ def test_thresholds_lie_beside_the_predictor_and_are_loaded_with_it(folder):
     loaded = shadow.load_predictor(folder)
     assert loaded.policy(0.5) == replace(asked["token", 0.5], kinds=["head", "neuron"])
     assert loaded.policy(0.3, "prompt") == asked["prompt", 0.3]
+    policies.save(folder, "token", learnt(0.1 + 0.2))  # as of range(0.1,0.4,0.1)
+    assert shadow.load_predictor(folder).policy(0.3).level == 0.1 + 0.2
     with pytest.raises(UserError, match=r"no thresholds for level 0\.3 decided at token, but for"):
         loaded.policy(0.3)
 
@@ -223,9 +225,7 @@ def test_damaged_thresholds_are_refused_by_name(folder, content):
     elif content == "LEVEL":
         content = json.dumps(told | {"level": 1.5})
     file.write_text(content)
-    with pytest.raises(
-        UserError, match=r"thresholds-token-0\.5\.json holds no thresholds .* learn them again"
-    ):
+    with pytest.raises(UserError, match=r"thresholds-token-0\.5\.json holds no thresholds .* remove it; "):
         shadow.load_predictor(folder)
 
 

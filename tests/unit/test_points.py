@@ -435,21 +435,24 @@ def test_a_text_that_no_measure_reads_is_refused(compose, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["data.eval", "measure.text"])
-def test_what_was_calibrated_on_is_not_measured_on(compose, tmp_path, setting):
+@pytest.mark.parametrize(
+    "job",
+    [
+        ["measure=perplexity", "measure.tokens=400"],
+        ["measure=choices", "measure.tokens=4000"],  # of perplexity's windows alone
+        ["measure=perplexity", "measure.tokens=400", "predictor=oracle", "sparsity=threshold"],
+    ],
+    ids=["perplexity", "choices", "thresholds"],
+)
+def test_what_was_calibrated_on_is_not_measured_on(compose, tmp_path, setting, job):
     def file(name: str, *pages: str) -> Path:
         (tmp_path / name).write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
         return tmp_path / name
 
-    train = file("train.jsonl", "title", "long " * 100)
+    train = file("train.jsonl", "title", "長" * 150)
     other = file("other.jsonl", "title", "else " * 100)
-    both = file("both.jsonl", "title", "else " * 100, "long " * 100)
-    job = [
-        "data=text",
-        f"data.train={train}",
-        f"data.eval={other}",
-        "make_missing=true",
-        "measure=perplexity",
-    ]
+    both = file("both.jsonl", "title", "else " * 100, "長" * 150)
+    job = ["data=text", f"data.train={train}", f"data.eval={other}", "make_missing=true", *job]
     checks.check_scorer(compose("evaluate", *job))  # a title is no window
     cfg = compose("evaluate", *job, f"{setting}={both}")
     with pytest.raises(UserError, match=rf"{setting} must have no document of data\.train.* 1 of its 3 "):

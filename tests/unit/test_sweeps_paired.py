@@ -152,6 +152,7 @@ A = {"text": "a", "tasks": {"rte": "a", "piqa": "a"}}
         ("perplexity", None, True),  # a record of before
         ("rte/acc", {"text": None, "tasks": {"rte": "a"}}, True),
         ("rte/acc", {"text": "a", "tasks": {"rte": "b", "piqa": "a"}}, False),
+        ("choices/acc", {"text": "a", "tasks": {}}, True),
     ],
 )
 def test_files_of_one_name_and_of_different_content_part_points(
@@ -162,14 +163,20 @@ def test_files_of_one_name_and_of_different_content_part_points(
     assert bool(find_rows(only_chart(tmp_path), "static")) == compared
 
 
-def test_a_point_of_two_sweeps_is_of_the_content_of_both(tmp_path: Path) -> None:
-    of_text, of_tasks = {"text": "a", "tasks": {}}, {"text": None, "tasks": {"rte": "a"}}
-    for scorer in ("static", "unified"):
-        write_job(
-            tmp_path / "0" / scorer, scorer=scorer, samples={"perplexity": [1.0, 2.0]}, measured=of_text
-        )
-    write_job(tmp_path / "1" / "static", scorer="static", samples={"rte/acc": [1.0, 0.0]}, measured=of_tasks)
-    assert row(tmp_path, "unified", "static").difference.mean == 0
+def test_each_metric_of_a_point_of_two_sweeps_is_of_its_own_content(tmp_path: Path) -> None:
+    def write(folder: str, scorer: str, metric: str, measured: dict | None) -> None:
+        write_job(tmp_path / folder, scorer=scorer, samples={metric: [1.0, 2.0]}, measured=measured)
+
+    of_tasks = {"text": None, "tasks": {"rte": "a"}}
+    write("0", "static", "perplexity", None)  # a record of before
+    write("1", "static", "choices/acc", A)
+    write("2", "static", "rte/acc", of_tasks)
+    write("3", "unified", "perplexity", A)
+    write("4", "unified", "choices/acc", A | {"text": "b"})
+    write("5", "unified", "rte/acc", of_tasks)
+    found = {one.metric for one in find_rows(only_chart(tmp_path), "static") if one.scorer == "unified"}
+    assert {"nats", "rte/acc"} <= found
+    assert "choices/acc" not in found
 
 
 def test_the_reference_is_the_one_that_is_most_alike_and_is_named(tmp_path: Path) -> None:

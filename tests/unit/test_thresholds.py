@@ -217,17 +217,30 @@ def test_thresholds_are_learnt_once_and_found_again(compose, monkeypatch):
     checks.check_scorer(compose("evaluate", *SMALL))
 
 
-def test_thresholds_of_a_net_also_lie_beside_it(compose):
+def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unasked(compose):
     net = ("predictor=unified", "predictor.epochs=1", "predictor.batch_size=4", "predictor.rank=4")
-    cfg = job(compose, *net, "sparsity.level=0.25")
+
+    def measured(*overrides):
+        cfg = job(compose, *net, "sparsity.level=0.25", *overrides)
+        policy = scorers.get_policy(cfg, lm, scorer, scorer.means or None)
+        points.tell(cfg, {"code": "c0de", "achieved": {}, "metrics": {}})
+        return policy
+
+    cfg = job(compose, *net)
     lm = loading.load_lm(cfg)
     scorer = scorers.get_scorer(cfg, lm, [])
-    learnt = scorers.get_policy(cfg, lm, scorer, scorer.means)
     folder = settings.predictor_folder(cfg)
+    for other in ("sparsity.kinds=[head]", "sparsity.min_units=2", "sparsity.dense_layers=[0,1]"):
+        measured(other)
+    measured("sparsity.fill=mean")
+    assert hub.load_predictor(folder).policies == {}
+    learnt = measured()
     assert hub.load_predictor(folder).policy(0.25).thresholds == learnt.thresholds
-    other = job(compose, *net, "sparsity.level=0.25", "sparsity.fill=zero", "sparsity.decided_at=sequence")
-    scorers.get_policy(other, lm, scorer, None)  # of another use of it than `sparse` makes unasked
+    (folder / "thresholds-token-0.25.json").write_text("{")
+    measured("sparsity.decided_at=sequence", "sparsity.level=0")
+    measured()  # as of a point that was measured before
     assert hub.load_predictor(folder).policies.keys() == {("token", 0.25)}
+    assert "predictor.policy(0.25)" in (folder / "README.md").read_text()
 
 
 def test_a_threshold_of_minus_infinity_is_found_again(compose):
