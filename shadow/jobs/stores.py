@@ -60,13 +60,13 @@ def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     return open_store(cfg, folder, manifest)
 
 
-def get_means(cfg: DictConfig, lm: LM, before: Sequence[str] = ()) -> dict[Unit, Tensor]:
+def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[Unit, Tensor]:
     """Of every unit's activation, [U, D], over the calibration's first shard; collected if missing.
 
-    before: parts that are to follow, for which there must be room too.
+    later: parts that are to follow, for which there must be room too.
     """
     collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
-    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector, before)
+    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector, later)
     return traces.read_means(traces_folder(cfg))
 
 
@@ -89,18 +89,18 @@ def complete(
     settings: dict,
     parts: Sequence[str],
     collector: Collector,
-    before: Sequence[str] = (),
+    later: Sequence[str] = (),
 ) -> dict:
     """The manifest of the store in this folder; what it misses of these parts is collected.
 
-    before: as `get_means` has it.
+    later: as `get_means` has it.
     """
     manifest = complete_manifest(cfg, lm, folder, parts)
     if manifest is None:
         with taking_turns(folder):
             manifest = complete_manifest(cfg, lm, folder, parts)  # another may have made it meanwhile
             if manifest is None:
-                manifest = collect(cfg, lm, folder, settings, parts, collector, before)
+                manifest = collect(cfg, lm, folder, settings, parts, collector, later)
     return manifest
 
 
@@ -158,7 +158,7 @@ def collect(
     settings: dict,
     parts: Sequence[str],
     collector: Collector,
-    before: Sequence[str],
+    later: Sequence[str],
 ) -> dict:
     """Collect what the store misses -> its manifest."""
     start = time.monotonic()
@@ -169,8 +169,8 @@ def collect(
     ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
     missing = lacking(parts, found, ends, size)
     if missing:
-        follow = lacking({*parts, *before}, found, ends, size)
-        needed = bytes_of(lm, collector.keeping, examples, ends, size, follow)
+        wanted = lacking({*parts, *later}, found, ends, size)
+        needed = bytes_of(lm, collector.keeping, examples, ends, size, wanted)
         require_room(folder, needed, "ask for fewer windows, traces.tokens_per_window or traces.criteria")
         log.info(
             "collecting %s on %d examples, %d of %d shards of %d are there -> %s",
