@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> float | None:
         points.check_measure(cfg)
         checks.check_executor(cfg)
         checks.check_scorer(cfg)
+        checks.check_disjoint(cfg)
         this.record["content"] = points.content_of(cfg)
         known = points.find(cfg, this.record)
         if known is None:

@@ -307,9 +307,6 @@ def check_scorer(cfg: DictConfig) -> None:
         check_scored(cfg)
     if name in NETS or needs_traces(cfg) or needs_means(cfg):
         check_made(cfg)
-        check_disjoint(cfg)
-    elif learns_budgets(cfg):
-        check_disjoint(cfg)
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
         without = "sparsity.budgets=uniform" if cfg.sparsity.budgets == "greedy" else "sparsity.scope=layer"
         raise UserError(
@@ -336,7 +333,10 @@ def check_made(cfg: DictConfig) -> None:
 
 def check_disjoint(cfg: DictConfig) -> None:
     """Refuse to measure on what was calibrated on. Of tasks lm-eval's splits see to that."""
-    measure = cfg.measure
+    name, measure = cfg.predictor.name, cfg.measure
+    calibrated = name in NETS or needs_traces(cfg) or needs_means(cfg) or learns_budgets(cfg)
+    if cfg.sparsity.level == 0 or not calibrated:
+        return
     if "tasks" in cfg.data or not (measure.perplexity or measure.choices):
         return
     seen, texts = set(calibration_data(cfg).documents("train")), running_text(cfg)

@@ -453,11 +453,11 @@ def test_what_was_calibrated_on_is_not_measured_on(compose, tmp_path, setting, j
     other = file("other.jsonl", "title", "else " * 100)
     both = file("both.jsonl", "title", "else " * 100, "長" * 150)
     job = ["data=text", f"data.train={train}", f"data.eval={other}", "make_missing=true", *job]
-    checks.check_scorer(compose("evaluate", *job))  # a title is no window
+    checks.check_disjoint(compose("evaluate", *job))  # a title is no window
     cfg = compose("evaluate", *job, f"{setting}={both}")
     with pytest.raises(UserError, match=rf"{setting} must have no document of data\.train.* 1 of its 3 "):
-        checks.check_scorer(cfg)
-    checks.check_scorer(compose("evaluate", *job, f"{setting}={both}", "sparsity.level=0"))
+        checks.check_disjoint(cfg)
+    checks.check_disjoint(compose("evaluate", *job, f"{setting}={both}", "sparsity.level=0"))
 
 
 def test_a_point_is_of_the_text_that_was_measured_wherever_it_lies(compose, tmp_path):
