@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     import logging
 
-    from shadow.jobs import checks, loading, points, scorers, settings, stores
+    from shadow.jobs import checks, loading, measures, points, scorers, settings, stores
     from shadow.jobs.run import job
     from shadow.masked import sparse
 
@@ -20,14 +20,14 @@ def main(cfg: DictConfig) -> float | None:
     with job(cfg) as this:
         this.record["point"] = points.describe(cfg)
         settings.policy_of(cfg)  # refuses what is no policy before anything long begins
-        points.check_measure(cfg)
+        measures.check_measure(cfg)
         checks.check_executor(cfg)
         checks.check_scorer(cfg)
         checks.check_disjoint(cfg)
-        this.record["content"] = points.content_of(cfg)
+        this.record["content"] = measures.content_of(cfg)
         known = points.find(cfg, this.record)
         if known is None:
-            lm = loading.load_lm(cfg)
+            lm = loading.placed(cfg, loading.load_lm(cfg))
             scorer = scorers.get_scorer(cfg, lm, this.loggers)
             fill = stores.get_fill(cfg, lm)
             policy = scorers.get_policy(cfg, lm, scorer, fill)
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> float | None:
                 compact=cfg.executor.compact,
                 prefill=cfg.executor.prefill,
             ) as run:
-                metrics = points.measure(cfg, lm, run)
+                metrics = measures.measure(cfg, lm, run)
             achieved = {kind: run.achieved(kind) for kind in ("head", "neuron")}
             points.keep(cfg, this.record, achieved, metrics)
         else:

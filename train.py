@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> float | None:
         metrics = hub.read_config(folder)["metrics"]
         log.info("predictor: %s", folder)
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}
-        return metrics["val/recall@50"]
+        return metrics["val/mass@50"]
 
 
 if __name__ == "__main__":

@@ -15,11 +15,21 @@ from shadow.batches import IGNORED, Batch, Example, collate
 from shadow.criteria import needs_gradient
 from shadow.errors import UserError
 from shadow.hub import load_predictor
-from shadow.masked import DecidedAt, Executor, KVPolicy, Run, SparseRun, Storage, sparse
+from shadow.masked import (
+    DecidedAt,
+    Executor,
+    FillName,
+    KVPolicy,
+    Prefill,
+    Run,
+    SparseRun,
+    Storage,
+    sparse,
+)
 from shadow.models import LM
 from shadow.predictors import Fixed, Looks, Oracle, Scorer
 from shadow.sites import KINDS, Kind, require_layout
-from shadow.sparsity import Scope, SparsityPolicy
+from shadow.sparsity import HeadUnit, Scope, SparsityPolicy
 from shadow.training_free import PromptActivation
 
 log = logging.getLogger(__name__)
@@ -66,7 +76,7 @@ class SparseHFLM(HFLM):
     ) -> Tensor:
         lengths, prompts = [], []
         targets = torch.full_like(inps, IGNORED)
-        if not self._requests:  # lm-eval tries how many rows fit: these are no one's
+        if not self._requests:  # a trial of _detect_batch_size, whose rows are no one's
             return HFLM._model_call(self, inps)
         for row, ids in enumerate(inps.tolist()):
             length = self._unpadded(ids)
@@ -110,7 +120,12 @@ class SparseHFLM(HFLM):
             self._longest = len(context) + len(continuation) - 1
         if self.device.type == "cpu":
             return rows_of(min(self._longest, self.max_length), self.max_batch_size)
-        return super()._detect_batch_size(requests, pos)
+        waiting, self._requests = self._requests, {}
+        try:
+            with planner_of(self.run).looking():
+                return super()._detect_batch_size(requests, pos)
+        finally:
+            self._requests = waiting
 
     def _unpadded(self, ids: list[int]) -> int:
         """Length of the request in these ids: lm-eval pads with zeros and does not say how many."""
@@ -127,9 +142,16 @@ def rows_of(tokens: int, most: int = 64) -> int:
     return max(1, min(most, AUTO_TOKENS // max(tokens, 1)))
 
 
+def planner_of(run: Run) -> SparseRun:
+    """A gathered run has one, and the masked run is one."""
+    planner = getattr(run, "planner", run)
+    assert isinstance(planner, SparseRun)
+    return planner
+
+
 def check_rolling(run: Run) -> None:
     """Text that is scored as a whole has no prompt that could decide."""
-    planner: Any = getattr(run, "planner", run)  # a gathered run has one, and the masked run is one
+    planner = planner_of(run)
     if planner.decided_at == "prompt" and planner.policy.level > 0 and run.scorer.taps:
         raise UserError(
             "sparsity.decided_at must be token or sequence for tasks that score whole documents, such as "
@@ -149,52 +171,53 @@ class ShadowLM(SparseHFLM):
         pretrained: str,
         predictor: str | None = None,
         predictor_revision: str | None = None,
-        level: float = 0.0,
+        level: float | None = None,
         decided_at: DecidedAt = "token",
         scope: Scope = "layer",
         min_units: int = 1,
         dense_layers: str | int | Sequence[int] | None = None,
         kinds: str | Sequence[Kind] = KINDS,
-        fill: str = "auto",
+        head_unit: HeadUnit = "query",
+        fill: FillName = "auto",
         executor: Executor = "masked",
         storage: Storage | None = None,
         kv_policy: KVPolicy = "write_all",
         compact: bool = False,
+        prefill: Prefill = "sparse",
         **hf: Any,
     ) -> None:
-        """predictor: a folder or a hub id, needed above level 0. hf: all arguments of lm-eval's `hf` model.
+        """predictor: a folder or a hub id, and level: the share of units that goes by it; neither: the dense
+        model. hf: all arguments of lm-eval's `hf` model.
 
         scope: `layer`, `global`, or `threshold` for those that lie beside the predictor.
         fill: `auto`, `mean` (the predictor's own) or `zero`. dense_layers: `0+1+2`, by default those that the
         predictor does not score. kinds: `head`, `neuron` or `head+neuron`. The rest: see `shadow.sparse`.
         """
         scorer: Scorer = Fixed({})
-        first, means, learnt = 1, None, None
+        dense, learnt = range(1), None
+        if (level is None) != (predictor is None) and level != 0:
+            raise UserError(
+                "model_args: predictor= (a folder that train.py has finished, or its id on the hub) and "
+                f"level= belong together, got predictor={predictor} and level={level}"
+            )
+        given = (min_units, dense_layers, kinds, head_unit, fill)
+        if scope == "threshold" and level and given != (1, None, KINDS, "query", "auto"):
+            raise UserError(
+                "model_args: with scope=threshold min_units, dense_layers, kinds, head_unit and fill are as "
+                f"thresholds were learnt, and are not to be given, got {given}"
+            )
         if predictor is not None:
             scorer = found = load_predictor(predictor, predictor_revision)
-            first, means = max(found.first, 1), found.means
-            if scope == "threshold" and level != 0:
+            dense = found.dense_layers
+            if scope == "threshold" and level:
                 learnt = found.policy(level, decided_at)
-        elif level != 0:
-            raise UserError(
-                f"model_args: level={level} needs predictor=, a folder that train.py has finished or "
-                "its id on the hub"
-            )
-        if learnt is not None and (min_units, dense_layers, kinds, fill) != (1, None, KINDS, "auto"):
-            raise UserError(
-                "model_args: with scope=threshold min_units, dense_layers, kinds and fill are as thresholds "
-                f"were learnt, and are not to be given, got {min_units}, {dense_layers}, {kinds} and {fill}"
-            )
-        if fill not in ("auto", "mean", "zero"):
-            raise UserError(f"model_args: fill must be auto, mean or zero, got {fill!r}")
-        if fill == "mean" and not means:
-            raise UserError("model_args: fill=mean needs a predictor that has means; this one has none")
         policy = learnt or SparsityPolicy(
-            level,
+            level or 0.0,
             scope,
             min_units,
-            tuple(range(first)) if dense_layers is None else parts("dense_layers", dense_layers, int),
+            dense if dense_layers is None else parts("dense_layers", dense_layers, int),
             cast(tuple[Kind, ...], parts("kinds", kinds, str)),
+            head_unit=head_unit,
         )
         HFLM.__init__(self, pretrained, **hf)
         self.model.requires_grad_(False)
@@ -206,11 +229,12 @@ class ShadowLM(SparseHFLM):
                     scorer,
                     policy,
                     decided_at,
-                    fill="auto" if fill == "auto" else means if fill == "mean" else None,
+                    fill=fill,
                     executor=executor,
                     storage=storage,
                     kv_policy=kv_policy,
                     compact=compact,
+                    prefill=prefill,
                 )
             )
         )

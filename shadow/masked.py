@@ -1,5 +1,6 @@
 """The masked executor: a stock model that runs without the units a plan drops."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,13 +32,16 @@ Executor = Literal["masked", "gathered"]
 Storage = Literal["float32", "bfloat16", "int8"]
 KVPolicy = Literal["write_all", "recompute"]
 Prefill = Literal["sparse", "dense"]
-Hear = Callable[[int, Mapping[Unit, Tensor]], None]  # is told a tap and its scores, as they come
+FillName = Literal["auto", "mean", "zero"]
+# is told a tap and its scores, as they come: [B, T, U], or where positions decide together [B, U]
+Hear = Callable[[int, Mapping[Unit, Tensor]], None]
 
 
 class Run(Protocol):
     """What `sparse` yields, whatever the executor.
 
-    plan: which units stay, as last decided.
+    plan: which units stay, as last decided; a gathered run that decides at each token keeps that of its
+    prompts alone.
     """
 
     @property
@@ -93,8 +97,19 @@ class SparseRun:
         self._whole: Tensor | None = None  # bool [B, T], positions at which every unit stays
         self._pool: Tensor | None = None
         self._looking = self._going_on = self._untouched = False
+        self._signature = inspect.signature(model.forward)
         if not scorer.taps:
             self.plan = policy.plan(scorer.at(0, torch.zeros(0), None), self.structure)
+
+    @property
+    def decides_each_token(self) -> bool:
+        """Whether plans change from one token to the next."""
+        return self.decided_at == "token" and bool(self.scorer.taps) and self.policy.level > 0
+
+    @property
+    def pruned_fill(self) -> dict[Unit, Tensor]:
+        """What stands in dropped units' places, of what is pruned at all."""
+        return {unit: values for unit, values in (self.fill or {}).items() if self.policy.prunes(unit)}
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
@@ -110,11 +125,17 @@ class SparseRun:
     def look(self, batch: Batch) -> None:
         """Show the sample to a scorer that must see it first; nothing is dropped or counted."""
         if isinstance(self.scorer, Looks) and self.policy.level > 0:
-            self._looking = True
-            try:
+            with self.looking():
                 self.scorer.look(self.model, batch.to(self.model.device))
-            finally:
-                self._looking = False
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside the block calls of the model are dense, and nothing is counted."""
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking = False
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
@@ -136,9 +157,12 @@ class SparseRun:
         if self._batch is not None:
             self.begin(self._batch.real(), self._batch.in_prompt(), False)
             return
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        cache = kwargs.get("past_key_values")
-        real = real_positions(ids, kwargs.get("attention_mask"))
+        given = self._signature.bind(*args, **kwargs).arguments
+        shown = given.get("input_ids")
+        if shown is None:  # [B, T, E] instead of [B, T]
+            shown = given["inputs_embeds"][..., 0]
+        cache = given.get("past_key_values")
+        real = real_positions(shown, given.get("attention_mask"))
         self.begin(real, real, cache is not None and cache.get_seq_length() > 0)
 
     def decide(self, tap: int, state: Tensor) -> None:
@@ -154,6 +178,8 @@ class SparseRun:
 
     def keep(self, unit: Unit, units: int) -> Tensor | None:
         """What stays of so many units of a kind: bool [U] or [B, 1 or T, U], or None: all. Counted."""
+        if self._looking:
+            return None
         self.total[unit] += self._n_real * units
         if unit not in self.plan or self._untouched:
             self.kept[unit] += self._n_real * units
@@ -173,8 +199,6 @@ class SparseRun:
         return keep
 
     def _drop(self, site: Site, x: Tensor) -> Tensor | None:
-        if self._looking:
-            return None
         unit = (site.layer, site.kind)
         keep = self.keep(unit, site.units)
         if keep is None:
@@ -211,7 +235,7 @@ def sparse(
     decided_at: DecidedAt = "token",
     *,
     level: float | None = None,
-    fill: Fill | Literal["auto"] | None = "auto",
+    fill: Fill | FillName | None = "auto",
     hear: Hear | None = None,
     executor: Executor = "masked",
     storage: Storage | None = None,
@@ -221,15 +245,20 @@ def sparse(
 ) -> Iterator[Run]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
-    level: for a policy of this level that is otherwise the default.
+    scorer: a predictor of `load_predictor`, or anything with `taps` and `at`.
+    policy: how many units go, and where; or level, the share of them, for a policy that is otherwise the
+    default.
+    decided_at: `token`, each position by its own state; `prompt`, once for all that follows, from the prompt;
+    `sequence`, from prompt and answer, which is not to be had in use.
     executor: `masked` computes everything and drops what goes; `gathered` reads the weights of kept units
     alone, and generates faster; on a GPU by Triton. For `gathered` on the CPU only, storage: float32,
     bfloat16 or int8 weights instead of the model's own; kv_policy: whether each token computes the keys and
     values of all heads that may be needed (`write_all`), or of a head when it is first needed (`recompute`);
     compact: where a prompt's plan stays, the rows of the neurons that it keeps are copied one behind the
     other for all that follows: faster per token, and these rows are held twice.
-    fill: what a dropped unit says, [U, D] of every (layer, kind), or None for nothing; `auto`: its
-    calibration mean if the scorer is a predictor that ranks units by their distance from it, else nothing.
+    fill: what a dropped unit says: `zero` or None, nothing; `mean`, its calibration mean, which a predictor
+    brings; `auto`, that mean if the scorer is a predictor that ranks units by their distance from it, else
+    nothing; or values of one's own, [U, D] of every (layer, kind).
     An executor that reads the weights of kept units alone can do it: W a with dropped parts of a replaced by
     m is W m, a constant vector for each layer, plus the sum over the kept units u of W_u (a_u - m_u).
     hear: is told what the scorer says at each tap.
@@ -244,10 +273,9 @@ def sparse(
             "sparse needs exactly one of level and policy, as in level=0.5, got "
             f"level={level!r} and policy={policy!r}"
         )
-    net = net_of(scorer)
-    if isinstance(fill, str):
-        fill = net.means if net is not None and net.deviates else None
-    run = SparseRun(model, scorer, policy, decided_at, fill, hear, prefill)
+    if not isinstance(policy, SparsityPolicy):
+        raise UserError(f"policy must be a SparsityPolicy, got {policy!r}: a level is given as level=0.5")
+    run = SparseRun(model, scorer, policy, decided_at, values_of(fill, scorer), hear, prefill)
     if executor == "gathered":
         from shadow.fast.gathered import gathered  # numba takes a second to import
 
@@ -265,6 +293,22 @@ def sparse(
             yield run
     finally:
         handle.remove()
+
+
+def values_of(fill: Fill | FillName | None, scorer: Scorer) -> Fill | None:
+    """[U, D] of every (layer, kind), or None for zeros."""
+    if not isinstance(fill, str):
+        return fill
+    net = net_of(scorer)
+    if fill not in get_args(FillName):
+        raise UserError(
+            f"fill must be one of {list(get_args(FillName))}, or values of each layer and kind, got {fill!r}"
+        )
+    if fill == "mean" and (net is None or not net.means):
+        raise UserError("fill=mean needs a predictor that brings means, and this scorer has none: give zero")
+    if net is None or fill == "zero" or (fill == "auto" and not net.deviates):
+        return None
+    return net.means
 
 
 @contextmanager
@@ -285,6 +329,11 @@ def check(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decide
     net = net_of(scorer)
     if net is not None:
         check_fit(model, net)
+        if decided_at == "token" and policy.level > 0 and net.pooling != "scores":
+            raise UserError(
+                f"this predictor reads a whole prompt (pooling={net.pooling}) and scores no single token: "
+                "give sparsity.decided_at=prompt or sequence, got token"
+            )
     if any(not 0 <= layer < layers for layer in policy.dense_layers):
         raise UserError(
             f"sparsity.dense_layers must be in [0, {layers}) for this model, got {list(policy.dense_layers)}"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, softplus
 
+from shadow.errors import UserError
 from shadow.sparsity import keep_top, kept
 
 
@@ -55,10 +56,10 @@ class LogSquares:
 class Active:
     """Cross-entropy on whether a unit is active; what is said are logits.
 
-    levels: active are the units that a plan of the sample's own scores keeps, as a mean over these levels; or
-    None for those whose score is above 0, which is meant for ReLU. Active units weigh 1, and the others the
-    layer's share of active ones + 0.005, as in the code of DejaVu (Liu et al. 2023, arXiv 2310.17157) for
-    neurons.
+    levels: active are the units that a plan of the sample's own scores keeps, as a mean over these levels,
+    but for those that score 0; or None for all that score above 0, meant for neurons behind a ReLU.
+    Active units weigh 1, and the others the layer's share of active ones + 0.005, as in the code of DejaVu
+    (Liu et al. 2023, arXiv 2310.17157) for neurons.
     """
 
     alone = True
@@ -70,9 +71,15 @@ class Active:
         if self.levels is None:
             return (scores > 0).float()
         units = scores.shape[-1]
-        return torch.stack([keep_top(scores, kept(units, level)).float() for level in self.levels]).mean(0)
+        plans = torch.stack([keep_top(scores, kept(units, level)) for level in self.levels])
+        return (plans & (scores > 0)).float().mean(0)  # which of the silent ones a plan keeps says nothing
 
     def start(self, mean: Tensor) -> Tensor:
+        if self.levels is None and bool((mean == 1).all()):
+            raise UserError(
+                "predictor.active.neuron=positive tells apart what a ReLU silences, and by this model and "
+                "criterion all neurons score above 0 at all rows: give levels, such as [0.5]"
+            )
         return mean.clamp(1e-3, 1 - 1e-3).logit()
 
     def loss(self, said: Tensor, target: Tensor) -> Tensor:

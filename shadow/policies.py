@@ -18,10 +18,10 @@ CURE = (
     "`python evaluate.py sparsity=threshold make_missing=true`, with this level and the settings of the "
     "predictor, leaves them in its folder"
 )
-Key = tuple[str, float]  # decided_at and level
+Case = tuple[str, float]  # decided_at and level
 
 
-def key_of(decided_at: str, level: float) -> Key:
+def case_of(decided_at: str, level: float) -> Case:
     return decided_at, round(level, 9)  # range(0,0.9,0.1) gives 0.30000000000000004
 
 
@@ -34,17 +34,21 @@ def thresholds_of(rows: Iterable[tuple]) -> dict[Unit, float]:
     return {(layer, kind): -math.inf if value is None else value for layer, kind, value in rows}
 
 
-def save(folder: Path, decided_at: str, policy: SparsityPolicy) -> None:
-    """In place of another that was learnt for the same level and place to decide."""
+def save(folder: Path, decided_at: str, policy: SparsityPolicy, learnt: Mapping[str, Any]) -> None:
+    """In place of another that was learnt for the same level and place to decide.
+
+    learnt: on what, for the reader of the file.
+    """
     assert policy.thresholds is not None, "no thresholds were learnt"
     settings = {name: getattr(policy, name) for name in TOLD}
     settings |= {name: list(settings[name]) for name in ("dense_layers", "kinds")}
+    told = {"decided_at": decided_at, "learnt": dict(learnt), "thresholds": rows_of(policy.thresholds)}
     file = folder / f"thresholds-{decided_at}-{policy.level:g}.json"
-    write_json(file, settings | {"decided_at": decided_at, "thresholds": rows_of(policy.thresholds)})
+    write_json(file, settings | told)
 
 
-def load(folder: Path) -> dict[Key, SparsityPolicy]:
-    found: dict[Key, SparsityPolicy] = {}
+def load(folder: Path) -> dict[Case, SparsityPolicy]:
+    found: dict[Case, SparsityPolicy] = {}
     for file in sorted(folder.glob(PATTERN)):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
@@ -53,7 +57,7 @@ def load(folder: Path) -> dict[Key, SparsityPolicy]:
             if any(math.isnan(value) for value in thresholds.values()):
                 raise ValueError("a threshold is no number")
             policy = SparsityPolicy(**settings, scope="threshold", thresholds=thresholds)
-            found[key_of(told["decided_at"], policy.level)] = policy
+            found[case_of(told["decided_at"], policy.level)] = policy
         except (KeyError, TypeError, ValueError) as error:  # a UserError is a ValueError too
             raise UserError(f"{file} holds no thresholds ({error}): remove it; {CURE}") from error
     return found

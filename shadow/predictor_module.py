@@ -19,7 +19,7 @@ from shadow.errors import UserError
 from shadow.layer_losses import layer_losses
 from shadow.objectives import Objective
 from shadow.predictors import Tap, TapNet
-from shadow.rank_metrics import mass, ranks, recall, spearman
+from shadow.rank_metrics import Places, mass, places, ranks, recall, spearman
 from shadow.ridge import Moments
 from shadow.sites import KINDS, Kind
 from shadow.traces import EMBEDDINGS, FEATURES, Rows, Traces
@@ -195,8 +195,8 @@ def _as_is(sample: Any) -> Any:
     return sample
 
 
-def agreement(said: Tensor, target: Tensor, moved: Tensor) -> dict[str, Tensor]:
-    """Ranks, ranks and sizes, [N, S, U] each -> metrics of the layers, [S]."""
+def agreement(said: Tensor, target: Places, moved: Tensor) -> dict[str, Tensor]:
+    """Ranks, places and sizes, [N, S, U] each -> metrics of the layers, [S]."""
     found = {"spearman": spearman(said, target)}
     for level in LEVELS:
         found[f"recall@{round(100 * level)}"] = recall(said, target, level)
@@ -223,13 +223,14 @@ class PredictorModule(pl.LightningModule):
     def __init__(
         self,
         net: TapNet,
-        objective: Objective,
+        objectives: Mapping[Kind, Objective],
         descent: Descent,
         norms: Mapping[Kind, Tensor] | None = None,
     ) -> None:
-        """norms: [L, U] of each kind, by which a unit's score is multiplied in the mass, if given."""
+        """objectives: of each kind that the net scores; norms: [L, U] of each, by which a unit's score is
+        multiplied in the mass, if given."""
         super().__init__()
-        self.net, self.objective, self.descent = net, objective, descent
+        self.net, self.objectives, self.descent = net, dict(objectives), descent
         self.norms = {kind: values[net.first :] for kind, values in (norms or {}).items()}
         self.totals: dict[Kind, dict[str, Tensor]] = {}  # of each metric, [S]: the sum over validation rows
         self.validated = 0  # rows
@@ -258,7 +259,7 @@ class PredictorModule(pl.LightningModule):
                 seen.add(of_stores, {kind: values[:, here] for kind, values in targets.items()})
         for tap, seen in moments.items():
             reader = self.net.reader(tap)
-            best = {kind: self.objective.start(mean) for kind, mean in seen.mean().items()}
+            best = {kind: self.objectives[kind].start(mean) for kind, mean in seen.mean().items()}
             reader.set_static(seen.center(), seen.scale(), best)
             if ridge is not None:
                 assert isinstance(reader, Tap)
@@ -267,18 +268,18 @@ class PredictorModule(pl.LightningModule):
     def targets(self, sample: Sample) -> dict[Kind, Tensor]:
         """-> [N, S, U] of each kind."""
         return {
-            kind: self.objective.target(scores, self.mean_scores[kind])
+            kind: self.objectives[kind].target(scores, self.mean_scores[kind])
             for kind, scores in sample.scores.items()
         }
 
     def loss(self, predicted: dict[Kind, Tensor], targets: dict[Kind, Tensor]) -> Tensor:
         return torch.stack(
-            [self.objective.loss(predicted[kind], targets[kind]) for kind in self.net.kinds]
+            [self.objectives[kind].loss(predicted[kind], targets[kind]) for kind in self.net.kinds]
         ).mean()
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16):  # of products alone: faster
-            if self.objective.alone and self.net.plain:
+            if self.net.plain and all(objective.alone for objective in self.objectives.values()):
                 loss = self.loss_by_layers(batch)
             else:
                 predicted = self.net(batch.states, batch.inside)
@@ -302,7 +303,8 @@ class PredictorModule(pl.LightningModule):
     def loss_of_layer(self, scores: Tensor, kind: Kind, before: int, layer: int, said: Tensor) -> Tensor:
         """scores: [N, S, U] of all layers; said: [N, 1, U] of the one that comes `layer` behind `before`."""
         here = slice(before + layer, before + layer + 1)
-        return self.objective.loss(said, self.objective.target(scores[:, here], self.mean_scores[kind][here]))
+        objective = self.objectives[kind]
+        return objective.loss(said, objective.target(scores[:, here], self.mean_scores[kind][here]))
 
     def on_validation_epoch_start(self) -> None:
         self.totals, self.validated = {kind: {} for kind in self.net.kinds}, 0
@@ -313,8 +315,8 @@ class PredictorModule(pl.LightningModule):
         for kind in self.net.kinds:
             static = torch.cat([self.net.reader(tap).static[kind] for tap in self.net.taps])
             constant = static.expand_as(targets[kind])
-            found["val/loss"].append(self.objective.loss(predicted[kind], targets[kind]))
-            found["val/static_loss"].append(self.objective.loss(constant, targets[kind]))
+            found["val/loss"].append(self.objectives[kind].loss(predicted[kind], targets[kind]))
+            found["val/static_loss"].append(self.objectives[kind].loss(constant, targets[kind]))
             # not after each epoch of a fit: ranking would take longer than learning
             if self.trainer.state.fn == TrainerFn.VALIDATING:
                 for name, of_layers in self.ranked(kind, batch, predicted[kind], static).items():
@@ -327,11 +329,11 @@ class PredictorModule(pl.LightningModule):
 
     def ranked(self, kind: Kind, batch: Sample, predicted: Tensor, static: Tensor) -> dict[str, Tensor]:
         """How well the net ranks, [S] of each metric, and beside it its constant, as `static_`."""
-        moved, target = batch.scores[kind], ranks(batch.scores[kind])
+        moved, target = batch.scores[kind], places(batch.scores[kind])
         if self.norms:
             moved = moved * self.norms[kind].to(moved.device)
         found = agreement(ranks(predicted), target, moved)
-        of_static = agreement(ranks(static).expand_as(target), target, moved)
+        of_static = agreement(ranks(static).expand_as(moved), target, moved)
         return found | {f"static_{name}": values for name, values in of_static.items()}
 
     def metrics_of_layers(self) -> list[dict[str, int | str | float]]:

@@ -14,7 +14,7 @@ from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, REMOVAL, Seen
 from shadow.criteria.statistics import Shown
 from shadow.errors import UserError
 from shadow.paper import Attention, MLPReader, MLPShape
-from shadow.policies import CURE, key_of
+from shadow.policies import CURE, case_of
 from shadow.removal import Exact, removal
 from shadow.scores import score
 from shadow.sites import Kind, Site, Source, find_sites, listen
@@ -43,7 +43,7 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Looks(Protocol):
-    """A scorer that must see the whole sample before the sparse pass: an oracle."""
+    """A scorer that runs a dense pass over the sample, or over its prompt, before the sparse one."""
 
     def look(self, model: PreTrainedModel, batch: Batch) -> None: ...
 
@@ -325,7 +325,7 @@ class Predicted:
 
         decided_at: give the same to `sparse`. Raises UserError where none were learnt.
         """
-        found = self.policies.get(key_of(decided_at, level))
+        found = self.policies.get(case_of(decided_at, level))
         if found is None:
             raise UserError(
                 f"this predictor has no thresholds for level {level} decided at {decided_at}, but for "
@@ -337,6 +337,11 @@ class Predicted:
     def first(self) -> int:
         """The first layer that is scored."""
         return self.net.first
+
+    @property
+    def dense_layers(self) -> range:
+        """Those that are not scored, and the first one, which stays whole for every scorer."""
+        return range(max(self.first, 1))
 
     @property
     def kinds(self) -> list[Kind]:
@@ -351,14 +356,11 @@ class Predicted:
 
     @torch.no_grad()
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
-        reader = self.net.to(state.device).reader(tap)
+        reader = self.net.reader(tap).to(state.device)
+        pool = None if pool is None else pool.to(state.device)
         if self.net.attention is not None:
-            if pool is None:
-                raise UserError(
-                    "a predictor that attends to a whole prompt scores no single token: use "
-                    "sparsity.decided_at=prompt or sequence, got token"
-                )
-            return reader.of_layers(self.net.attention(state, pool))
+            assert pool is not None, "a net that attends scores no single token"
+            return reader.of_layers(self.net.attention.to(state.device)(state, pool))
         if pool is None:
             return reader.of_layers(state)
         if self.pooling == "scores":

@@ -138,7 +138,9 @@ class _Pass:
             return
         tensors = [x for _, x in self.seen]
         grads = torch.autograd.grad(loss, tensors, create_graph=True)
-        squares = torch.stack([(grad.detach().float() * grad.float()).sum() for grad in grads]).sum()
+        first = grads[0].device  # layers may lie on several
+        norms = [(grad.detach().float() * grad.float()).sum().to(first) for grad in grads]
+        squares = torch.stack(norms).sum()
         for (site, x), product in zip(self.seen, torch.autograd.grad(squares, tensors)):
             self.deliver("curvature", site, x.detach(), product)
 

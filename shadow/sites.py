@@ -253,7 +253,7 @@ def visit(sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]) ->
 
     The projection reads the very tensor that fn saw, or its replacement, so x stands in the autograd graph.
     Neurons of experts are 0 where a token is not sent to the expert; what replaces them there is not read.
-    Expects `sites` to hold each visited layer's head site, or an FFN that keeps [B, T] apart.
+    Expects `sites` to hold each visited layer's head site.
     """
     lead: list[int] = []
 

@@ -56,8 +56,12 @@ class SparsityPolicy:
             raise UserError(
                 f"sparsity.min_units must be a whole number of at least 0, got {self.min_units!r}"
             )
-        if not set(self.kinds) <= set(KINDS) or not self.kinds:
-            raise UserError(f"sparsity.kinds must name some of {list(KINDS)}, got {list(self.kinds)}")
+        if not are_listed(self.kinds, str) or not set(self.kinds) <= set(KINDS) or not self.kinds:
+            raise UserError(f"sparsity.kinds must name some of {list(KINDS)} in brackets, got {self.kinds!r}")
+        if not are_listed(self.dense_layers, int):
+            raise UserError(
+                f"sparsity.dense_layers must be numbers of layers in brackets, got {self.dense_layers!r}"
+            )
         if self.head_unit not in get_args(HeadUnit):
             raise UserError(
                 f"sparsity.head_unit must be one of {list(get_args(HeadUnit))}, got {self.head_unit!r}"
@@ -149,6 +153,13 @@ class SparsityPolicy:
         n_safe = sum(min(self.min_units, values.shape[-1]) for values in scores.values())
         keep = keep_top(ranked, max(kept(ranked.shape[-1], self.level), n_safe))
         return dict(zip(scores, keep.split([values.shape[-1] for values in scores.values()], -1)))
+
+
+def are_listed(values: object, kind: type) -> bool:
+    """Whether these are several of a kind, where one alone may be given by mistake."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return False
+    return all(type(value) is kind for value in values)
 
 
 def kept(units: int, level: float) -> int:

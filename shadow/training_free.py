@@ -124,6 +124,7 @@ class LowRankCopy:
     def at(self, tap: int, state: Tensor, pool: Tensor | None) -> dict[Unit, Tensor]:
         path = self.paths[tap]
         x = path.norm(state).float()
+        pool = None if pool is None else pool.to(state.device)
         first, *others = (copy(x) for copy in self.copies[tap])
         neurons = path.nonlinearity(first)
         for other in others:

@@ -29,6 +29,7 @@ class CurveCallback(Callback):
     contender = ""  # an example of it
     patience = 0  # how many times the duration of a drawing must pass before the next
     draw_from = 0.0  # on the monotonic clock
+    stale = False  # whether jobs have ended since the last drawing
 
     def __init__(self, against: str = AGAINST) -> None:
         """against: the scorer that the others are compared with, example by example."""
@@ -47,7 +48,8 @@ class CurveCallback(Callback):
             atexit.register(self.log_unended, folder_of(config), logs_to_wandb(config))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if draws(config) and time.monotonic() >= self.draw_from:
+        self.stale = time.monotonic() < self.draw_from
+        if draws(config) and not self.stale:
             start = time.monotonic()
             guarded(lambda: self.rebuild(folder_of(config)))
             self.draw_from = time.monotonic() + self.patience * (time.monotonic() - start)
@@ -83,11 +85,13 @@ class CurveCallback(Callback):
             upload(rebuilt)
 
     def say_unended(self, folder: Path, with_wandb: bool) -> None:
-        """Draws and uploads nothing: at exit no thread may start, and the last job's end has drawn."""
+        """Draws and uploads nothing: at exit no thread may start."""
         if not folder.is_dir():
             return  # the sweep did not get as far as its first job
         log.info("%s", self.summary(folder))
-        log.info("drawn -> %s; anew: %s %s", folder / f"{REPORTS[self.report].stem}.md", self.command, folder)
+        report = folder / f"{REPORTS[self.report].stem}.md"
+        lacks = " (without the last jobs)" if self.stale else ""
+        log.info("drawn -> %s%s; anew: %s %s", report, lacks, self.command, folder)
         if with_wandb:
             log.warning(
                 "this is not in W&B, as the sweep broke off; put it there: %s %s --wandb",

@@ -1,5 +1,6 @@
 """From a grid to grid.csv, grid.png grid.md and grid.html."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,8 @@ def section(grid: Grid, figure: Path | None, folder: Path, against: str) -> list
 def table(grid: Grid, panel: Panel, bold: str = "") -> list[list[str]]:
     """The header, then a row for each criterion; `bold` goes about the best cell."""
     choose = max if panel.low_is_bad else min
-    best = choose(panel.cells, key=lambda cell: panel.cells[cell].mean, default=None)
+    known = {cell: over.mean for cell, over in panel.cells.items() if math.isfinite(over.mean)}
+    best = choose(known, key=lambda cell: known[cell], default=None)
     rows = [["criterion", *grid.scorers]]
     for criterion in grid.criteria:
         row = [criterion]

@@ -44,9 +44,7 @@ class Summed:
 
     def window(self, inside: Tensor) -> Tensor:
         """inside: bool [B, T] -> [B, U]: the score over these positions together."""
-        weights = inside[:, None].to(
-            self.parts.dtype
-        )  # a product is many times faster than masking and summing
+        weights = inside[:, None].to(self.parts)  # a product is many times faster than masking and summing
         return self.finish(torch.bmm(weights, self.parts)[:, 0])
 
 

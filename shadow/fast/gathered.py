@@ -60,10 +60,10 @@ class GatheredRun:
         check_scorer(planner)
         self.planner, self.weights, self.late_keys, self.compact = planner, weights, late_keys, compact
         self.turns = describe(model)[1].turns
-        policy = planner.policy
-        means = {} if planner.fill is None else {u: m for u, m in planner.fill.items() if policy.prunes(u)}
-        self.fills = Fills(weights, means)
-        self.each_token = planner.decided_at == "token" and bool(planner.scorer.taps) and policy.level > 0
+        self.fills = Fills(weights, planner.pruned_fill)
+        self.each_token = planner.decides_each_token
+        if planner.hear is not None and self.each_token:
+            raise UserError("hear is not told of tokens by executor=gathered: use executor=masked")
         if compact and self.each_token:
             raise UserError(
                 "compact copies rows once a prompt and needs plans that stay for all that follows: give "
@@ -76,7 +76,7 @@ class GatheredRun:
             units: dict[Kind, int] = {"head": weights.sizes.heads, "neuron": weights.sizes.neurons}
             exact = weights.up.values.dtype == np.float32
             self.nets = pack_nets(planner.scorer, units, "float32" if exact else "bfloat16")
-            self.rule = rule_of(model, policy)
+            self.rule = rule_of(model, planner.policy)
         self.total: Counter[Unit] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[Unit] = Counter()
         self.team = Team()

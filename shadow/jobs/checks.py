@@ -2,17 +2,18 @@
 
 import re
 import shlex
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from shadow import criteria
 from shadow.batches import Loss, Positions
 from shadow.errors import UserError
 from shadow.hub import CONFIG
-from shadow.jobs.points import running_text
+from shadow.jobs.measures import running_text
+from shadow.jobs.numbers import check_numbers, require_whole
 from shadow.jobs.settings import (
     NETS,
     STRATEGIES,
@@ -23,29 +24,31 @@ from shadow.jobs.settings import (
     calibration_data,
     check_taps,
     data_label,
+    device_of,
+    first_scored,
     holds,
     learns_budgets,
     needs_means,
     needs_traces,
-    objective_of,
+    objectives_of,
     policy_of,
     predictor_folder,
     predictor_kinds,
     predictor_shape,
     reads,
     require_choice,
+    several_taps,
     shares_weights,
     traces_folder,
 )
-from shadow.masked import Executor, KVPolicy, Prefill, Storage
+from shadow.masked import DecidedAt, Executor, FillName, KVPolicy, Prefill, Storage
 from shadow.packing import Stored
 from shadow.traces import FEATURES, MEANS, read_manifest
 
 STAGES = ("plan", "traces", "predictor")
-FILLS = ("auto", "zero", "mean")
 SCHEDULES = ("cosine", "constant_with_warmup")
 BUDGETS = ("uniform", "greedy", "global")
-UNGATHERED = ("oracle", "prompt_activation", "svd")  # scorers that the gathered executor does not run
+UNGATHERED = ("oracle", "prompt_activation")  # they look at a sample first
 SCORERS = (*NETS, "static", "random", "oracle", "prompt_activation", "svd")
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [
@@ -80,7 +83,7 @@ def check_devices(cfg: DictConfig) -> None:
     require_choice("trainer.strategy", trainer.strategy, list(STRATEGIES))
     if shares_weights(cfg):
         check_shared(cfg)
-    if trainer.devices not in (1, "auto", [0]) and trainer.strategy == "auto":
+    if devices_of(cfg) not in (0, 1, [0]) and trainer.strategy == "auto":
         raise UserError(
             f"trainer.devices={trainer.devices} asks for several processes: give trainer.strategy=ddp, or "
             f"fsdp for them to share a model that is larger than one device, got {trainer.strategy}"
@@ -93,6 +96,14 @@ def check_devices(cfg: DictConfig) -> None:
         )
 
 
+def devices_of(cfg: DictConfig) -> Any:
+    """How many, or which, with `auto` told."""
+    trainer = cfg.trainer
+    if trainer.devices != "auto":
+        return trainer.devices
+    return 1 if trainer.accelerator == "cpu" else torch.cuda.device_count()
+
+
 def check_shared(cfg: DictConfig) -> None:
     trainer, asked = cfg.trainer, asked_criteria(cfg)
     if cfg.model.device_map is not None:
@@ -100,10 +111,7 @@ def check_shared(cfg: DictConfig) -> None:
             "trainer.strategy=fsdp gives each process a part of every layer, and model.device_map gives "
             f"devices whole ones: give model.device_map=null, got {cfg.model.device_map!r}"
         )
-    devices = trainer.devices
-    if devices == "auto":
-        devices = 1 if trainer.accelerator == "cpu" else torch.cuda.device_count()
-    if devices in (0, 1, [0]) and trainer.num_nodes == 1:
+    if devices_of(cfg) in (0, 1, [0]) and trainer.num_nodes == 1:
         raise UserError(
             "trainer.strategy=fsdp shares the weights among processes and needs several: give "
             f"trainer.devices=2 or more, or trainer=default, got trainer.devices={trainer.devices} with "
@@ -165,8 +173,8 @@ def check_predictor(cfg: DictConfig) -> None:
             "predictor=prompt_activation knows the prompt alone, all of it: use sparsity.decided_at=prompt, "
             f"got {cfg.sparsity.decided_at}"
         )
-    if name == "svd" and cfg.predictor.rank < 1:
-        raise UserError(f"predictor.rank must be at least 1, got {cfg.predictor.rank}")
+    if name == "svd":
+        require_whole("predictor.rank", cfg.predictor.rank, 1)
     if criterion in criteria.STATISTICS and name in (*NETS, "oracle", "prompt_activation"):
         raise UserError(
             f"criterion={criterion} compares many windows and says nothing of one prompt: "
@@ -181,20 +189,27 @@ def check_predictor(cfg: DictConfig) -> None:
             f"{'the same for every prompt' if criterion == criteria.RANDOM else 'of either sign'}: "
             f"use predictor=static or predictor=oracle, got predictor={name}"
         )
+    check_numbers(cfg)
     reads(cfg)
     check_taps(cfg.predictor.taps, cfg.predictor.ahead)
+    check_tapped(cfg)
     predictor_kinds(cfg)
     predictor_shape(cfg)
     check_epochs(cfg)
-    check_descent(cfg)
+    require_choice("predictor.schedule", cfg.predictor.schedule, SCHEDULES)
     check_rounds(cfg)
-    objective_of(cfg)
+    objectives_of(cfg)
+
+
+def check_tapped(cfg: DictConfig) -> None:
+    """Of taps that are named one by one, that their states are kept."""
+    taps, kept = cfg.predictor.taps, cfg.traces.taps
+    if isinstance(taps, ListConfig) and isinstance(kept, ListConfig) and not set(taps) <= set(kept):
+        raise UserError(f"predictor.taps={taps} must be among traces.taps={kept}: add them, or give `all`")
 
 
 def check_epochs(cfg: DictConfig) -> None:
     settings = cfg.predictor
-    if settings.epochs < 0:
-        raise UserError(f"predictor.epochs must be at least 0, got {settings.epochs}")
     if settings.epochs == 0 and (settings.ridge is None or settings.depth):
         raise UserError(
             "predictor.epochs=0 leaves the ridge regression as it is, a linear map: give predictor.ridge a "
@@ -202,24 +217,13 @@ def check_epochs(cfg: DictConfig) -> None:
         )
 
 
-def check_descent(cfg: DictConfig) -> None:
-    settings = cfg.predictor
-    require_choice("predictor.schedule", settings.schedule, SCHEDULES)
-    if settings.clip is not None and settings.clip <= 0:
-        raise UserError(
-            f"predictor.clip is the gradient's largest norm, above 0, or null for none, got {settings.clip}"
-        )
-
-
 def check_rounds(cfg: DictConfig) -> None:
-    settings = cfg.predictor
-    if settings.rounds < 0:
-        raise UserError(f"predictor.rounds must be at least 0, got {settings.rounds}")
+    settings, levels = cfg.predictor, cfg.predictor.levels
     if settings.rounds == 0:
         return
-    if not are_levels(settings.levels):
+    if not isinstance(levels, ListConfig) or not are_levels(levels) or len(set(levels)) < len(levels):
         raise UserError(
-            f"predictor.levels must be shares of units removed, each in (0, 1), got {settings.levels}"
+            f"predictor.levels must be shares of units removed, each in (0, 1) and given once, got {levels}"
         )
     if settings.pooling != "scores":
         raise UserError(
@@ -231,7 +235,8 @@ def check_rounds(cfg: DictConfig) -> None:
 def check_sparsity(cfg: DictConfig) -> None:
     policy_of(cfg)  # refuses what is no policy
     settings = cfg.sparsity
-    require_choice("sparsity.fill", settings.fill, FILLS)
+    require_choice("sparsity.decided_at", settings.decided_at, get_args(DecidedAt))
+    require_choice("sparsity.fill", settings.fill, get_args(FillName))
     require_choice("sparsity.budgets", settings.budgets, BUDGETS)
     if settings.budgets != "uniform" and settings.scope != "layer":
         raise UserError(
@@ -266,14 +271,30 @@ def check_executor(cfg: DictConfig) -> None:
         require_choice("executor.storage", settings.storage, get_args(Storage))
     if settings.name == "gathered" and cfg.predictor.name in UNGATHERED and cfg.sparsity.level > 0:
         raise UserError(
-            f"executor=gathered runs no predictor={cfg.predictor.name}, which must see a sample first, or is "
-            "no net: give executor=masked"
+            f"executor=gathered runs no predictor={cfg.predictor.name}, which must see a sample first: give "
+            "executor=masked"
         )
     if settings.compact and settings.name != "gathered":
         raise UserError(
             f"executor.compact copies what executor=gathered reads, got executor={settings.name}: give "
             "executor=gathered, or executor.compact=false"
         )
+    if settings.name == "gathered" and cfg.predictor.name == "svd" and cfg.sparsity.decided_at == "token":
+        raise UserError(
+            "executor=gathered decides at each token by nets alone, and predictor=svd is none: give "
+            "sparsity.decided_at=prompt, or executor=masked"
+        )
+    if settings.name == "gathered" and cfg.predictor.name in NETS and cfg.sparsity.level > 0:
+        if cfg.predictor.source != "state" or measure.dense_fed:
+            raise UserError(
+                "executor=gathered needs a predictor that reads states, as it runs: give executor=masked, "
+                f"got predictor.source={cfg.predictor.source} and measure.dense_fed={measure.dense_fed}"
+            )
+        if cfg.sparsity.scope == "global" and cfg.sparsity.decided_at == "token":
+            raise UserError(
+                "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got "
+                "global: use one of these, sparsity.decided_at=prompt, or executor=masked"
+            )
     by_token = cfg.predictor.name in NETS and cfg.sparsity.decided_at == "token"
     if settings.compact and by_token and cfg.sparsity.level > 0:
         raise UserError(
@@ -282,6 +303,11 @@ def check_executor(cfg: DictConfig) -> None:
         )
     if not measure.latency:
         return
+    if device_of(cfg).type != "cpu":
+        raise UserError(
+            "measure.latency times what runs on the CPU, and this job's model lies on a GPU: give "
+            f"trainer=cpu, got trainer.accelerator={cfg.trainer.accelerator}"
+        )
     if settings.name != "gathered":
         raise UserError(
             "measure.latency times an executor that leaves out what plans drop, and "
@@ -295,7 +321,7 @@ def check_executor(cfg: DictConfig) -> None:
 def check_scorer(cfg: DictConfig) -> None:
     """Before the model is loaded: an unknown scorer, a missing artifact and the command that makes it."""
     check_predictor(cfg)
-    if cfg.trainer.strategy != "auto" or cfg.trainer.devices not in (1, "auto", [0]):
+    if cfg.trainer.strategy != "auto" or devices_of(cfg) not in (0, 1, [0]):
         raise UserError(
             "evaluate.py measures in one process: give trainer.devices=1 and trainer.strategy=auto, got "
             f"{cfg.trainer.devices} and {cfg.trainer.strategy}; train.py collects and fits in several"
@@ -308,9 +334,12 @@ def check_scorer(cfg: DictConfig) -> None:
     if name in NETS or needs_traces(cfg) or needs_means(cfg):
         check_made(cfg)
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
-        without = "sparsity.budgets=uniform" if cfg.sparsity.budgets == "greedy" else "sparsity.scope=layer"
+        greedy = cfg.sparsity.budgets == "greedy"
+        what, without = (
+            ("budgets", "sparsity.budgets=uniform") if greedy else ("thresholds", "sparsity.scope=layer")
+        )
         raise UserError(
-            f"there are no budgets {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
+            f"there are no {what} {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
             f"give {without}"
         )
 
@@ -356,8 +385,18 @@ def check_disjoint(cfg: DictConfig) -> None:
 
 
 def check_scored(cfg: DictConfig) -> None:
-    """Refuse plans of what the predictor says nothing about."""
-    kinds = predictor_kinds(cfg)
+    """Refuse plans of what the predictor says nothing about, or not in time."""
+    kinds, first = predictor_kinds(cfg), first_scored(cfg)
+    if not set(range(first)) <= set(cfg.sparsity.dense_layers):
+        raise UserError(
+            "sparsity.dense_layers must hold every layer before the first that the predictor scores "
+            f"({first}), got {cfg.sparsity.dense_layers}"
+        )
+    if cfg.sparsity.scope == "global" and several_taps(cfg):
+        raise UserError(
+            "sparsity.scope=global ranks over layers that a predictor with several taps has not scored yet: "
+            f"use sparsity.scope=layer, or a predictor with one tap, got predictor.taps={cfg.predictor.taps}"
+        )
     if not set(cfg.sparsity.kinds) <= set(kinds):
         raise UserError(
             f"sparsity.kinds must be among predictor.kinds={kinds}, which are all that predictor="

@@ -22,7 +22,7 @@ from shadow.jobs.settings import (
     STRATEGIES,
     fill_of,
     model_label,
-    objective_of,
+    objectives_of,
     predictor_folder,
     predictor_kinds,
     predictor_settings,
@@ -51,26 +51,26 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
     if not (folder / hub.CONFIG).is_file():
         with taking_turns(folder):
             if not (folder / hub.CONFIG).is_file():  # else another job was faster
-                fit(cfg, lm, get_traces(cfg, lm), get_pruned_states(cfg, lm, loggers), folder, loggers)
+                fit(cfg, lm, get_traces(cfg, lm), get_pruned_states(cfg, lm), folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
     return folder
 
 
-def get_pruned_states(cfg: DictConfig, lm: LM, loggers: list) -> list[Traces]:
+def get_pruned_states(cfg: DictConfig, lm: LM) -> list[Traces]:
     """Of the windows and tokens of `get_traces`, the states that the predictor of the round before leaves of
-    them: a store for each of `predictor.levels`."""
+    them: a store for each of `predictor.levels`. Its fit is not logged: the steps of rounds would mix."""
     if cfg.predictor.rounds == 0:
         return []
     before = cfg.copy()
     before.predictor.rounds -= 1
-    predictor = load_predictor(get_predictor(before, lm, loggers), lm)
+    predictor = load_predictor(get_predictor(before, lm, []), lm)
     stores = []
     fill = get_means(cfg, lm) if fill_of(cfg) == "mean" else None
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
         policy = SparsityPolicy(
             level,
-            dense_layers=range(predictor.first),
+            dense_layers=predictor.dense_layers,
             kinds=predictor.kinds,
             head_unit=cfg.sparsity.head_unit,
         )
@@ -105,7 +105,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
     descent = Descent(**{name: settings[name] for name in Descent._fields})
     norms = column_norms(find_sites(lm.model))
-    module = PredictorModule(net, objective_of(cfg), descent, norms)
+    module = PredictorModule(net, objectives_of(cfg), descent, norms)
     log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
     last = folder / "last.ckpt"
     if last.is_file() and not zipfile.is_zipfile(last):

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from shadow import models
+from shadow.collector import place
 from shadow.errors import UserError
 from shadow.jobs import planning
-from shadow.jobs.settings import plain, shares_weights
+from shadow.jobs.settings import device_of, plain, shares_weights
 from shadow.models import LM
 from shadow.sites import values_of
 
@@ -31,10 +32,17 @@ def measured_lm(cfg: DictConfig) -> LM:
     """The model of `load_lm` as it is measured: the same weights in measure.dtype."""
     model = plain(cfg.model)
     settings = json.dumps(model | {"dtype": cfg.measure.dtype or model["dtype"]}, sort_keys=True)
-    return _load_lm(settings, shares_weights(cfg))
+    return placed(cfg, _load_lm(settings, shares_weights(cfg)))
 
 
-@lru_cache(maxsize=1)
+def placed(cfg: DictConfig, lm: LM) -> LM:
+    """On the GPU, if this job may use one and accelerate has not spread the model."""
+    if device_of(cfg).type == "cuda":
+        place(lm.model, device_of(cfg))
+    return lm
+
+
+@lru_cache(maxsize=2)  # the second for measure.dtype
 def _load_lm(settings: str, shared: bool) -> LM:
     """shared: whether processes will share it out, which is not undone."""
     model = OmegaConf.create(json.loads(settings))

@@ -11,6 +11,7 @@ from shadow.jobs.settings import (
     NETS,
     asked_parts,
     asked_size,
+    model_label,
     plain,
     predictor_kinds,
     predictor_shape,
@@ -31,13 +32,15 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
 
 def check_context(cfg: DictConfig) -> None:
     """Refuse windows longer than what the model was made to read; prompts of tasks are cut to it."""
-    room = shape_of(cfg).max_position_embeddings
+    room = shape_of(cfg).get_text_config().max_position_embeddings
     asked = {"data.tokens": cfg.data.get("tokens") or 0}
     # an experiment may give train.py some keys of measures, which it does not read
     if cfg.task_name == "evaluate":
         measure = cfg.measure
-        if measure.perplexity or measure.quality:
+        if measure.perplexity or measure.quality or measure.context:
             asked["measure.tokens"] = measure.tokens
+        if measure.latency:
+            asked["measure.prompt_tokens + measure.new_tokens"] = measure.prompt_tokens + measure.new_tokens
         if measure.choices:
             both = measure.context_tokens + measure.continuation_tokens
             asked["measure.context_tokens + measure.continuation_tokens"] = both
@@ -106,7 +109,8 @@ def told(cfg: DictConfig, found: dict[str, Any]) -> str:
     at_most = "at most " if "tasks" in cfg.data else ""
     units = " and ".join(f"{count} {kind}s" for kind, count in found["units"].items())
     lines = [
-        f"{cfg.model.name}: {found['parameters'] / 1e6:,.1f} M parameters; {found['layers']} layers: {units}",
+        f"{model_label(cfg)}: {found['parameters'] / 1e6:,.1f} M parameters; {found['layers']} layers: "
+        f"{units}",
         f"collecting: {at_most}{found['windows']} windows, {found['tokens']:,} tokens",
         f"  forward  {found['forward_flops']:.3g} FLOPs",
         f"  backward {found['backward_flops']:.3g} FLOPs, to activations, where a criterion needs gradients",

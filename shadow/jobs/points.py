@@ -1,7 +1,6 @@
-"""One point of a curve: what it is, measuring it, and finding it again."""
+"""One point of a curve: what it is, keeping it, and finding it again."""
 
 import json
-import math
 import os
 import shutil
 from dataclasses import fields, replace
@@ -11,27 +10,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from shadow import criteria, curve, hub, policies
-from shadow.artifacts import key_of, write_json, writing
-from shadow.batches import Example
+from shadow import curve, hub, policies
+from shadow.artifacts import alone, key_of, write_json, writing
 from shadow.card import STDERR
-from shadow.errors import UserError
 from shadow.jobs import settings as names
-from shadow.masked import Run
-from shadow.models import LM, require_dtype
-from shadow.sites import Kind
+from shadow.jobs.measures import reads_text
 from shadow.sparsity import SparsityPolicy
-from shadow.texts import fingerprint, questions, read_documents, text_windows
 
 UNTOLD = ("root", "text", "column", "dense_fed", "raw_inputs")  # where tasks and text lie; and of nets alone
-OF_TEXT = (
-    "perplexity",
-    "choices",
-    "quality",
-    "latency",
-    "context",
-)  # measured on running text
-MEASURES = (*OF_TEXT, "tasks")
+OF_RUN = ("commit", "versions", "machine")  # of a record: by what a point was measured
 SAMPLES = "samples.json"  # beside run.json: of each metric, a figure for each example
 
 
@@ -48,92 +35,16 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def check_measure(cfg: DictConfig) -> None:
-    """Everything about the measure that can be refused before a model is loaded."""
-    settings = cfg.measure
-    if settings.batch_size != "auto" and not (
-        isinstance(settings.batch_size, int) and settings.batch_size > 0
-    ):
-        raise UserError(
-            f"measure.batch_size must be a whole number of at least 1, or auto, got {settings.batch_size!r}"
-        )
-    if not any(settings[name] for name in MEASURES):
-        raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
-    if settings.dtype is not None:
-        require_dtype("measure.dtype", settings.dtype)
-    if reads_text(cfg):
-        running_text(cfg)
-    elif settings.text is not None:
-        raise UserError(
-            f"measure.text={settings.text!r} is read by {', '.join(OF_TEXT)}, and measure asks for none of "
-            "these: leave it out, or give measure.perplexity=true"
-        )
-    if settings.quality:
-        criteria.require("measure.quality", judged_criteria(cfg))
-        if set(judged_criteria(cfg)) & set(criteria.BESIDE_MEANS):
-            raise UserError(
-                "measure.quality judges criteria by what setting a unit to 0 does, and cannot judge "
-                f"{list(criteria.BESIDE_MEANS)}, got {judged_criteria(cfg)}"
-            )
-        if cfg.sparsity.level != 0:
-            raise UserError(
-                f"measure.quality judges criteria on the dense model: sparsity.level must be 0, got "
-                f"{cfg.sparsity.level}"
-            )
-    if settings.context:
-        check_context(cfg)
-    if settings.tasks:
-        from shadow.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
+def settings_of(cfg: DictConfig, record: dict[str, Any]) -> dict[str, Any]:
+    """What decides the figures of this point. The dense model's are the same whoever would have scored.
 
-        require_tasks(settings.tasks)
-        task_specs(settings.tasks, task_root(cfg))
-
-
-def reads_text(cfg: DictConfig) -> bool:
-    return any(cfg.measure[name] for name in OF_TEXT)
-
-
-def running_text(cfg: DictConfig) -> list[str]:
-    """Of `measure.text`, so that a scorer of one kind of text can be measured on another; else of `data`."""
-    if cfg.measure.text is not None:
-        return read_documents("measure.text", cfg.measure.text, cfg.measure.column)
-    return names.calibration_data(cfg).documents("eval")
-
-
-def check_context(cfg: DictConfig) -> None:
-    asked = list(cfg.measure.context)
-    criteria.require("measure.context", asked)
-    cannot = {*criteria.STATISTICS, *criteria.BESIDE_MEANS, criteria.RANDOM}
-    if set(asked) & cannot:
-        raise UserError(
-            "measure.context ranks heads by each window's own scores, beside nothing else: it takes no "
-            f"{sorted(cannot)}, got {asked}"
-        )
-    if cfg.sparsity.level != 0 or cfg.measure.context_windows < 2:
-        raise UserError(
-            "measure.context looks at the dense model over several windows: sparsity.level must be 0 and "
-            f"measure.context_windows at least 2, got {cfg.sparsity.level} and {cfg.measure.context_windows}"
-        )
-
-
-def judged_criteria(cfg: DictConfig) -> list[str]:
-    """Those that tell of a unit that is set to 0, as the judge's are."""
-    if cfg.measure.quality == "all":
-        return [name for name in criteria.CRITERIA if name not in criteria.BESIDE_MEANS]
-    return list(cfg.measure.quality)
-
-
-def task_root(cfg: DictConfig) -> str | None:
-    return cfg.measure.root or cfg.data.get("root")
-
-
-def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
-    """What decides the figures of this point. The dense model's are the same whoever would have scored."""
-    content = content_of(cfg)
+    record: with the `code` that runs, and the `content` of what is measured, as `measures` names it.
+    """
+    content = record["content"]
     settings: dict[str, Any] = {
-        "code": code,
+        "code": record["code"],
         "model": names.model_settings(cfg),
-        "device": cfg.trainer.accelerator,
+        "device": names.device_of(cfg).type,
         "measure": {key: value for key, value in names.plain(cfg.measure).items() if key not in UNTOLD},
         "content": content["text"],
         "task_content": list(content["tasks"].values()),
@@ -153,28 +64,13 @@ def settings_of(cfg: DictConfig, code: str) -> dict[str, Any]:
     return settings
 
 
-def content_of(cfg: DictConfig) -> dict[str, Any]:
-    """Names what was measured on: files of one name may differ, and of two names be alike."""
-    return {
-        "text": fingerprint(running_text(cfg)) if reads_text(cfg) else None,
-        "tasks": {task: _task_content(task, task_root(cfg)) for task in cfg.measure.tasks},
-    }
-
-
-def _task_content(task: str, root: str | None) -> str:
-    if not root:
-        return "hub"
-    files = sorted((Path(root).expanduser() / task).glob("*.jsonl"))
-    return fingerprint([file.read_text(encoding="utf-8") for file in files])
-
-
-def _file(cfg: DictConfig, code: str) -> Path:
-    return Path(cfg.paths.artifact_dir) / "points" / f"{key_of(settings_of(cfg, code))}.json"
+def _file(cfg: DictConfig, record: dict[str, Any]) -> Path:
+    return Path(cfg.paths.artifact_dir) / "points" / f"{key_of(settings_of(cfg, record))}.json"
 
 
 def find(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
     """Fill the record from the same point measured before, if there is one."""
-    file = _file(cfg, record["code"])
+    file = _file(cfg, record)
     if not cfg.reuse_points or not file.is_file():
         return None
     known = json.loads(file.read_text())
@@ -184,6 +80,7 @@ def find(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
         "predictor": known["predictor"],
         "reused_from": known["measured_in"],
     }
+    record |= {name: known[name] for name in OF_RUN if name in known}  # points of before have none
     with writing(_samples_beside_record(cfg)) as unfinished:
         shutil.copyfile(_samples_of(file), unfinished)
     return file
@@ -202,10 +99,11 @@ def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, metrics: dict)
     record["predictor"] = predictor_of(cfg)
     record["metrics"] = {name: {"value": m.value, "stderr": m.stderr} for name, m in metrics.items()}
     measured_in = os.path.relpath(cfg.paths.output_dir, cfg.paths.root_dir)
-    where = {"measured_in": measured_in, "settings": settings_of(cfg, record["code"])}
+    where = {"measured_in": measured_in, "settings": settings_of(cfg, record)}
+    where |= {name: record[name] for name in OF_RUN if name in record}
     figures = {name: record[name] for name in ("achieved", "metrics", "predictor")}
     samples = json.dumps({name: m.samples for name, m in metrics.items() if m.samples is not None})
-    file = _file(cfg, record["code"])
+    file = _file(cfg, record)
     for beside in (_samples_beside_record(cfg), _samples_of(file)):  # before the point: a kill leaves no half
         with writing(beside) as unfinished:
             unfinished.write_text(samples + "\n")
@@ -236,8 +134,7 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
     folder = names.predictor_folder(cfg)
     if not (folder / hub.CONFIG).is_file():
         return  # measured before, and removed since
-    tell_thresholds(cfg, folder)
-    settings = settings_of(cfg, record["code"])
+    settings = settings_of(cfg, record)
     del settings["code"]  # other code measures the same point anew
     row = {
         "point": key_of(settings),
@@ -253,7 +150,9 @@ def tell(cfg: DictConfig, record: dict[str, Any]) -> None:
     }
     for name, metric in record["metrics"].items():
         row |= {name: metric["value"], f"{name}{STDERR}": metric["stderr"]}
-    curve.add(folder, hub.read_config(folder), row)
+    with alone(folder):  # jobs of other levels add theirs
+        tell_thresholds(cfg, folder)
+        curve.add(folder, hub.read_config(folder), row)
 
 
 def tell_thresholds(cfg: DictConfig, folder: Path) -> None:
@@ -268,7 +167,14 @@ def tell_thresholds(cfg: DictConfig, folder: Path) -> None:
     if names.fill_of(cfg) == fill and replace(policy, dense_layers=list(policy.dense_layers)) == usual:
         known = json.loads(file.read_text(encoding="utf-8"))
         learnt = replace(policy, thresholds=policies.thresholds_of(known["thresholds"]))
-        policies.save(folder, cfg.sparsity.decided_at, learnt)
+        on = {
+            "data": names.data_label(cfg),
+            "windows": known["windows"],
+            "fewshot": cfg.sparsity.budget_fewshot,
+            "seed": cfg.seed,
+            "weights": known["weights"],
+        }
+        policies.save(folder, cfg.sparsity.decided_at, learnt, on)
 
 
 def unusual(cfg: DictConfig) -> str:
@@ -291,101 +197,3 @@ def unusual(cfg: DictConfig) -> str:
 
 def plainly(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
-    from shadow import evaluation  # lm-eval takes seconds to import
-
-    settings = cfg.measure
-    metrics: evaluation.Metrics = {}
-    texts = running_text(cfg) if reads_text(cfg) else []
-    if settings.perplexity:
-        # the prompt is left out of the loss only where it has been read before the plan was made
-        share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
-        windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, share)
-        metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
-    if settings.choices:
-        asked = questions(
-            texts,
-            lm.tokenizer,
-            settings.questions,
-            settings.options,
-            settings.context_tokens,
-            settings.continuation_tokens,
-            settings.seed,
-        )
-        metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
-    if settings.latency:
-        metrics |= _latency(cfg, lm, texts, run)
-    if settings.quality:
-        metrics |= _quality(cfg, lm, texts)
-    if settings.context:
-        metrics |= _context(cfg, lm, texts)
-    if settings.tasks:
-        metrics |= evaluation.task_metrics(
-            run,
-            lm,
-            list(settings.tasks),
-            task_root(cfg),
-            settings.limit,
-            settings.num_fewshot,
-            settings.batch_size,
-            settings.seed,
-        )
-    return metrics
-
-
-def eval_windows(
-    cfg: DictConfig, lm: LM, texts: list[str], setting: str, tokens: int, prompt_share: float
-) -> list[Example]:
-    """Of the evaluation text, as many as this setting of the measure says."""
-    count, name = cfg.measure[setting], f"measure.{setting}"
-    return text_windows(texts, lm.tokenizer, count, tokens, prompt_share, cfg.measure.seed, name)
-
-
-def _latency(cfg: DictConfig, lm: LM, texts: list[str], run: Run) -> dict:
-    from shadow import latency
-    from shadow.evaluation import Metric
-    from shadow.fast.gathered import GatheredRun
-
-    settings = cfg.measure
-    if not isinstance(run, GatheredRun):
-        raise UserError(f"measure.latency times what runs on the CPU, and this model is on {lm.model.device}")
-    prompts = eval_windows(cfg, lm, texts, "rounds", settings.prompt_tokens, 1.0)
-    ids = [torch.tensor([prompt.ids]) for prompt in prompts]
-    figures = latency.beside_dense(run, lm.model, ids, settings.new_tokens, settings.compiled)
-    return {f"latency/{name}": Metric(value, None) for name, value in figures.items()}
-
-
-def _quality(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
-    from shadow.evaluation import Metric, rows
-    from shadow.quality import criterion_quality, sample_units
-
-    settings = cfg.measure
-    windows = eval_windows(cfg, lm, texts, "quality_windows", settings.tokens, settings.prompt_share)
-    per_layer: dict[Kind, int | None] = {"head": settings.quality_heads, "neuron": settings.quality_neurons}
-    units = sample_units(lm.model, settings.quality_layers, per_layer, settings.seed)
-    judged = criterion_quality(
-        lm.model, windows, judged_criteria(cfg), cfg.traces.loss, units, rows(windows, settings.batch_size)
-    )
-    metrics = {}
-    for name, found in judged.items():
-        if not math.isnan(found.spearman):  # scores that never differ agree with nothing
-            metrics[f"{name}/spearman"] = Metric(found.spearman, found.spearman_error)
-            metrics[f"{name}/recall@50"] = Metric(found.recall, found.recall_error)
-    return metrics
-
-
-def _context(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
-    """`rank_variance/<criterion>/<layer>`: the mean over heads, which stand where samples do."""
-    from shadow.context import rank_variances
-    from shadow.evaluation import Metric, rows
-
-    settings = cfg.measure
-    windows = eval_windows(cfg, lm, texts, "context_windows", settings.tokens, settings.prompt_share)
-    batch_size = rows(windows, settings.batch_size)
-    found = rank_variances(lm.model, windows, list(settings.context), cfg.traces.loss, batch_size)
-    return {
-        f"rank_variance/{name}/{layer}": Metric(float(of_heads.mean()), None, of_heads.tolist())
-        for (name, layer), of_heads in found.items()
-    }

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def versions() -> dict[str, str]:
     }
 
 
+@cache  # an edit in the middle of a sweep does not reach the modules that its jobs run
 def commit() -> dict[str, Any]:
     """The git commit of the working tree that this package lies in, if it lies in one."""
     root = Path(__file__).parent.parent.parent
@@ -152,6 +154,7 @@ def _git(root: Path, *words: str) -> str:
     ).stdout.strip()
 
 
+@cache
 def code_digest() -> str:
     """Names this package's source, so that a point measured by other code is not taken for this one's."""
     found = hashlib.sha256()

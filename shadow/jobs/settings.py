@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from shadow import criteria
 from shadow.artifacts import key_of
@@ -149,8 +150,8 @@ def reads(cfg: DictConfig) -> Reading:
         return Reading("token", "state", FEATURES)
     if decided_at == "token":
         raise UserError(
-            f"sparsity.decided_at=token needs predictor.pooling=scores, got {pooling!r}: "
-            "one state of a whole prompt says nothing about a single token"
+            f"predictor={cfg.predictor.name} reads a whole prompt (predictor.pooling={pooling}), which says "
+            "nothing about a single token: give sparsity.decided_at=prompt or sequence, got token"
         )
     if pooling == "attention":
         if source != "state" or cfg.predictor.taps != [0]:
@@ -193,60 +194,88 @@ def predictor_taps(cfg: DictConfig, layers: int) -> list[int]:
     return [first - ahead + index * (layers - first) // count for index in range(count)]
 
 
+def first_scored(cfg: DictConfig) -> int:
+    """The first layer that is scored from `predictor.taps`."""
+    taps, ahead = cfg.predictor.taps, cfg.predictor.ahead
+    return taps[0] + ahead if isinstance(taps, ListConfig) else max(1, ahead)
+
+
+def several_taps(cfg: DictConfig) -> bool:
+    taps = cfg.predictor.taps
+    return len(taps) > 1 if isinstance(taps, ListConfig) else taps != 1
+
+
 def check_taps(taps: Any, ahead: Any) -> None:
     """What can be said of `predictor.taps` and `predictor.ahead` before the model is known."""
     if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 0:
         raise UserError(f"predictor.ahead must be a whole number of layers, at least 0, got {ahead}")
     if isinstance(taps, int) and not isinstance(taps, bool) and taps >= 1:
         return
-    layers = [] if isinstance(taps, int | str) else list(taps)
+    layers = list(taps) if isinstance(taps, ListConfig) else []
     if taps != "each" and (not layers or layers != sorted({tap for tap in layers if isinstance(tap, int)})):
         raise UserError(f"predictor.taps must be `each`, how many, or rising layers in brackets, got {taps}")
 
 
 def predictor_kinds(cfg: DictConfig) -> list[Kind]:
-    kinds = [kind for kind in KINDS if kind in cfg.predictor.kinds]
-    if not kinds or len(kinds) != len(cfg.predictor.kinds):
-        raise UserError(f"predictor.kinds must name some of {list(KINDS)}, got {cfg.predictor.kinds}")
+    asked = cfg.predictor.kinds
+    kinds = [kind for kind in KINDS if isinstance(asked, ListConfig) and kind in asked]
+    if not kinds or len(kinds) != len(asked):
+        raise UserError(f"predictor.kinds must name some of {list(KINDS)} in brackets, got {asked}")
     return kinds
 
 
 def are_levels(levels: Sequence[float]) -> bool:
     """Of plans at which something goes and something stays."""
-    return bool(levels) and all(0 < level < 1 for level in levels)
+    return bool(levels) and all(isinstance(level, float) and 0 < level < 1 for level in levels)
 
 
-def objective_of(cfg: DictConfig) -> Objective:
+def objectives_of(cfg: DictConfig) -> dict[Kind, Objective]:
+    """Of each kind that the predictor scores."""
     settings = cfg.predictor
     require_choice("predictor.loss", settings.loss, LOSSES)
-    if settings.floor < 0:
-        raise UserError(f"predictor.floor is added to scores and must be at least 0, got {settings.floor}")
-    if settings.loss == "log_mse":
-        return LogSquares(settings.floor)
-    if settings.loss == "listwise":
-        return Listwise(settings.floor)
-    if settings.loss == "pairwise":
-        return Pairwise(settings.floor)
-    if settings.loss == "cutoff":
-        return Cutoff(settings.floor, active_levels(cfg))
-    if settings.loss in ("min_max_layer", "min_max_global"):
-        return MinMax("layer" if settings.loss == "min_max_layer" else "global")
-    if settings.ridge is not None:
+    if settings.loss == "bce" and settings.ridge is not None:
         raise UserError(
             "predictor.loss=bce learns logits, where the ridge regression does not start: give "
             f"predictor.ridge=null, got {settings.ridge}"
         )
-    return Active(None if settings.active == "positive" else active_levels(cfg))
+    return {kind: _objective(cfg, kind) for kind in predictor_kinds(cfg)}
 
 
-def active_levels(cfg: DictConfig) -> list[float]:
-    active = cfg.predictor.active
-    levels = [] if isinstance(active, str) else list(active)
-    if not are_levels(levels):
-        positive = "`positive`, or " if cfg.predictor.loss == "bce" else ""
+def _objective(cfg: DictConfig, kind: Kind) -> Objective:
+    loss, floor = cfg.predictor.loss, cfg.predictor.floor
+    if loss == "log_mse":
+        return LogSquares(floor)
+    if loss == "listwise":
+        return Listwise(floor)
+    if loss == "pairwise":
+        return Pairwise(floor)
+    if loss == "cutoff":
+        return Cutoff(floor, active_levels(cfg, kind))
+    if loss == "bce":
+        return Active(None if are_positive(cfg, kind) else active_levels(cfg, kind))
+    return MinMax("layer" if loss == "min_max_layer" else "global")
+
+
+def are_positive(cfg: DictConfig, kind: Kind) -> bool:
+    """Whether what is above 0 is active: neurons behind a ReLU, by a criterion that is 0 for silent ones."""
+    if kind == "head" or cfg.predictor.active.neuron != "positive":
+        return False
+    if cfg.criterion.name in criteria.BESIDE_MEANS:
         raise UserError(
-            f"predictor.active must be {positive}levels in (0, 1) whose plans keep what is active, got "
-            f"{active}, with predictor.loss={cfg.predictor.loss}"
+            "predictor.active.neuron=positive needs a criterion that is 0 for what a ReLU silences: use "
+            f"criterion=l2_norm, got criterion={cfg.criterion.name}, the distance from a mean"
+        )
+    return True
+
+
+def active_levels(cfg: DictConfig, kind: Kind) -> list[float]:
+    active = cfg.predictor.active[kind]
+    levels = list(active) if isinstance(active, ListConfig) else []
+    if not are_levels(levels):
+        positive = "`positive`, or " if cfg.predictor.loss == "bce" and kind == "neuron" else ""
+        raise UserError(
+            f"predictor.active.{kind} must be {positive}levels in (0, 1) whose plans keep what is active, "
+            f"got {active} with predictor.loss={cfg.predictor.loss}"
         )
     return levels
 
@@ -254,10 +283,6 @@ def active_levels(cfg: DictConfig) -> list[float]:
 def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
     if cfg.predictor.mlp is not None:
         mlp = MLPShape(**plain(cfg.predictor.mlp), attends=cfg.predictor.pooling == "attention")
-        if mlp.head < 1 or mlp.neuron < 1:
-            raise UserError(
-                f"predictor.mlp.head and .neuron must be at least 1, got {mlp.head} and {mlp.neuron}"
-            )
         if cfg.predictor.ridge is not None:
             raise UserError(
                 "predictor.mlp has no linear map for a regression to start from: give predictor.ridge=null, "
@@ -269,13 +294,7 @@ def predictor_shape(cfg: DictConfig) -> NetShape | MLPShape:
             "predictor.pooling=attention is of the paper's nets and needs predictor.mlp, got null: use "
             "predictor=unified_sequence, or predictor.pooling=scores, mean or last"
         )
-    shape = NetShape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
-    if shape.rank < 1 or shape.hidden < 1 or shape.depth < 0:
-        raise UserError(
-            "predictor.rank and predictor.hidden must be at least 1 and predictor.depth at least 0, got "
-            f"{shape.rank}, {shape.hidden} and {shape.depth}"
-        )
-    return shape
+    return NetShape(cfg.predictor.rank, cfg.predictor.hidden, cfg.predictor.depth)
 
 
 def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -378,6 +397,12 @@ def fill_of(cfg: DictConfig) -> str:
     if cfg.sparsity.fill != "auto":
         return cfg.sparsity.fill
     return "mean" if cfg.criterion.name in criteria.BESIDE_MEANS else "zero"
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """Where evaluate.py measures a model that is not spread over several."""
+    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def shares_weights(cfg: DictConfig) -> bool:

@@ -12,7 +12,7 @@ from shadow.batches import batched
 from shadow.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
 from shadow.errors import UserError
 from shadow.hub import save_predictor
-from shadow.jobs import checks, loading, points, scorers, settings
+from shadow.jobs import checks, loading, measures, points, scorers, settings
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.scores import row_losses
@@ -299,7 +299,8 @@ def test_budgets_are_named_by_what_decides_them(compose, overrides, same):
 
 def test_points_know_the_budgets_and_the_windows_of_the_greedy_ones_alone(compose):
     def key(*overrides):
-        return points.settings_of(job(compose, *overrides), "code")
+        cfg = job(compose, *overrides)
+        return points.settings_of(cfg, {"code": "code", "content": measures.content_of(cfg)})
 
     uniform = "sparsity.budgets=uniform"
     assert key(uniform) == key(uniform, "sparsity.budget_windows=3")

@@ -90,7 +90,7 @@ def test_a_card_tells_of_the_thresholds_that_lie_beside_the_net(config, tmp_path
     assert "predictor.policy" not in card(config, [])
     for decided_at, level in (("token", 0.25), ("prompt", 0.5)):
         policy = SparsityPolicy(level, "threshold", thresholds={(1, "head"): 0.5})
-        policies.save(tmp_path, decided_at, policy)
+        policies.save(tmp_path, decided_at, policy, {})
     curve.add(tmp_path, config, row("a"))
     told = (tmp_path / "README.md").read_text()
     assert '`sparse(model, predictor, predictor.policy(0.5, "prompt"), "prompt")`, `sparse(model, ' in told

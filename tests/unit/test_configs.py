@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
-from shadow.jobs import checks, fits, loading, points, scorers, settings
+from shadow.jobs import checks, fits, loading, measures, scorers, settings
 from shadow.jobs.words import refuse_null_groups
 from shadow.masked import sparse
 from shadow.predictors import Fixed, random_scores
@@ -228,12 +228,12 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
         "context": ["sparsity.level=0"],
     }
     cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
-    points.check_measure(cfg)
+    measures.check_measure(cfg)
     checks.check_executor(cfg)
     lm = loading.load_lm(cfg)
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
     with sparse(lm.model, scorer, settings.policy_of(cfg), executor=cfg.executor.name) as run:
-        metrics = points.measure(cfg, lm, run)
+        metrics = measures.measure(cfg, lm, run)
     expected = {
         "default": {"perplexity", "word_perplexity", "choices/acc"},
         "perplexity": {"perplexity", "word_perplexity"},
@@ -306,7 +306,7 @@ def test_every_experiment_passes_the_checks_before_a_model_is_loaded(compose, te
     else:
         cfg = compose(script, f"experiment={option}", "make_missing=true", *files)
         checks.check_scorer(cfg)
-        points.check_measure(cfg)
+        measures.check_measure(cfg)
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep"])

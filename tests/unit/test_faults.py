@@ -27,7 +27,7 @@ from shadow.checkpoints import WholeCheckpoints
 from shadow.data import TextFiles
 from shadow.errors import UserError
 from shadow.evaluation import perplexity, task_metrics
-from shadow.jobs import checks, fits, loading, planning, points, scorers, settings, stores
+from shadow.jobs import checks, fits, loading, measures, planning, scorers, settings, stores
 from shadow.jobs.folders import require_writable
 from shadow.jobs.planning import plan_of
 from shadow.jobs.run import job
@@ -389,6 +389,8 @@ def test_data_without_enough_text_is_refused_by_setting_and_cure(tiny_opt, tmp_p
     [
         ("data.tokens=513", r"data\.tokens must be at most the 512 positions of tiny-llama, got 513"),
         ("measure.tokens=513", r"measure\.tokens must be at most the 512 positions"),
+        ("measure.context=[fisher] measure.tokens=513", r"measure\.tokens must be at most the 512"),
+        ("measure=latency measure.new_tokens=512", r"measure\.new_tokens must be at most the 512 positions"),
         ("measure.context_tokens=512", r"measure\.continuation_tokens must be at most the 512 positions"),
     ],
 )
@@ -397,7 +399,7 @@ def test_what_is_longer_than_the_context_is_refused_before_the_model_is_loaded(
 ):
     monkeypatch.setattr(loading, "_load_lm", None)
     with pytest.raises(UserError, match=message):
-        loading.load_lm(compose("evaluate", "model=tiny-llama", override))
+        loading.load_lm(compose("evaluate", "model=tiny-llama", *override.split()))
 
 
 def test_windows_as_long_as_the_context_are_not_refused(compose):
@@ -423,7 +425,12 @@ def test_a_level_that_is_no_share_is_refused_before_the_model_is_loaded(compose,
 
 @pytest.mark.parametrize("active", ["positive", "[0.5]"])
 def test_logits_of_what_is_active_make_no_ranking_over_layers(compose, active):
-    job = ["predictor.loss=bce", f"predictor.active={active}", "make_missing=true"]
+    job = [
+        "predictor.loss=bce",
+        f"predictor.active.neuron={active}",
+        "make_missing=true",
+        "criterion=l2_norm",
+    ]
     checks.check_scorer(compose("evaluate", *job))
     with pytest.raises(UserError, match=r"loss=bce .*sparsity\.scope=layer, got global"):
         checks.check_scorer(compose("evaluate", *job, "sparsity=global"))
@@ -476,7 +483,7 @@ def test_a_model_in_half_precision_is_collected_fitted_and_measured_on_the_cpu(c
         lm = loading.load_lm(cfg)
         scorer = scorers.get_scorer(cfg, lm, [])
         with sparse(lm.model, scorer, settings.policy_of(cfg), "token") as run:
-            found[asked] = points.measure(cfg, lm, run)["perplexity"].value
+            found[asked] = measures.measure(cfg, lm, run)["perplexity"].value
         assert run.achieved("neuron") == pytest.approx(0.375)
     assert found[dtype] == pytest.approx(found["float32"], rel=0.1)  # other units go where scores are close
     assert found[dtype] != found["float32"]

@@ -176,6 +176,19 @@ def test_both_executors_let_means_stand_in_and_follow_thresholds(lm, make_scorer
     assert all(0 < share < 1 for share in gone)
 
 
+def test_who_would_hear_of_each_token_is_refused_by_the_executor_that_does_not_tell(lm, make_scorer):
+    scorer, told = make_scorer(lm, [1]), []
+    how = {"hear": lambda tap, scores: told.append(tap), "executor": "gathered"}
+    with (
+        pytest.raises(UserError, match=r"hear .*executor=masked"),
+        sparse(lm.model, scorer, level=0.5, **how),
+    ):
+        pass
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt", **how):
+        generate(lm, prompts(2))
+    assert told == [1]
+
+
 @pytest.mark.parametrize("executor", ["masked", "gathered"])
 def test_level_zero_is_the_dense_model(lm, make_scorer, executor):
     ids = prompts(2)

@@ -104,7 +104,7 @@ def test_by_name_the_model_is_the_one_of_sparse_and_tells_what_it_skipped(saved,
 def test_by_name_the_thresholds_beside_the_predictor_are_used(saved, tiny_llama):
     model, predictor = saved
     values = {(site.layer, site.kind): 0.05 * site.layer for site in find_sites(tiny_llama.model)}
-    policies.save(Path(predictor), "token", policy := SparsityPolicy(0.5, "threshold", thresholds=values))
+    policies.save(Path(predictor), "token", policy := SparsityPolicy(0.5, "threshold", thresholds=values), {})
     args = f"pretrained={model},predictor={predictor},level=0.5,scope=threshold"
     create = get_model("shadow").create_from_arg_string
     found = create(args, {"device": "cpu", "batch_size": 3}).loglikelihood(spoken(*PAIRS), disable_tqdm=True)
@@ -121,6 +121,8 @@ def test_by_name_the_thresholds_beside_the_predictor_are_used(saved, tiny_llama)
     ("args", "told"),
     [
         ("level=0.5", "predictor="),
+        ("predictor=PREDICTOR", "level= belong together"),
+        ("level=0.5,predictor=PREDICTOR,scope=threshold,head_unit=group", "are not to be given"),
         ("level=0.5,predictor=PREDICTOR,scope=threshold", "no thresholds for level 0.5"),
         ("level=0.5,predictor=PREDICTOR,fill=mean", "fill=mean"),
         ("level=0.5,predictor=PREDICTOR,fill=nothing", "fill must be"),
@@ -277,6 +279,27 @@ def test_shots_from_the_evaluated_split_are_refused(tiny_llama, task_root, monke
         pytest.raises(UserError, match=r"measure\.num_fewshot=2"),
     ):
         task_metrics(run, tiny_llama, ["rte"], str(task_root), None, 2, 2, 0)
+
+
+def test_trials_of_how_many_rows_fit_are_no_ones_and_are_not_counted(tiny_llama, make_net, monkeypatch):
+    """On a GPU lm-eval runs rows of ones until memory is full, before the requests and between them."""
+
+    def tried(self, requests=None, pos=0):
+        with torch.no_grad():
+            self._model_call(torch.ones(3, 9, dtype=torch.long))
+        return 2
+
+    class Gpu(str):
+        type = "cuda"
+
+    monkeypatch.setattr(HFLM, "_detect_batch_size", tried)
+    monkeypatch.setattr(HFLM, "device", property(lambda self: Gpu("cpu")))
+    found = []
+    for batch_size in ("auto", 2):
+        with sparse(tiny_llama.model, Predicted(make_net(tiny_llama, [1]), "scores"), HALF) as run:
+            told = SparseHFLM(run, tiny_llama, batch_size).loglikelihood(spoken(*PAIRS), disable_tqdm=True)
+            found.append((told, run.total.copy()))
+    assert found[0] == found[1]
 
 
 def test_auto_batches_give_the_figures_of_others(tiny_llama, generating, task_root):

@@ -141,8 +141,14 @@ def test_a_predictor_of_deviations_lets_dropped_units_say_their_means_unasked(
         expected = run.logits(batch)
     with sparse(lm.model, loaded, level=0.5) as run:
         assert torch.equal(run.logits(batch), expected)
-    with sparse(lm.model, loaded, level=0.5, fill=None) as run:
-        assert not torch.allclose(run.logits(batch), expected)
+    with sparse(lm.model, loaded, level=0.5, fill="mean") as run:
+        assert torch.equal(run.logits(batch), expected)
+    silent = []
+    for fill in (None, "zero"):
+        with sparse(lm.model, loaded, level=0.5, fill=fill) as run:
+            silent.append(run.logits(batch))
+    assert torch.equal(*silent)
+    assert not torch.allclose(silent[0], expected)
 
 
 def test_a_folder_of_before_has_no_means(folder):
@@ -198,16 +204,16 @@ def learnt(level=0.5, **settings):
 
 def test_thresholds_lie_beside_the_predictor_and_are_loaded_with_it(folder):
     asked = {("token", 0.5): learnt(), ("prompt", 0.3): learnt(0.3, min_units=2, kinds=["neuron"])}
-    policies.save(folder, "token", learnt(min_units=3))  # learnt again below
+    policies.save(folder, "token", learnt(min_units=3), {})  # learnt again below
     for (decided_at, _), policy in asked.items():
-        policies.save(folder, decided_at, policy)
+        policies.save(folder, decided_at, policy, {})
     assert FILES | {"thresholds-token-0.5.json", "thresholds-prompt-0.3.json"} == {
         file.name for file in folder.iterdir()
     }
     loaded = shadow.load_predictor(folder)
     assert loaded.policy(0.5) == replace(asked["token", 0.5], kinds=["head", "neuron"])
     assert loaded.policy(0.3, "prompt") == asked["prompt", 0.3]
-    policies.save(folder, "token", learnt(0.1 + 0.2))  # as of range(0.1,0.4,0.1)
+    policies.save(folder, "token", learnt(0.1 + 0.2), {})  # as of range(0.1,0.4,0.1)
     assert shadow.load_predictor(folder).policy(0.3).level == 0.1 + 0.2
     with pytest.raises(UserError, match=r"no thresholds for level 0\.3 decided at token, but for"):
         loaded.policy(0.3)
@@ -217,7 +223,7 @@ def test_thresholds_lie_beside_the_predictor_and_are_loaded_with_it(folder):
     "content", ["{", "[]", '{"thresholds": []}', '{"thresholds": [[1, "head", "much"]]}', "NaN", "LEVEL"]
 )
 def test_damaged_thresholds_are_refused_by_name(folder, content):
-    policies.save(folder, "token", learnt())
+    policies.save(folder, "token", learnt(), {})
     file = folder / "thresholds-token-0.5.json"
     told = json.loads(file.read_text())
     if content == "NaN":

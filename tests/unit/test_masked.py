@@ -247,3 +247,49 @@ def test_a_predictor_of_another_model_is_refused_before_anything_runs(
     with pytest.raises(UserError, match=message), sparse(model, scorer, level=level):
         pass
     assert hooks_on(model) == 0
+
+
+# What is given, and how
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"policy": 0.5}, r"policy must be a SparsityPolicy, got 0\.5: a level is given as level=0\.5"),
+        ({"level": 0.5, "fill": "median"}, r"fill must be one of \['auto', 'mean', 'zero'\].*got 'median'"),
+        ({"level": 0.5, "fill": "mean"}, r"fill=mean needs a predictor that brings means"),
+    ],
+    ids=str,
+)
+def test_what_is_no_policy_and_no_fill_is_refused(lm, unified, given, message):
+    with pytest.raises(UserError, match=message), sparse(lm.model, unified, **given):
+        pass
+
+
+def test_a_net_that_reads_whole_prompts_does_not_decide_at_a_token(lm, make_net):
+    for pooling in ("last", "mean"):
+        scorer = Predicted(make_net(lm, [1]), pooling)
+        refused = pytest.raises(
+            UserError, match=rf"pooling={pooling}.*decided_at=prompt or sequence, got token"
+        )
+        with refused, sparse(lm.model, scorer, level=0.5):
+            pass
+        with sparse(lm.model, scorer, level=0.0), sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt"):
+            pass
+
+
+@torch.no_grad()
+def test_a_mask_by_position_counts_as_one_by_name_and_embeddings_as_ids(lm, unified, batch):
+    mask = batch.real().long()
+    embedded = lm.model.get_input_embeddings()(batch.ids)
+    found = []
+    for args, kwargs in (
+        ((batch.ids,), {"attention_mask": mask}),
+        ((batch.ids, mask), {}),
+        ((), {"inputs_embeds": embedded, "attention_mask": mask}),
+    ):
+        with sparse(lm.model, unified, SparsityPolicy(0.5), "prompt") as run:
+            found.append((lm.model(*args, **kwargs).logits[mask.bool()], run.total[1, "neuron"]))
+    for logits, total in found[1:]:
+        torch.testing.assert_close(logits, found[0][0])
+        assert total == found[0][1] == 64 * int(mask.sum())

@@ -67,6 +67,12 @@ def test_active_is_what_plans_of_the_scores_keep_averaged_over_levels(scores):
     assert torch.equal(Active([0.3, 0.6]).target(scores, MEAN), (plans[0] + plans[1]) / 2)
 
 
+def test_a_unit_that_scores_0_is_never_active():
+    """Of neurons that a ReLU silences a plan keeps the first; which ones tells nothing."""
+    scores = torch.tensor([[[0.0, 0.0, 3.0, 0.0]]])
+    assert Active([0.5]).target(scores, MEAN).tolist() == [[[0, 0, 1, 0]]]
+
+
 def test_the_entropy_weighs_inactive_units_by_the_share_of_active_ones():
     said, target = torch.tensor([[[2.0, -1.0, 0.5, 0.0]]]), torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
     share = 0.25 + 0.005

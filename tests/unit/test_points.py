@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from shadow.errors import UserError
 from shadow.evaluation import Metric
 from shadow.hub import save_predictor
-from shadow.jobs import checks, points, settings
+from shadow.jobs import checks, measures, points, settings
 
 CODE = "0123456789abcdef"
 METRICS = {
@@ -20,18 +21,24 @@ METRICS = {
 }
 
 
-def keep(cfg):
-    points.keep(cfg, {"code": CODE}, {"head": 0.375, "neuron": 0.375}, METRICS)
+def record_of(cfg, code=CODE, **others):
+    return {"code": code, "content": measures.content_of(cfg), **others}
+
+
+def keep(cfg, **others):
+    points.keep(cfg, record_of(cfg, **others), {"head": 0.375, "neuron": 0.375}, METRICS)
 
 
 def is_found(cfg, code=CODE) -> bool:
-    return points.find(cfg, {"code": code}) is not None
+    return points.find(cfg, record_of(cfg, code)) is not None
 
 
 def test_a_point_is_found_with_its_figures(compose):
-    keep(compose("evaluate", "predictor=random"))
-    record = {"code": CODE}
-    assert points.find(compose("evaluate", "predictor=random"), record).is_file()
+    cfg = compose("evaluate", "predictor=random")
+    keep(cfg, versions={"torch": "1"}, machine={"threads": 3})
+    record = record_of(cfg, versions={"torch": "2"}, machine={"threads": 4})
+    assert points.find(cfg, record).is_file()
+    assert (record["versions"], record["machine"]) == ({"torch": "1"}, {"threads": 3})
     assert record["achieved"] == {"head": 0.375, "neuron": 0.375}
     assert record["metrics"] == {
         "perplexity": {"value": 12.5, "stderr": 0.25},
@@ -58,7 +65,7 @@ def test_a_point_of_a_net_is_found_with_its_size_though_the_net_is_gone(compose,
     folder = trained(cfg)
     keep(cfg)
     shutil.rmtree(folder)
-    record = {"code": CODE}
+    record = record_of(cfg)
     assert points.find(cfg, record)
     assert record["predictor"] == {
         "taps": 1,
@@ -72,8 +79,9 @@ def test_a_point_of_a_net_is_found_with_its_size_though_the_net_is_gone(compose,
 @pytest.mark.parametrize("job", [["predictor=static"], ["sparsity.level=0"]], ids=str)
 def test_a_point_that_no_net_decides_has_no_size(compose, trained, job):
     trained(compose("evaluate", *NET))
-    record = {"code": CODE}
-    points.keep(compose("evaluate", *NET, *job), record, {"head": 0, "neuron": 0}, METRICS)
+    cfg = compose("evaluate", *NET, *job)
+    record = record_of(cfg)
+    points.keep(cfg, record, {"head": 0, "neuron": 0}, METRICS)
     assert record["predictor"] is None
 
 
@@ -258,7 +266,7 @@ def rows_of(folder):
 def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, trained):
     cfg = compose("evaluate", *NET)
     folder = trained(cfg)
-    points.keep(cfg, {"code": CODE, "commit": {"sha": "abc"}}, {"head": 0.25, "neuron": 0.125}, METRICS)
+    points.keep(cfg, record_of(cfg, commit={"sha": "abc"}), {"head": 0.25, "neuron": 0.125}, METRICS)
     (row,) = rows_of(folder)
     assert len(row.pop("point")) == 10
     assert row == {
@@ -308,7 +316,8 @@ def test_points_that_differ_in_more_than_the_columns_say_in_what(compose, traine
 def test_times_are_of_so_many_threads_and_other_figures_of_any(compose, monkeypatch):
     def keys():
         timed = ["executor=gathered", "measure=latency"]
-        return [points.settings_of(compose("evaluate", *others), CODE) for others in (timed, [])]
+        cfgs = [compose("evaluate", *others) for others in (timed, [])]
+        return [points.settings_of(cfg, record_of(cfg)) for cfg in cfgs]
 
     before = keys()
     monkeypatch.setattr("torch.get_num_threads", lambda: 99)
@@ -325,7 +334,7 @@ def test_a_point_measured_by_other_code_replaces_itself_and_no_point_of_other_se
         ("new", ["sparsity.level=0.4"]),
         ("new", ["measure=choices"]),
     ):
-        points.keep(compose("evaluate", *NET, *others), {"code": code}, {"head": 0, "neuron": 0}, METRICS)
+        keep(compose("evaluate", *NET, *others), code=code)
     assert sorted((row["level"], row["code"]) for row in rows_of(folder)) == [
         ("0.3", "new"),
         ("0.3", "new"),
@@ -348,7 +357,7 @@ def test_a_point_whose_job_was_killed_before_its_curve_was_told_is_told_by_the_r
     keep(cfg)
     told = (folder / "curve.csv").read_bytes()
     (folder / "curve.csv").unlink()
-    record = {"code": CODE}
+    record = record_of(cfg)
     assert points.find(cfg, record)
     points.tell(cfg, record)
     assert (folder / "curve.csv").read_bytes() == told
@@ -393,7 +402,7 @@ def test_a_local_model_is_called_by_its_folder(compose):
 )
 def test_a_measure_that_cannot_be_is_refused_before_the_model_is_loaded(compose, job, message):
     with pytest.raises(UserError, match=message):
-        points.check_measure(compose("evaluate", *job))
+        measures.check_measure(compose("evaluate", *job))
 
 
 @pytest.mark.usefixtures("tasks")
@@ -406,13 +415,13 @@ def test_a_measure_that_cannot_be_is_refused_before_the_model_is_loaded(compose,
 )
 def test_tasks_that_cannot_be_are_refused_before_the_model_is_loaded(compose, job, message):
     with pytest.raises(UserError, match=message):
-        points.check_measure(compose("evaluate", "measure=tasks", *job))
+        measures.check_measure(compose("evaluate", "measure=tasks", *job))
 
 
 def test_the_folder_of_the_tasks_of_calibration_is_that_of_measuring_unless_another_is_given(compose):
-    assert points.task_root(compose("evaluate", "data=tasks", "data.root=/a")) == "/a"
-    assert points.task_root(compose("evaluate", "data=tasks", "data.root=/a", "measure.root=/b")) == "/b"
-    assert points.task_root(compose("evaluate")) is None
+    assert measures.task_root(compose("evaluate", "data=tasks", "data.root=/a")) == "/a"
+    assert measures.task_root(compose("evaluate", "data=tasks", "data.root=/a", "measure.root=/b")) == "/b"
+    assert measures.task_root(compose("evaluate")) is None
 
 
 def test_a_scorer_of_tasks_can_be_measured_on_a_text_of_its_own(compose, tmp_path):
@@ -420,18 +429,18 @@ def test_a_scorer_of_tasks_can_be_measured_on_a_text_of_its_own(compose, tmp_pat
     file.write_text(json.dumps({"body": "words of another kind"}) + "\n")
     job = ["data=tasks", "measure=perplexity", f"measure.text={file}"]
     cfg = compose("evaluate", *job, "measure.column=body")
-    points.check_measure(cfg)
-    assert points.running_text(cfg) == ["words of another kind"]
+    measures.check_measure(cfg)
+    assert measures.running_text(cfg) == ["words of another kind"]
     assert points.unusual(cfg) == "text=other.jsonl"
     with pytest.raises(UserError, match=r"measure\.text.*'page'"):
-        points.check_measure(compose("evaluate", *job))
+        measures.check_measure(compose("evaluate", *job))
 
 
 def test_a_text_that_no_measure_reads_is_refused(compose, tmp_path):
     (tmp_path / "a.txt").write_text("words")
     job = ["data=tasks", "measure=tasks", "measure.tasks=[piqa]", f"measure.text={tmp_path / 'a.txt'}"]
     with pytest.raises(UserError, match=r"measure\.text=.*measure asks for none"):
-        points.check_measure(compose("evaluate", *job))
+        measures.check_measure(compose("evaluate", *job))
 
 
 @pytest.mark.parametrize("setting", ["data.eval", "measure.text"])
@@ -469,3 +478,18 @@ def test_a_point_is_of_the_text_that_was_measured_wherever_it_lies(compose, tmp_
     assert not is_found(compose("evaluate", *job))
     (tmp_path / "b.txt").write_text("other words " * 100)
     assert not is_found(compose("evaluate", *job, f"measure.text={tmp_path / 'b.txt'}"))
+
+
+def test_jobs_that_end_together_all_reach_the_curve(compose, trained):
+    cfg = compose("evaluate", *NET)
+    folder = trained(cfg)
+    levels = [0.1, 0.2, 0.3, 0.4]
+    fork = multiprocessing.get_context("fork")
+    jobs = [
+        fork.Process(target=keep, args=(compose("evaluate", *NET, f"sparsity.level={n}"),)) for n in levels
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [float(row["level"]) for row in rows_of(folder)] == levels

@@ -67,7 +67,7 @@ def descends(lr, **changes):
 def make_module(taps=(1,), rank=8, floor=0.0, seed=0, objective=None, ahead=0):
     torch.manual_seed(seed)
     net = TapNet(list(taps), LAYERS, WIDTH, UNITS, NetShape(rank, 16, 2), ahead)
-    return PredictorModule(net, objective or LogSquares(floor), descends(0.02))
+    return PredictorModule(net, dict.fromkeys(UNITS, objective or LogSquares(floor)), descends(0.02))
 
 
 def everything(data, rows="train"):
@@ -226,7 +226,8 @@ def test_lightning_gives_every_epoch_its_own_order(store):
             orders.append(batch.states.sum().item())
             return super().training_step(batch, batch_idx)
 
-    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), LogSquares(0.0), descends(0.0))
+    objectives = dict.fromkeys(UNITS, LogSquares(0.0))
+    module = Spy(TapNet([1], LAYERS, WIDTH, UNITS, NetShape(2, 16, 2)), objectives, descends(0.0))
     fit(module, make_data(store), 2)
     half = len(orders) // 2
     assert orders[:half] != orders[half:]
@@ -396,13 +397,30 @@ def test_a_net_learns_the_order_of_units(store, objective):
     assert logged["val/recall@50"] > logged["val/static_recall@50"] + 0.05
 
 
+def test_neurons_may_be_active_above_0_and_heads_by_levels(store):
+    """As DejaVu labels them, for no head's norm is 0."""
+    sample, module = everything(make_data(store)), make_module()
+    module.objectives = {"head": Active([0.5]), "neuron": Active(None)}
+    sample.scores["neuron"] = (sample.scores["neuron"] - 1).relu()
+    targets = module.targets(sample)
+    assert (targets["head"].mean(-1) == 0.5).all()
+    assert torch.equal(targets["neuron"], (sample.scores["neuron"] > 0).float())
+    assert 0 < targets["neuron"].mean() < 1
+
+
+def test_above_0_tells_nothing_where_all_scores_are(store):
+    data, module = make_data(store), make_module(objective=Active(None))
+    with pytest.raises(UserError, match=r"predictor\.active\.neuron=positive .* give levels"):
+        module.start(data, None)
+
+
 @pytest.mark.parametrize("ridge", [None, 0.1])
 def test_a_net_of_one_kind_learns_what_it_says_and_reads_no_other(store, ridge):
     torch.manual_seed(0)
     net = TapNet([1], LAYERS, WIDTH, {"head": 4}, NetShape(8, 16, 2))
     data, module = (
         make_data(store, kinds=["head"]),
-        PredictorModule(net, LogSquares(0.0), descends(0.02)),
+        PredictorModule(net, {"head": LogSquares(0.0)}, descends(0.02)),
     )
     assert everything(data).scores.keys() == {"head"}
     module.start(data, ridge)
@@ -475,7 +493,7 @@ def test_the_metrics_of_layers_are_those_of_their_validation_rows_alone(store):
     norms = {kind: torch.rand(LAYERS, units, generator=draw) + 0.1 for kind, units in UNITS.items()}
     data, net = make_data(store), make_module().net
     data.batch_size = 25
-    module = PredictorModule(net, LogSquares(0.0), descends(0.02), norms)
+    module = PredictorModule(net, dict.fromkeys(UNITS, LogSquares(0.0)), descends(0.02), norms)
     module.start(data, 0.1)
     logged = judged(module, data, fit(module, data, 2))
     rows = module.metrics_of_layers()
@@ -508,7 +526,8 @@ def test_without_norms_the_mass_is_of_scores(store):
     found = []
     for norms in (None, ones):
         data, descent = make_data(store), descends(0.0)
-        module = PredictorModule(make_module().net, LogSquares(0.0), descent, norms)
+        objectives = dict.fromkeys(UNITS, LogSquares(0.0))
+        module = PredictorModule(make_module().net, objectives, descent, norms)
         module.start(data, 0.1)
         fit(module, data, 1)
         found.append(module.metrics_of_layers())

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
-from shadow.rank_metrics import mass, ranks, recall, spearman, stay
+from shadow.rank_metrics import mass, places, ranks, recall, spearman, stay
 from shadow.sparsity import SparsityPolicy
 
 
@@ -16,22 +17,36 @@ def test_ranks_count_from_the_lowest():
     assert ranks(scores).tolist() == [[2, 0, 3, 1], [3, 2, 1, 0]]
 
 
+def silenced(seed):
+    """As a ReLU leaves them: about half are 0."""
+    return (draw(seed) - 0.5).relu()
+
+
+def test_places_are_shared_by_equal_scores():
+    found = places(torch.tensor([[0.0, 3.0, 0.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0]]))
+    assert found.first.tolist() == [[0, 3, 0, 2, 3], [0, 1, 2, 3, 4]]
+    assert found.last.tolist() == [[1, 4, 1, 2, 4], [0, 1, 2, 3, 4]]
+
+
 def test_spearman_is_the_rank_correlation():
-    target = ranks(torch.tensor([[[1.0, 5.0, 3.0, 2.0, 4.0]]]))
-    assert spearman(target, target) == 1
-    assert spearman(4 - target, target) == -1
+    scores = torch.tensor([[[1.0, 5.0, 3.0, 2.0, 4.0]]])
+    order, target = ranks(scores), places(scores)
+    assert spearman(order, target) == 1
+    assert spearman(4 - order, target) == -1
     swapped = ranks(torch.tensor([[[2.0, 5.0, 3.0, 1.0, 4.0]]]))
     # 1 - 6 sum d^2 / (n (n^2 - 1))
     assert float(spearman(swapped, target)) == pytest.approx(1 - 6 * 2 / (5 * 24))
 
 
 def test_spearman_is_of_each_layer_over_rows():
-    said, target = ranks(draw(0)), ranks(draw(1))
-    of_rows = [
-        [float(spearman(said[n, s][None, None], target[n, s][None, None])) for n in range(5)]
-        for s in range(3)
-    ]
-    assert spearman(said, target).tolist() == pytest.approx([sum(rows) / 5 for rows in of_rows], abs=1e-6)
+    for said, true in ((draw(0), draw(1)), (draw(0), silenced(1))):
+        of_rows = [[spearmanr(said[n, s], true[n, s]).statistic for n in range(5)] for s in range(3)]
+        found = spearman(ranks(said), places(true)).tolist()
+        assert found == pytest.approx([sum(rows) / 5 for rows in of_rows], abs=1e-6)
+
+
+def test_a_layer_whose_units_are_all_alike_has_no_order():
+    assert spearman(ranks(draw(0)), places(torch.zeros(5, 3, 20))).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.7, 0.99])
@@ -46,7 +61,7 @@ def test_the_units_that_stay_are_those_that_a_plan_keeps(level):
 def test_recall_is_the_share_of_the_units_to_keep_that_are_kept(level):
     said, true = draw(0), draw(1)
     n = 20 - int(level * 20 + 1e-9)
-    found = recall(ranks(said), ranks(true), level)
+    found = recall(ranks(said), places(true), level)
     assert found.shape == (3,)
     for layer in range(3):
         shares = []
@@ -54,7 +69,25 @@ def test_recall_is_the_share_of_the_units_to_keep_that_are_kept(level):
             best, guessed = (set(x[row, layer].topk(n).indices.tolist()) for x in (true, said))
             shares.append(len(best & guessed) / n)
         assert float(found[layer]) == pytest.approx(sum(shares) / len(shares))
-    assert recall(ranks(true), ranks(true), level).tolist() == pytest.approx([1, 1, 1])
+    assert recall(ranks(true), places(true), level).tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("level", [0.3, 0.5, 0.7])
+def test_which_of_equal_units_is_kept_is_neither_right_nor_wrong(level):
+    said, true = draw(0), silenced(1)
+    both = [(said, true), (said.flip(-1), true.flip(-1))]
+    turned = [recall(ranks(guess), places(best), level) for guess, best in both]
+    torch.testing.assert_close(*turned)
+    assert recall(ranks(true), places(true), level).tolist() == pytest.approx([1, 1, 1])
+    n = 20 - int(level * 20 + 1e-9)
+    for layer in range(3):
+        shares = []
+        for row in range(5):
+            scores, chosen = true[row, layer], said[row, layer].topk(n).indices
+            border = scores.topk(n).values[-1]
+            above, level_with = (scores > border).sum(), (scores[chosen] == border).sum()
+            shares.append(float(((scores[chosen] > border).sum() + min(level_with, n - above)) / n))
+        assert float(turned[0][layer]) == pytest.approx(sum(shares) / 5)
 
 
 @pytest.mark.parametrize("level", [0.3, 0.5, 0.7])

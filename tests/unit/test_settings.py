@@ -276,7 +276,7 @@ def test_the_unit_of_heads_names_what_later_rounds_have_pruned(compose):
 def test_what_stands_in_for_dropped_units_is_one_of_three(compose):
     for check, script in ((check_scorer, "evaluate"), (check_train, "train")):
         with pytest.raises(
-            UserError, match=r"sparsity\.fill must be one of \['auto', 'zero', 'mean'\], got 'median'"
+            UserError, match=r"sparsity\.fill must be one of \['auto', 'mean', 'zero'\], got 'median'"
         ):
             check(compose(script, "sparsity.fill=median"))
 
@@ -430,16 +430,58 @@ def test_a_tap_beyond_the_model_is_refused_once_its_layers_are_known(compose):
         predictor_taps(compose("train", "predictor.taps=[1,4]"), 4)
 
 
-@pytest.mark.parametrize("levels", ["[]", "[0.5,1.0]", "[0]"])
+@pytest.mark.parametrize("levels", ["[]", "[0.5,1.0]", "[0]", "0.5", "[0.5,0.5]", "[half]"])
 def test_later_rounds_need_levels_at_which_something_goes_and_something_stays(compose, levels):
     with pytest.raises(UserError, match=r"predictor\.levels.*\(0, 1\)"):
         check_train(compose("train", "predictor.rounds=1", f"predictor.levels={levels}"))
 
 
-@pytest.mark.parametrize("active", ["[]", "[0.5,1.0]", "negative"])
+@pytest.mark.parametrize("active", ["[]", "[0.5,1.0]", "negative", "0.5", "null"])
 def test_what_is_active_is_what_is_positive_or_what_plans_keep(compose, active):
-    with pytest.raises(UserError, match=r"predictor\.active.*`positive`"):
-        check_train(compose("train", "predictor=dejavu", f"predictor.active={active}"))
+    with pytest.raises(UserError, match=r"predictor\.active\.neuron .*`positive`, or levels"):
+        check_train(compose("train", "predictor=dejavu", f"predictor.active.neuron={active}"))
+    with pytest.raises(UserError, match=r"predictor\.active\.head must be levels"):
+        check_train(compose("train", "predictor=dejavu", f"predictor.active.head={active}"))
+
+
+def test_neurons_alone_may_be_active_above_0_and_by_a_criterion_that_knows_0(compose):
+    job = ("predictor=dejavu", "predictor.active.neuron=positive")
+    check_train(compose("train", *job, "criterion=l2_norm"))
+    with pytest.raises(UserError, match=r"neuron=positive .*criterion=l2_norm, got .*l2_deviation"):
+        check_train(compose("train", *job, "criterion=l2_deviation"))
+    with pytest.raises(UserError, match=r"predictor\.active\.head must be levels .*got positive"):
+        check_train(compose("train", *job, "criterion=l2_norm", "predictor.active.head=positive"))
+
+
+def test_taps_whose_states_are_not_kept_are_refused(compose):
+    with pytest.raises(UserError, match=r"predictor\.taps=\[2\] must be among traces\.taps=\[1\]"):
+        check_train(compose("train", "predictor.taps=[2]", "traces.taps=[1]"))
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (["predictor=layerwise", "sparsity=global"], r"sparsity\.scope=global .*several taps.*taps=each"),
+        (["predictor=few_taps", "sparsity=global"], r"sparsity\.scope=global .*several taps.*taps=4"),
+        (["predictor=unified", "sparsity.dense_layers=[]"], r"sparsity\.dense_layers .*\(1\), got \[\]"),
+        (["predictor=dejavu", "predictor.ahead=3"], r"sparsity\.dense_layers .*\(3\), got \[0\]"),
+        (["executor=gathered", "sparsity=global"], r"executor=gathered .*scope=layer or threshold"),
+        (["executor=gathered", "measure.dense_fed=true"], r"executor=gathered .*measure\.dense_fed=True"),
+        (
+            ["executor=gathered", "predictor=unified_paper", "sparsity.decided_at=prompt"],
+            r"executor=gathered .*predictor\.source=context",
+        ),
+        (["executor=gathered", "predictor=svd"], r"executor=gathered .*predictor=svd is none"),
+    ],
+    ids=str,
+)
+def test_what_an_executor_cannot_run_is_refused_before_anything_is_collected(compose, job, message):
+    def check(cfg):
+        check_executor(cfg)
+        check_scorer(cfg)
+
+    with pytest.raises(UserError, match=message):
+        check(compose("evaluate", "make_missing=true", *job))
 
 
 @pytest.mark.parametrize(
@@ -490,8 +532,8 @@ def test_the_regression_alone_is_not_left_out(compose):
 
 @pytest.mark.parametrize("active", ["[]", "[0.5,1.0]", "positive"])
 def test_what_errors_cost_is_learnt_at_levels(compose, active):
-    with pytest.raises(UserError, match=r"predictor\.active must be levels.*predictor\.loss=cutoff"):
-        check_train(compose("train", "predictor.loss=cutoff", f"predictor.active={active}"))
+    with pytest.raises(UserError, match=r"predictor\.active\.neuron must be levels.*loss=cutoff"):
+        check_train(compose("train", "predictor.loss=cutoff", f"predictor.active.neuron={active}"))
 
 
 @pytest.mark.parametrize("loss", ["listwise", "pairwise", "cutoff"])
@@ -521,7 +563,7 @@ def test_later_rounds_learn_from_single_tokens(compose):
     ("override", "message"),
     [
         ("predictor.pooling=max", r"predictor\.pooling.*'max'"),
-        ("predictor.pooling=last", r"sparsity\.decided_at=token.*predictor\.pooling=scores"),
+        ("predictor.pooling=last", r"predictor\.pooling=last.* give sparsity\.decided_at=prompt or sequence"),
         ("sparsity.level=1.5", r"sparsity\.level.*1\.5"),
         ("sparsity.scope=block", r"sparsity\.scope.*block"),
         ("predictor.taps=[]", r"predictor\.taps"),
@@ -533,8 +575,31 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.kinds=[]", r"predictor\.kinds.*'head', 'neuron'.*\[\]"),
         ("predictor.kinds=[heads]", r"predictor\.kinds.*'heads'"),
         ("predictor.kinds=[head,head]", r"predictor\.kinds.*'head', 'head'"),
-        ("predictor.rank=0", r"predictor\.rank.*at least 1.*0, 576 and 2"),
-        ("predictor.depth=-1", r"predictor\.depth.*at least 0.*72, 576 and -1"),
+        ("predictor.rank=0", r"predictor\.rank must be a whole number of at least 1, got 0"),
+        ("predictor.rank=72.5", r"predictor\.rank must be a whole number of at least 1, got 72\.5"),
+        ("predictor.hidden=true", r"predictor\.hidden .*got True"),
+        ("predictor.depth=-1", r"predictor\.depth .*at least 0, got -1"),
+        ("predictor.epochs=1.5", r"predictor\.epochs must be a whole number .*got 1\.5"),
+        ("predictor.batch_size=0", r"predictor\.batch_size .*at least 1, got 0"),
+        ("predictor.rounds=1.5", r"predictor\.rounds must be a whole number .*got 1\.5"),
+        ("predictor.rounds=null", r"predictor\.rounds .*got None"),
+        ("predictor.lr=0", r"predictor\.lr must be a number above 0, got 0"),
+        ("predictor.lr=fast", r"predictor\.lr .*got 'fast'"),
+        ("predictor.lr=nan", r"predictor\.lr .*got nan"),
+        ("predictor.beta2=1", r"predictor\.beta2 .*\[0, 1\), got 1"),
+        ("predictor.weight_decay=-1", r"predictor\.weight_decay .*at least 0, got -1"),
+        ("predictor.last_weight_decay=null", r"predictor\.last_weight_decay .*got None"),
+        ("predictor.warmup=2", r"predictor\.warmup must be a share of the steps, .*got 2"),
+        ("predictor.val_share=1.0", r"predictor\.val_share .*\(0, 1\), got 1\.0"),
+        ("predictor.ridge=0", r"predictor\.ridge must be a number above 0, or null for none, got 0"),
+        ("predictor.clip=much", r"predictor\.clip .*got 'much'"),
+        ("predictor.mlp=true", r"predictor\.mlp must be null, or give head, neuron and scaled, got True"),
+        ("predictor.mlp={head:5}", r"predictor\.mlp .*got \{'head': 5\}"),
+        ("predictor.kinds=head", r"predictor\.kinds must name some of .* in brackets, got head"),
+        ("predictor.taps=null", r"predictor\.taps.*got None"),
+        ("sparsity.kinds=head", r"sparsity\.kinds must name some of .* in brackets, got 'head'"),
+        ("sparsity.dense_layers=0", r"sparsity\.dense_layers must be numbers of layers in brackets, got 0"),
+        ("sparsity.decided_at=word", r"sparsity\.decided_at .*'token', 'prompt', 'sequence'.*'word'"),
         ("predictor.epochs=-1", r"predictor\.epochs.*at least 0, got -1"),
         ("predictor.epochs=0", r"predictor\.epochs=0.*predictor\.depth=0, got None and 2"),
         ("predictor.rounds=-1", r"predictor\.rounds.*-1"),
@@ -678,7 +743,7 @@ def test_what_knows_the_prompt_alone_decides_at_the_prompt(compose, decided_at):
 
 
 def test_a_copy_of_no_rank_is_refused(compose):
-    with pytest.raises(UserError, match=r"predictor\.rank must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"predictor\.rank must be a whole number of at least 1, got 0"):
         check_scorer(compose("evaluate", "predictor=svd", "predictor.rank=0", "make_missing=true"))
 
 
@@ -729,7 +794,7 @@ def test_what_a_predictor_reads_follows_its_pooling(compose):
         ("predictor.taps=[1]", r"predictor\.taps=\[0\] and predictor\.source=state, got \[1\] and state"),
         ("predictor.source=context", r"got \[0\] and context"),
         ("predictor.mlp=null", r"pooling=attention .* needs predictor\.mlp, got null"),
-        ("sparsity.decided_at=token", r"sparsity\.decided_at=token needs predictor\.pooling=scores"),
+        ("sparsity.decided_at=token", r"predictor=unified\w* reads a whole prompt .* got token"),
         ("predictor.rounds=1", r"predictor\.rounds=1 needs predictor\.pooling=scores"),
     ],
 )
@@ -755,7 +820,7 @@ def test_the_papers_nets_have_no_regression_to_start_from(compose):
 @pytest.mark.parametrize("width", ["head", "neuron"])
 def test_the_papers_nets_have_a_hidden_layer(compose, width):
     changed = f"predictor.mlp.{width}=0"
-    with pytest.raises(UserError, match=r"predictor\.mlp\.head and \.neuron must be at least 1"):
+    with pytest.raises(UserError, match=rf"predictor\.mlp\.{width} must be a whole number of at least 1"):
         check_train(compose("train", "predictor=unified_paper", "sparsity.decided_at=prompt", changed))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shadow.jobs import loading, points, scorers, settings
+from shadow.jobs import loading, measures, scorers, settings
 from shadow.masked import sparse
 from shadow.models import LM, load, random_llama, random_opt
 from shadow.predictors import Oracle
@@ -109,7 +109,7 @@ def test_a_job_collects_fits_and_measures_the_same(compose, folder, family, monk
         assert hasattr(lm.model, "hf_device_map") == (where is not None)
         scorer = scorers.get_scorer(cfg, lm, [])
         with sparse(lm.model, scorer, settings.policy_of(cfg)) as run:
-            metrics = points.measure(cfg, lm, run)
+            metrics = measures.measure(cfg, lm, run)
         files = sorted((tmp_path / name / "artifacts").rglob("*.safetensors"))
         left.append(({file.name: load_file(file) for file in files}, metrics, run.achieved("neuron")))
     assert left[0][1:] == left[1][1:]

@@ -13,6 +13,7 @@ from string import ascii_lowercase
 
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from shadow.artifacts import key_of
@@ -764,9 +765,8 @@ def test_the_ridge_is_the_closed_form_of_the_training_rows(fit, compose, taps):
     store = stores.get_traces(cfg, loading.load_lm(cfg))
     data = TraceData([store], "l2_norm", taps, Reading("token", "state", FEATURES), 0.1, 16, cfg.seed)
     net = TapNet(taps, 4, 32, {"head": 4, "neuron": 64}, NetShape(32, 1, 0))
-    module = PredictorModule(
-        net, LogSquares(cfg.predictor.floor), Descent(0.0, 0.0, 0.0, 0.98, 0.1, "cosine")
-    )
+    objectives = dict.fromkeys(net.kinds, LogSquares(cfg.predictor.floor))
+    module = PredictorModule(net, objectives, Descent(0.0, 0.0, 0.0, 0.98, 0.1, "cosine"))
     module.start(data, cfg.predictor.ridge)
     found = load_file(folder / "predictor.safetensors")  # the calibration's means lie beside the weights
     for name, values in net.state_dict().items():
@@ -841,6 +841,20 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
         assert not torch.allclose(states[:, 1], of_dense[:, 1], rtol=1e-2)
     one, other = (json.loads((folder / "config.json").read_text())["rows"] for folder in (first, second))
     assert other == {name: 3 * count for name, count in one.items()}
+
+
+def test_the_last_round_alone_is_logged(compose, monkeypatch, tmp_path):
+    cfg = compose("train", *SMALL, *ROUNDS, "predictor.rounds=2", "predictor.levels=[0.5]")
+    logged, fit = {}, fits.fit
+
+    def noted(cfg, lm, store, pruned, folder, loggers):
+        logged[cfg.predictor.rounds] = list(loggers)
+        fit(cfg, lm, store, pruned, folder, loggers)
+
+    monkeypatch.setattr(fits, "fit", noted)
+    mine = CSVLogger(tmp_path)
+    fits.get_predictor(cfg, loading.load_lm(cfg), [mine])
+    assert logged == {0: [], 1: [], 2: [mine]}
 
 
 def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both(fit, compose):

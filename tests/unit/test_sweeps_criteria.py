@@ -531,6 +531,19 @@ def test_the_callback_logs_the_table_of_a_sweep_that_broke_off(
         CriteriaCallback().log_unended(tmp_path, with_wandb=True)
     assert "fisher" in caplog.text
     assert f"python -m sweeps --criteria {tmp_path} --wandb" in caplog.text
+    assert "without the last jobs" not in caplog.text
+
+
+def test_of_a_sweep_that_broke_off_it_is_said_that_its_last_jobs_are_not_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_job(tmp_path / "0")
+    callback = CriteriaCallback()
+    for _ in range(2):  # the second within the callback's patience
+        callback.on_job_end(sweep_config(tmp_path), JobReturn())
+    with caplog.at_level(logging.INFO):
+        callback.log_unended(tmp_path, with_wandb=False)
+    assert "criteria.md (without the last jobs); anew: python -m sweeps" in caplog.text
 
 
 @pytest.mark.parametrize("override", ["criterion=fisher", "predictor=static,oracle"])

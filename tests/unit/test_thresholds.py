@@ -9,7 +9,7 @@ import torch
 from shadow import hub, thresholds
 from shadow.batches import batched
 from shadow.errors import UserError
-from shadow.jobs import checks, loading, points, scorers, settings
+from shadow.jobs import checks, loading, measures, points, scorers, settings
 from shadow.masked import sparse
 from shadow.predictors import Fixed, Oracle, Predicted, random_scores
 from shadow.sites import KINDS, find_sites
@@ -223,7 +223,8 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
     def measured(*overrides):
         cfg = job(compose, *net, "sparsity.level=0.25", *overrides)
         policy = scorers.get_policy(cfg, lm, scorer, scorer.means or None)
-        points.tell(cfg, {"code": "c0de", "achieved": {}, "metrics": {}})
+        told = {"code": "c0de", "content": measures.content_of(cfg), "achieved": {}, "metrics": {}}
+        points.tell(cfg, told)
         return policy
 
     cfg = job(compose, *net)
@@ -236,6 +237,8 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
     assert hub.load_predictor(folder).policies == {}
     learnt = measured()
     assert hub.load_predictor(folder).policy(0.25).thresholds == learnt.thresholds
+    told = json.loads((folder / "thresholds-token-0.25.json").read_text())["learnt"]
+    assert (told["data"], told["windows"], told["seed"]) == ("builtin", 4, cfg.seed)
     (folder / "thresholds-token-0.25.json").write_text("{")
     measured("sparsity.decided_at=sequence", "sparsity.level=0")
     measured()  # as of a point that was measured before
@@ -261,7 +264,8 @@ def test_the_dense_model_needs_no_thresholds(compose, artifacts):
 
 def test_points_know_the_thresholds(compose):
     def key(*overrides):
-        return points.settings_of(job(compose, *overrides), "code")
+        cfg = job(compose, *overrides)
+        return points.settings_of(cfg, {"code": "code", "content": measures.content_of(cfg)})
 
     assert key() != key("sparsity.budget_windows=3")
     assert key() != key("sparsity=layer")
@@ -292,7 +296,8 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
 def test_what_learns_no_thresholds_asks_for_no_shots(compose):
     def key(*overrides):
         measured = ("measure.perplexity=false", "measure.choices=false", "sparsity=layer", *overrides)
-        return points.settings_of(compose("evaluate", *OF_TASKS, *measured), "code")
+        cfg = compose("evaluate", *OF_TASKS, *measured)
+        return points.settings_of(cfg, {"code": "code", "content": measures.content_of(cfg)})
 
     assert key() == key("sparsity.budget_fewshot=0")
 
@@ -309,7 +314,7 @@ def test_what_learns_no_thresholds_asks_for_no_shots(compose):
             ["predictor=unified", "predictor.loss=listwise", "make_missing=true"],
             r"predictor\.loss=listwise .*not how tokens compare: .*sparsity\.scope=layer, got threshold",
         ),
-        ([], r"no budgets .*make_missing=true.*sparsity\.scope=layer"),
+        ([], r"no thresholds .*make_missing=true.*sparsity\.scope=layer"),
     ],
     ids=str,
 )

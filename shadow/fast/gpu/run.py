@@ -39,12 +39,10 @@ class DeviceRun:
     def __init__(self, model: PreTrainedModel, planner: SparseRun) -> None:
         """planner: makes the plans of prompts, and counts."""
         check_scorer(planner)
-        policy = planner.policy
-        fill = {unit: means for unit, means in (planner.fill or {}).items() if policy.prunes(unit)}
-        self.model, self.planner, self.weights = model, planner, place(model, fill)
+        self.model, self.planner, self.weights = model, planner, place(model, planner.pruned_fill)
         self.own_forward = model.forward
-        self.each_token = planner.decided_at == "token" and bool(planner.scorer.taps) and policy.level > 0
-        self.rule: Rule | None = rule_of(model, policy) if self.each_token else None
+        self.each_token = planner.decides_each_token
+        self.rule: Rule | None = rule_of(model, planner.policy) if self.each_token else None
         sizes, device = self.weights.sizes, model.device
         self.units: dict[Kind, tuple[int, int]] = {
             "head": (sizes.heads, sizes.head_width),

@@ -1,0 +1,212 @@
+"""What a point is measured by: texts, tasks and clocks, from a composed config to metrics."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from shadow import criteria
+from shadow.batches import Example
+from shadow.errors import UserError
+from shadow.jobs import settings as names
+from shadow.masked import Run
+from shadow.models import LM, require_dtype
+from shadow.sites import Kind
+from shadow.texts import fingerprint, questions, read_documents, text_windows
+
+OF_TEXT = ("perplexity", "choices", "quality", "latency", "context")  # measured on running text
+MEASURES = (*OF_TEXT, "tasks")
+
+
+def check_measure(cfg: DictConfig) -> None:
+    """Everything about the measure that can be refused before a model is loaded."""
+    settings = cfg.measure
+    if settings.batch_size != "auto" and not (
+        isinstance(settings.batch_size, int) and settings.batch_size > 0
+    ):
+        raise UserError(
+            f"measure.batch_size must be a whole number of at least 1, or auto, got {settings.batch_size!r}"
+        )
+    if not any(settings[name] for name in MEASURES):
+        raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
+    if settings.dtype is not None:
+        require_dtype("measure.dtype", settings.dtype)
+    if reads_text(cfg):
+        running_text(cfg)
+    elif settings.text is not None:
+        raise UserError(
+            f"measure.text={settings.text!r} is read by {', '.join(OF_TEXT)}, and measure asks for none of "
+            "these: leave it out, or give measure.perplexity=true"
+        )
+    if settings.quality:
+        criteria.require("measure.quality", judged_criteria(cfg))
+        if set(judged_criteria(cfg)) & set(criteria.BESIDE_MEANS):
+            raise UserError(
+                "measure.quality judges criteria by what setting a unit to 0 does, and cannot judge "
+                f"{list(criteria.BESIDE_MEANS)}, got {judged_criteria(cfg)}"
+            )
+        if cfg.sparsity.level != 0:
+            raise UserError(
+                f"measure.quality judges criteria on the dense model: sparsity.level must be 0, got "
+                f"{cfg.sparsity.level}"
+            )
+    if settings.context:
+        check_context(cfg)
+    if settings.tasks:
+        from shadow.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
+
+        require_tasks(settings.tasks)
+        task_specs(settings.tasks, task_root(cfg))
+
+
+def reads_text(cfg: DictConfig) -> bool:
+    return any(cfg.measure[name] for name in OF_TEXT)
+
+
+def running_text(cfg: DictConfig) -> list[str]:
+    """Of `measure.text`, so that a scorer of one kind of text can be measured on another; else of `data`."""
+    if cfg.measure.text is not None:
+        return read_documents("measure.text", cfg.measure.text, cfg.measure.column)
+    return names.calibration_data(cfg).documents("eval")
+
+
+def check_context(cfg: DictConfig) -> None:
+    asked = list(cfg.measure.context)
+    criteria.require("measure.context", asked)
+    cannot = {*criteria.STATISTICS, *criteria.BESIDE_MEANS, criteria.RANDOM}
+    if set(asked) & cannot:
+        raise UserError(
+            "measure.context ranks heads by each window's own scores, beside nothing else: it takes no "
+            f"{sorted(cannot)}, got {asked}"
+        )
+    if cfg.sparsity.level != 0 or cfg.measure.context_windows < 2:
+        raise UserError(
+            "measure.context looks at the dense model over several windows: sparsity.level must be 0 and "
+            f"measure.context_windows at least 2, got {cfg.sparsity.level} and {cfg.measure.context_windows}"
+        )
+
+
+def judged_criteria(cfg: DictConfig) -> list[str]:
+    """Those that tell of a unit that is set to 0, as the judge's are."""
+    if cfg.measure.quality == "all":
+        return [name for name in criteria.CRITERIA if name not in criteria.BESIDE_MEANS]
+    return list(cfg.measure.quality)
+
+
+def task_root(cfg: DictConfig) -> str | None:
+    return cfg.measure.root or cfg.data.get("root")
+
+
+def content_of(cfg: DictConfig) -> dict[str, Any]:
+    """Names what was measured on: files of one name may differ, and of two names be alike."""
+    return {
+        "text": fingerprint(running_text(cfg)) if reads_text(cfg) else None,
+        "tasks": {task: _task_content(task, task_root(cfg)) for task in cfg.measure.tasks},
+    }
+
+
+def _task_content(task: str, root: str | None) -> str:
+    if not root:
+        return "hub"
+    files = sorted((Path(root).expanduser() / task).glob("*.jsonl"))
+    return fingerprint([file.read_text(encoding="utf-8") for file in files])
+
+
+def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
+    from shadow import evaluation  # lm-eval takes seconds to import
+
+    settings = cfg.measure
+    metrics: evaluation.Metrics = {}
+    texts = running_text(cfg) if reads_text(cfg) else []
+    if settings.perplexity:
+        # the prompt is left out of the loss only where it has been read before the plan was made
+        share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
+        windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, share)
+        metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
+    if settings.choices:
+        asked = questions(
+            texts,
+            lm.tokenizer,
+            settings.questions,
+            settings.options,
+            settings.context_tokens,
+            settings.continuation_tokens,
+            settings.seed,
+        )
+        metrics |= evaluation.choice_accuracy(run, asked, settings.batch_size)
+    if settings.latency:
+        metrics |= _latency(cfg, lm, texts, run)
+    if settings.quality:
+        metrics |= _quality(cfg, lm, texts)
+    if settings.context:
+        metrics |= _context(cfg, lm, texts)
+    if settings.tasks:
+        metrics |= evaluation.task_metrics(
+            run,
+            lm,
+            list(settings.tasks),
+            task_root(cfg),
+            settings.limit,
+            settings.num_fewshot,
+            settings.batch_size,
+            settings.seed,
+        )
+    return metrics
+
+
+def eval_windows(
+    cfg: DictConfig, lm: LM, texts: list[str], setting: str, tokens: int, prompt_share: float
+) -> list[Example]:
+    """Of the evaluation text, as many as this setting of the measure says."""
+    count, name = cfg.measure[setting], f"measure.{setting}"
+    return text_windows(texts, lm.tokenizer, count, tokens, prompt_share, cfg.measure.seed, name)
+
+
+def _latency(cfg: DictConfig, lm: LM, texts: list[str], run: Run) -> dict:
+    from shadow import latency
+    from shadow.evaluation import Metric
+    from shadow.fast.gathered import GatheredRun
+
+    settings = cfg.measure
+    if not isinstance(run, GatheredRun):
+        raise UserError(f"measure.latency times what runs on the CPU, and this model is on {lm.model.device}")
+    prompts = eval_windows(cfg, lm, texts, "rounds", settings.prompt_tokens, 1.0)
+    ids = [torch.tensor([prompt.ids]) for prompt in prompts]
+    figures = latency.beside_dense(run, lm.model, ids, settings.new_tokens, settings.compiled)
+    return {f"latency/{name}": Metric(value, None) for name, value in figures.items()}
+
+
+def _quality(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
+    from shadow.evaluation import Metric, rows
+    from shadow.quality import criterion_quality, sample_units
+
+    settings = cfg.measure
+    windows = eval_windows(cfg, lm, texts, "quality_windows", settings.tokens, settings.prompt_share)
+    per_layer: dict[Kind, int | None] = {"head": settings.quality_heads, "neuron": settings.quality_neurons}
+    units = sample_units(lm.model, settings.quality_layers, per_layer, settings.seed)
+    judged = criterion_quality(
+        lm.model, windows, judged_criteria(cfg), cfg.traces.loss, units, rows(windows, settings.batch_size)
+    )
+    metrics = {}
+    for name, found in judged.items():
+        if not math.isnan(found.spearman):  # scores that never differ agree with nothing
+            metrics[f"{name}/spearman"] = Metric(found.spearman, found.spearman_error)
+            metrics[f"{name}/recall@50"] = Metric(found.recall, found.recall_error)
+    return metrics
+
+
+def _context(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
+    """`rank_variance/<criterion>/<layer>`: the mean over heads, which stand where samples do."""
+    from shadow.context import rank_variances
+    from shadow.evaluation import Metric, rows
+
+    settings = cfg.measure
+    windows = eval_windows(cfg, lm, texts, "context_windows", settings.tokens, settings.prompt_share)
+    batch_size = rows(windows, settings.batch_size)
+    found = rank_variances(lm.model, windows, list(settings.context), cfg.traces.loss, batch_size)
+    return {
+        f"rank_variance/{name}/{layer}": Metric(float(of_heads.mean()), None, of_heads.tolist())
+        for (name, layer), of_heads in found.items()
+    }
