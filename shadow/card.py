@@ -67,14 +67,10 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def base_model(config: Mapping[str, Any]) -> str | None:
-    """The hub id, or the name of another option; a local folder has a name of its owner's only."""
-    source = config["settings"]["traces"]["model"]["source"]
-    return source.get("hub_id") or (config["model"] if "_target_" in source else None)
-
-
 def front_matter(config: Mapping[str, Any]) -> str:
-    base = base_model(config)
+    base = config["settings"]["traces"]["model"]["source"].get(
+        "hub_id"
+    )  # of other models the hub knows no name
     lines = ["---", "library_name: shadow-llm"]
     lines += [f"base_model: {json.dumps(base)}"] if base else []  # JSON's strings are YAML's
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in TAGS), "---"])

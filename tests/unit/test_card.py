@@ -43,16 +43,15 @@ def test_the_hub_can_read_the_front_matter(config):
 
 
 @pytest.mark.parametrize(
-    ("source", "base"),
+    "source",
     [
-        ({"_target_": "shadow.models.from_package", "package": "weights"}, 'my: "model"'),
-        ({"config.json": 1700000000, "model.safetensors": 1700000000}, None),
+        {"_target_": "shadow.models.from_package", "package": "weights"},
+        {"config.json": 1700000000, "model.safetensors": 1700000000},
     ],
 )
-def test_a_base_model_is_named_where_it_is_known(config, source, base):
-    """A local folder is known to its owner only."""
+def test_no_base_model_is_named_that_the_hub_does_not_know(config, source):
     text = card(of_source(config, source, 'my: "model"'), [])
-    assert ModelCard(text).data.base_model == base
+    assert ModelCard(text).data.base_model is None
     assert "1700000000" not in text
 
 
