@@ -68,9 +68,8 @@ def card(
 
 
 def front_matter(config: Mapping[str, Any]) -> str:
-    base = config["settings"]["traces"]["model"]["source"].get(
-        "hub_id"
-    )  # of other models the hub knows no name
+    # of models that are not the hub's, it knows no name
+    base = config["settings"]["traces"]["model"]["source"].get("hub_id")
     lines = ["---", "library_name: shadow-llm"]
     lines += [f"base_model: {json.dumps(base)}"] if base else []  # JSON's strings are YAML's
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in TAGS), "---"])

@@ -28,7 +28,7 @@ def order_of(scores: Tensor) -> Tensor:
 def ranks(scores: Tensor) -> Tensor:
     """[..., U] -> int64 [..., U]: 0 for the lowest score."""
     order = order_of(scores)
-    return torch.empty_like(order).scatter_(-1, order, _count(order))
+    return _back(order, _count(order))
 
 
 def places(scores: Tensor) -> Places:
@@ -37,17 +37,22 @@ def places(scores: Tensor) -> Places:
     count, ordered = _count(order), scores.gather(-1, order)
     rises = ordered[..., 1:] != ordered[..., :-1]
     if bool(rises.all()):
-        rank = torch.empty_like(order).scatter_(-1, order, count)
+        rank = _back(order, count)
         return Places(rank, rank)
     edge = torch.ones_like(rises[..., :1])
     first = torch.where(torch.cat([edge, rises], -1), count, 0).cummax(-1).values
     ends = torch.where(torch.cat([rises, edge], -1), count, count.shape[-1])
     last = ends.flip(-1).cummin(-1).values.flip(-1)
-    return Places(*(torch.empty_like(order).scatter_(-1, order, rank) for rank in (first, last)))
+    return Places(_back(order, first), _back(order, last))
 
 
 def _count(order: Tensor) -> Tensor:
     return torch.arange(order.shape[-1], device=order.device).expand_as(order)
+
+
+def _back(order: Tensor, values: Tensor) -> Tensor:
+    """Of units in this order, [..., U] -> of units as they were."""
+    return torch.empty_like(order).scatter_(-1, order, values)
 
 
 def spearman(predicted: Tensor, target: Places) -> Tensor:
@@ -56,12 +61,12 @@ def spearman(predicted: Tensor, target: Places) -> Tensor:
     Units of equal score share their mean rank; 0 where all are equal.
     """
     n = predicted.shape[-1]
-    distance = (predicted - (target.first + target.last) / 2).double().square().sum(-1)
+    distance = (predicted - (target.first + target.last) / 2).square().sum(-1)
     whole = n * (n * n - 1) / 12  # squares about the mean, where no two are equal
     alike = target.last - target.first + 1
-    tied = whole - (alike * alike - 1).sum(-1).double() / 12
+    tied = whole - (alike * alike - 1).sum(-1) / 12
     found = (whole + tied - distance) / (2 * (whole * tied).sqrt())
-    return found.where(tied > 0, 0.0).mean(0).float()
+    return found.where(tied > 0, 0.0).mean(0)
 
 
 def stay(predicted: Tensor, level: float) -> Tensor:

@@ -269,38 +269,13 @@ def check_executor(cfg: DictConfig) -> None:
     require_choice("executor.prefill", settings.prefill, get_args(Prefill))
     if settings.storage is not None:
         require_choice("executor.storage", settings.storage, get_args(Storage))
-    if settings.name == "gathered" and cfg.predictor.name in UNGATHERED and cfg.sparsity.level > 0:
-        raise UserError(
-            f"executor=gathered runs no predictor={cfg.predictor.name}, which must see a sample first: give "
-            "executor=masked"
-        )
     if settings.compact and settings.name != "gathered":
         raise UserError(
             f"executor.compact copies what executor=gathered reads, got executor={settings.name}: give "
             "executor=gathered, or executor.compact=false"
         )
-    if settings.name == "gathered" and cfg.predictor.name == "svd" and cfg.sparsity.decided_at == "token":
-        raise UserError(
-            "executor=gathered decides at each token by nets alone, and predictor=svd is none: give "
-            "sparsity.decided_at=prompt, or executor=masked"
-        )
-    if settings.name == "gathered" and cfg.predictor.name in NETS and cfg.sparsity.level > 0:
-        if cfg.predictor.source != "state" or measure.dense_fed:
-            raise UserError(
-                "executor=gathered needs a predictor that reads states, as it runs: give executor=masked, "
-                f"got predictor.source={cfg.predictor.source} and measure.dense_fed={measure.dense_fed}"
-            )
-        if cfg.sparsity.scope == "global" and cfg.sparsity.decided_at == "token":
-            raise UserError(
-                "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got "
-                "global: use one of these, sparsity.decided_at=prompt, or executor=masked"
-            )
-    by_token = cfg.predictor.name in NETS and cfg.sparsity.decided_at == "token"
-    if settings.compact and by_token and cfg.sparsity.level > 0:
-        raise UserError(
-            "executor.compact copies rows once a prompt, and needs plans that stay: give "
-            f"sparsity.decided_at=prompt, got token with predictor={cfg.predictor.name}"
-        )
+    if settings.name == "gathered" and cfg.sparsity.level > 0:
+        check_gathered(cfg)
     if not measure.latency:
         return
     if device_of(cfg).type != "cpu":
@@ -316,6 +291,37 @@ def check_executor(cfg: DictConfig) -> None:
     for name, least in (("prompt_tokens", 2), ("new_tokens", 2), ("rounds", 2)):
         if measure[name] < least:
             raise UserError(f"measure.{name} must be at least {least}, got {measure[name]}")
+
+
+def check_gathered(cfg: DictConfig) -> None:
+    """Refuse plans that executor=gathered cannot follow."""
+    name, by_token = cfg.predictor.name, cfg.sparsity.decided_at == "token"
+    if name in UNGATHERED:
+        raise UserError(
+            f"executor=gathered runs no predictor={name}, which must see a sample first: give executor=masked"
+        )
+    if name == "svd" and by_token:
+        raise UserError(
+            "executor=gathered decides at each token by nets alone, and predictor=svd is none: give "
+            "sparsity.decided_at=prompt, or executor=masked"
+        )
+    if name not in NETS:
+        return
+    if cfg.predictor.source != "state" or cfg.measure.dense_fed:
+        raise UserError(
+            "executor=gathered needs a predictor that reads states, as it runs: give executor=masked, "
+            f"got predictor.source={cfg.predictor.source} and measure.dense_fed={cfg.measure.dense_fed}"
+        )
+    if cfg.sparsity.scope == "global" and by_token:
+        raise UserError(
+            "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got "
+            "global: use one of these, sparsity.decided_at=prompt, or executor=masked"
+        )
+    if cfg.executor.compact and by_token:
+        raise UserError(
+            "executor.compact copies rows once a prompt, and needs plans that stay: give "
+            f"sparsity.decided_at=prompt, got token with predictor={name}"
+        )
 
 
 def check_scorer(cfg: DictConfig) -> None:

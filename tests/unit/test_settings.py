@@ -856,5 +856,6 @@ def test_what_no_executor_does_is_refused_before_work(compose, overrides, messag
         check_executor(compose("evaluate", *overrides))
 
 
-def test_the_gathered_executor_keeps_everything_of_any_scorer_at_level_0(compose):
-    check_executor(compose("evaluate", "executor=gathered", "predictor=oracle", "sparsity.level=0"))
+@pytest.mark.parametrize("predictor", ["oracle", "svd"])
+def test_the_gathered_executor_keeps_everything_of_any_scorer_at_level_0(compose, predictor):
+    check_executor(compose("evaluate", "executor=gathered", f"predictor={predictor}", "sparsity.level=0"))
