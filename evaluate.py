@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     import logging
 
+    from shadow.executors.masked import sparse
     from shadow.jobs import checks, loading, measures, points, scorers, settings, stores
     from shadow.jobs.run import job
-    from shadow.masked import sparse
 
     log = logging.getLogger("evaluate")
     with job(cfg) as this:
@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    from shadow.jobs.words import refuse_null_groups
+    from shadow.jobs.command_line import refuse_null_groups
 
     refuse_null_groups(sys.argv[1:])
     main()

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     import logging
 
-    from shadow import hub
-    from shadow.jobs import checks, fits, loading, planning, settings, stores
+    from shadow.artifacts import hub
+    from shadow.jobs import checks, fits, loading, settings, stores
+    from shadow.jobs import estimate as planning
     from shadow.jobs.run import job
 
     log = logging.getLogger("train")
@@ -38,7 +39,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    from shadow.jobs.words import refuse_null_groups
+    from shadow.jobs.command_line import refuse_null_groups
 
     refuse_null_groups(sys.argv[1:])
     main()

@@ -22,12 +22,12 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from shadow import latency
-from shadow.fast.gathered import GatheredRun
-from shadow.fast.weights import pack
-from shadow.hub import load_predictor
-from shadow.masked import DecidedAt, SparseRun
-from shadow.sparsity import SparsityPolicy
+from shadow.artifacts.hub import load_predictor
+from shadow.executors.cpu.gathered import GatheredRun
+from shadow.executors.cpu.weights import pack
+from shadow.executors.masked import DecidedAt, SparseRun
+from shadow.measures import latency
+from shadow.plans.policy import SparsityPolicy
 from sweeps.colours import COLOURS, INK, PALE
 
 PLANS: tuple[DecidedAt, ...] = ("prompt", "token")

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def neurons(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: int) -> str:
-    from shadow.fast.gpu.units import read_units, write_units
+    from shadow.executors.gpu.units import read_units, write_units
 
     x, up, down = (draw(n, shape.width, dtype=dtype) for n in (rows, shape.neurons, shape.neurons))
     gate = draw(shape.neurons, shape.width, dtype=dtype) if shape.gated else None
@@ -87,8 +87,8 @@ def neurons(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: i
 
 
 def heads(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: int) -> str:
-    from shadow.fast.gpu.attention import attend
-    from shadow.fast.gpu.units import read_units, write_units
+    from shadow.executors.gpu.attention import attend
+    from shadow.executors.gpu.units import read_units, write_units
 
     wide = shape.width // shape.heads
     x, query, output = (draw(n, shape.width, dtype=dtype) for n in (rows, shape.width, shape.width))
@@ -116,8 +116,8 @@ def heads(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: int
 
 
 def drawn(rows: int, units: int, width: int, level: float):
-    from shadow.fast.gpu.choice import Choice
-    from shadow.sparsity import keep_top, kept
+    from shadow.executors.gpu.choice import Choice
+    from shadow.plans.policy import keep_top, kept
 
     stay = kept(units, level)
     choice = Choice(rows, 1, units, width, torch.device("cuda"))

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
 
-from shadow import latency
-from shadow.fast.gathered import GatheredRun
-from shadow.fast.weights import pack
-from shadow.masked import DecidedAt, SparseRun
-from shadow.predictors import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
-from shadow.sites import count_units, find_layers, find_sites
-from shadow.sparsity import SparsityPolicy, Unit
+from shadow.executors.cpu.gathered import GatheredRun
+from shadow.executors.cpu.weights import pack
+from shadow.executors.masked import DecidedAt, SparseRun
+from shadow.measures import latency
+from shadow.models.sites import count_units, find_layers, find_sites
+from shadow.plans.policy import SparsityPolicy, Unit
+from shadow.scorers.nets import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
 
 SHAPES = {
     "opt-1.3b": OPTConfig(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, ffn_dim=8192,

@@ -17,11 +17,11 @@ import latency as shapes  # benchmarks/latency.py
 import torch
 import xllamacpp
 
-from shadow import latency
-from shadow.fast.gathered import GatheredRun
-from shadow.fast.weights import pack
-from shadow.masked import SparseRun
-from shadow.sparsity import SparsityPolicy
+from shadow.executors.cpu.gathered import GatheredRun
+from shadow.executors.cpu.weights import pack
+from shadow.executors.masked import SparseRun
+from shadow.measures import latency
+from shadow.plans.policy import SparsityPolicy
 
 
 def main() -> None:

@@ -15,13 +15,13 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from shadow.harness import SparseHFLM
-from shadow.hub import load_predictor
-from shadow.masked import sparse
-from shadow.models import LM
-from shadow.predictors import Fixed
-from shadow.sparsity import SparsityPolicy
-from shadow.texts import builtin_topics
+from shadow.artifacts.hub import load_predictor
+from shadow.data.texts import builtin_topics
+from shadow.executors.masked import sparse
+from shadow.measures.harness import SparseHFLM
+from shadow.models.load import LM
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 SHAPES = {"zero-shot questions": (40, 8, 4), "five-shot questions": (400, 8, 1)}  # prompt, answer, questions

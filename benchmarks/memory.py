@@ -44,8 +44,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import latency  # benchmarks/latency.py
     import torch
 
-    from shadow.fast.cache import GatheredCache
-    from shadow.masked import sparse
+    from shadow.executors.cpu.cache import GatheredCache
+    from shadow.executors.masked import sparse
 
     model = latency.load(args.shape)
     loaded = peak()

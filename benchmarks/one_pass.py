@@ -12,20 +12,20 @@ import torch
 from hydra import compose, initialize_config_module
 from tqdm import tqdm
 
-from shadow.batches import Batch, collate, logits_of
-from shadow.collector import CriterionCollector
 from shadow.criteria import needs_gradient
 from shadow.criteria.activation import SUMMABLE
+from shadow.criteria.one_pass import row_losses
 from shadow.criteria.weight import WEIGHT_FORMS
-from shadow.data import Numbered
+from shadow.data.batches import Batch, collate, logits_of
+from shadow.data.calibration import Numbered
 from shadow.jobs.loading import load_lm
+from shadow.jobs.memory import peak_memory
 from shadow.jobs.settings import calibration_data
 from shadow.jobs.stores import keeping_of
-from shadow.memory import peak_memory
-from shadow.models import LM
-from shadow.scores import row_losses
-from shadow.sites import differentiable_embeddings
-from shadow.traces import FEATURES
+from shadow.models.load import LM
+from shadow.models.sites import differentiable_embeddings
+from shadow.traces.collector import CriterionCollector
+from shadow.traces.store import FEATURES
 
 ROUNDS = 5
 FIRST_ORDER = [name for name, criterion in SUMMABLE.items() if criterion.needs != "curvature"]

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from shadow.fast.cache import GatheredCache
-from shadow.hub import load_predictor
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Predicted, random_scores
-from shadow.sites import find_sites
-from shadow.sparsity import Plan, SparsityPolicy
-from shadow.texts import read_documents, text_windows
+from shadow.artifacts.hub import load_predictor
+from shadow.data.texts import read_documents, text_windows
+from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.masked import sparse
+from shadow.models.sites import find_sites
+from shadow.plans.policy import Plan, SparsityPolicy
+from shadow.scorers.nets import Fixed, Predicted, random_scores
 
 
 def main() -> None:

@@ -4,13 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shadow.hub import load_predictor
-    from shadow.masked import sparse
-    from shadow.sparsity import SparsityPolicy
+    from shadow.artifacts.hub import load_predictor
+    from shadow.executors.masked import sparse
+    from shadow.plans.policy import SparsityPolicy
 
 __all__ = ["SparsityPolicy", "load_predictor", "sparse"]
 
-HOMES = {"SparsityPolicy": "shadow.sparsity", "load_predictor": "shadow.hub", "sparse": "shadow.masked"}
+HOMES = {
+    "SparsityPolicy": "shadow.plans.policy",
+    "load_predictor": "shadow.artifacts.hub",
+    "sparse": "shadow.executors.masked",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -24,10 +24,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are im
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whoever does it first
 
-from shadow.batches import Batch, Example, collate  # noqa: E402
-from shadow.models import LM, from_package, random_llama, random_opt  # noqa: E402
-from shadow.predictors import NetShape, TapNet  # noqa: E402
-from shadow.sites import KINDS, Kind, count_units, find_sites  # noqa: E402
+from shadow.data.batches import Batch, Example, collate  # noqa: E402
+from shadow.models.load import LM, from_package, random_llama, random_opt  # noqa: E402
+from shadow.models.sites import KINDS, Kind, count_units, find_sites  # noqa: E402
+from shadow.scorers.nets import NetShape, TapNet  # noqa: E402
 
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
 
@@ -193,7 +193,10 @@ def config_of() -> Callable[..., dict]:
     """config_of(net, lm, **others): what a finished predictor's config.json says, in plain values."""
 
     def make(net: TapNet, lm: LM, **others: object) -> dict:
-        model = {"name": "tiny", "source": {"_target_": "shadow.models.from_hub", "hub_id": "someone/tiny"}}
+        model = {
+            "name": "tiny",
+            "source": {"_target_": "shadow.models.load.from_hub", "hub_id": "someone/tiny"},
+        }
         return {
             "model": "tiny",
             "settings": {
@@ -291,7 +294,7 @@ def task_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def task_manager():
     """lm-eval's index of its tasks, which takes 6 s to make: the project keeps it."""
-    from shadow.tasks import require_tasks
+    from shadow.data.tasks import require_tasks
 
     return require_tasks([])
 
@@ -308,8 +311,8 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task_manager) -> None
 def kill_while_writing() -> Callable[[Path], None]:
     """kill_while_writing(file): what another process leaves that got `kill -9` half-way through the file."""
     program = (
-        "import os, sys, pathlib, shadow.artifacts\n"
-        "with shadow.artifacts.writing(pathlib.Path(sys.argv[1])) as unfinished:\n"
+        "import os, sys, pathlib, shadow.artifacts.files\n"
+        "with shadow.artifacts.files.writing(pathlib.Path(sys.argv[1])) as unfinished:\n"
         "    unfinished.write_bytes(b'half')\n"
         "    os.kill(os.getpid(), 9)\n"
     )

@@ -2,8 +2,8 @@
 
 import torch
 
-from shadow.scores import score
-from shadow.sites import find_sites
+from shadow.criteria.one_pass import score
+from shadow.models.sites import find_sites
 
 
 def drawn_means(lm):

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from observed import drawn_means
 from torch import Tensor
 
-from shadow import scores
-from shadow.batches import Batch, Example, collate
 from shadow.criteria import CONTEXTUAL
-from shadow.fsdp import share
+from shadow.criteria import one_pass as scores
+from shadow.data.batches import Batch, Example, collate
 from shadow.jobs.loading import digest
-from shadow.models import LM, random_llama, random_opt
-from shadow.sites import column_norms, find_layers, find_sites
+from shadow.models.load import LM, random_llama, random_opt
+from shadow.models.sharded import share
+from shadow.models.sites import column_norms, find_layers, find_sites
 
 MODELS = {
     "opt": partial(random_opt, 6, 64, 4, 256, 512, 0),

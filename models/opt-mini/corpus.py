@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from shadow.texts import builtin_topics
+from shadow.data.texts import builtin_topics
 
 Part = Literal["train", "validation"]
 

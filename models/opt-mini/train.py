@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from shadow.memory import keep_memory
+from shadow.jobs.memory import keep_memory
 
 HERE = Path(__file__).parent
 SEED = 0

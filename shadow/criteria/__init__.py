@@ -9,7 +9,7 @@ from shadow.criteria.activation import DEVIATIONS, SUMMABLE, Summed
 from shadow.criteria.statistics import STATISTICS
 from shadow.criteria.weight import WEIGHT_FORMS
 from shadow.errors import UserError
-from shadow.sites import Site
+from shadow.models.sites import Site
 
 RANDOM = "random"
 REMOVAL = "removal"  # exact, and a forward for each unit: an oracle for small models, a judge for large ones

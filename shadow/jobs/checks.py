@@ -9,9 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from shadow import criteria
-from shadow.batches import Loss, Positions
+from shadow.artifacts.hub import CONFIG
+from shadow.data.batches import Loss, Positions
 from shadow.errors import UserError
-from shadow.hub import CONFIG
+from shadow.executors.masked import DecidedAt, Executor, FillName, KVPolicy, Prefill, Storage
 from shadow.jobs.measures import running_text
 from shadow.jobs.numbers import check_numbers, require_whole
 from shadow.jobs.settings import (
@@ -41,9 +42,8 @@ from shadow.jobs.settings import (
     shares_weights,
     traces_folder,
 )
-from shadow.masked import DecidedAt, Executor, FillName, KVPolicy, Prefill, Storage
-from shadow.packing import Stored
-from shadow.traces import FEATURES, MEANS, read_manifest
+from shadow.traces.packing import Stored
+from shadow.traces.store import FEATURES, MEANS, read_manifest
 
 STAGES = ("plan", "traces", "predictor")
 SCHEDULES = ("cosine", "constant_with_warmup")

@@ -12,11 +12,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from shadow import hub, traces
-from shadow.checkpoints import WholeCheckpoints
+from shadow.artifacts import hub
 from shadow.criteria import BESIDE_MEANS
 from shadow.errors import UserError
+from shadow.fit.checkpoints import WholeCheckpoints
+from shadow.fit.module import Descent, PredictorModule, TraceData
 from shadow.jobs.loading import require_weights
+from shadow.jobs.memory import keep_memory
 from shadow.jobs.run import versions
 from shadow.jobs.settings import (
     STRATEGIES,
@@ -33,14 +35,13 @@ from shadow.jobs.settings import (
     reads,
 )
 from shadow.jobs.stores import complete, get_means, get_traces, keeping_of, open_store, taking_turns
-from shadow.memory import keep_memory
-from shadow.models import LM
-from shadow.predictor_module import Descent, PredictorModule, TraceData
-from shadow.predictors import Predicted, TapNet
-from shadow.pruned import PrunedStates
-from shadow.sites import column_norms, find_sites, width_of
-from shadow.sparsity import SparsityPolicy
-from shadow.traces import Traces
+from shadow.models.load import LM
+from shadow.models.sites import column_norms, find_sites, width_of
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Predicted, TapNet
+from shadow.traces import store as traces
+from shadow.traces.sparse_states import PrunedStates
+from shadow.traces.store import Traces
 
 log = logging.getLogger(__name__)
 

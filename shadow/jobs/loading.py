@@ -11,13 +11,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
-from shadow import models
-from shadow.collector import place
 from shadow.errors import UserError
-from shadow.jobs import planning
+from shadow.jobs import estimate as planning
 from shadow.jobs.settings import device_of, plain, shares_weights
-from shadow.models import LM
-from shadow.sites import values_of
+from shadow.models import load as models
+from shadow.models.load import LM
+from shadow.models.sites import values_of
+from shadow.traces.collector import place
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ import torch
 from omegaconf import DictConfig
 
 from shadow import criteria
-from shadow.batches import Example
+from shadow.data.batches import Example
+from shadow.data.texts import fingerprint, questions, read_documents, text_windows
 from shadow.errors import UserError
+from shadow.executors.masked import Run
 from shadow.jobs import settings as names
-from shadow.masked import Run
-from shadow.models import LM, require_dtype
-from shadow.sites import Kind
-from shadow.texts import fingerprint, questions, read_documents, text_windows
+from shadow.models.load import LM, require_dtype
+from shadow.models.sites import Kind
 
 OF_TEXT = ("perplexity", "choices", "quality", "latency", "context")  # measured on running text
 MEASURES = (*OF_TEXT, "tasks")
@@ -55,7 +55,7 @@ def check_measure(cfg: DictConfig) -> None:
     if settings.context:
         check_context(cfg)
     if settings.tasks:
-        from shadow.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
+        from shadow.data.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
 
         require_tasks(settings.tasks)
         task_specs(settings.tasks, task_root(cfg))
@@ -115,7 +115,7 @@ def _task_content(task: str, root: str | None) -> str:
 
 
 def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
-    from shadow import evaluation  # lm-eval takes seconds to import
+    from shadow.measures import evaluation  # lm-eval takes seconds to import
 
     settings = cfg.measure
     metrics: evaluation.Metrics = {}
@@ -165,9 +165,9 @@ def eval_windows(
 
 
 def _latency(cfg: DictConfig, lm: LM, texts: list[str], run: Run) -> dict:
-    from shadow import latency
-    from shadow.evaluation import Metric
-    from shadow.fast.gathered import GatheredRun
+    from shadow.executors.cpu.gathered import GatheredRun
+    from shadow.measures import latency
+    from shadow.measures.evaluation import Metric
 
     settings = cfg.measure
     if not isinstance(run, GatheredRun):
@@ -179,8 +179,8 @@ def _latency(cfg: DictConfig, lm: LM, texts: list[str], run: Run) -> dict:
 
 
 def _quality(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
-    from shadow.evaluation import Metric, rows
-    from shadow.quality import criterion_quality, sample_units
+    from shadow.measures.criterion_quality import criterion_quality, sample_units
+    from shadow.measures.evaluation import Metric, rows
 
     settings = cfg.measure
     windows = eval_windows(cfg, lm, texts, "quality_windows", settings.tokens, settings.prompt_share)
@@ -199,8 +199,8 @@ def _quality(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
 
 def _context(cfg: DictConfig, lm: LM, texts: list[str]) -> dict:
     """`rank_variance/<criterion>/<layer>`: the mean over heads, which stand where samples do."""
-    from shadow.context import rank_variances
-    from shadow.evaluation import Metric, rows
+    from shadow.measures.evaluation import Metric, rows
+    from shadow.measures.rank_variance import rank_variances
 
     settings = cfg.measure
     windows = eval_windows(cfg, lm, texts, "context_windows", settings.tokens, settings.prompt_share)

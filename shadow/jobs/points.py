@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from shadow import curve, hub, policies
-from shadow.artifacts import alone, key_of, write_json, writing
-from shadow.card import STDERR
+from shadow.artifacts import curve, hub
+from shadow.artifacts import learnt_policies as policies
+from shadow.artifacts.card import STDERR
+from shadow.artifacts.files import alone, key_of, write_json, writing
 from shadow.jobs import settings as names
 from shadow.jobs.measures import reads_text
-from shadow.sparsity import SparsityPolicy
+from shadow.plans.policy import SparsityPolicy
 
 UNTOLD = ("root", "text", "column", "dense_fed", "raw_inputs")  # where tasks and text lie; and of nets alone
 OF_RUN = ("commit", "versions", "machine")  # of a record: by what a point was measured

@@ -23,10 +23,10 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from shadow.artifacts import FULL, cannot_write, write_json
+from shadow.artifacts.files import FULL, cannot_write, write_json
 from shadow.errors import UserError
+from shadow.jobs.memory import peak_memory
 from shadow.jobs.settings import plain
-from shadow.memory import peak_memory
 
 log = logging.getLogger(__name__)
 

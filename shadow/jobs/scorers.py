@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from shadow import budgets, policies, thresholds
-from shadow.artifacts import write_json
-from shadow.batches import batched
+from shadow.artifacts import learnt_policies as policies
+from shadow.artifacts.files import write_json
 from shadow.criteria import BESIDE_MEANS, RANDOM, random_scores_of
+from shadow.data.batches import batched
+from shadow.fit import budgets, thresholds
 from shadow.jobs.fits import get_predictor, load_predictor
 from shadow.jobs.loading import digest, require_weights
 from shadow.jobs.settings import (
@@ -24,12 +25,12 @@ from shadow.jobs.settings import (
     policy_of,
 )
 from shadow.jobs.stores import get_means, get_traces, taking_turns
-from shadow.models import LM
-from shadow.paper import read_raw
-from shadow.predictors import DenseFed, Fixed, Oracle, Scorer, random_scores
-from shadow.sites import KINDS, find_sites, structure_of
-from shadow.sparsity import SparsityPolicy, Unit
-from shadow.training_free import LowRankCopy, PromptActivation
+from shadow.models.load import LM
+from shadow.models.sites import KINDS, find_sites, structure_of
+from shadow.plans.policy import SparsityPolicy, Unit
+from shadow.scorers.nets import DenseFed, Fixed, Oracle, Scorer, random_scores
+from shadow.scorers.paper_nets import read_raw
+from shadow.scorers.training_free import LowRankCopy, PromptActivation
 
 log = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from shadow import criteria
-from shadow.artifacts import key_of
-from shadow.data import CalibrationData, TaskPrompts
+from shadow.artifacts.files import key_of
+from shadow.data.calibration import CalibrationData, TaskPrompts
 from shadow.errors import UserError
-from shadow.models import describe_folder
-from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
-from shadow.paper import MinMax, MLPShape
-from shadow.predictor_module import Reading
-from shadow.predictors import NetShape, Pooling
-from shadow.sites import KINDS, Kind, Source
-from shadow.sparsity import SparsityPolicy
-from shadow.traces import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, covered, reach
+from shadow.fit.module import Reading
+from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
+from shadow.models.load import describe_folder
+from shadow.models.sites import KINDS, Kind, Source
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import NetShape, Pooling
+from shadow.scorers.paper_nets import MinMax, MLPShape
+from shadow.traces.store import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, covered, reach
 
 FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name
 WHERE = {"cache", "install", "device_map"}  # of the model: not what it is

@@ -13,15 +13,15 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from shadow import plan, traces
-from shadow.artifacts import alone, require_room
-from shadow.batches import Example
-from shadow.collector import CriterionCollector, Keeping, ShardWriter
+from shadow.artifacts.files import alone, require_room
 from shadow.criteria import BESIDE_MEANS
-from shadow.data import CalibrationExamples
-from shadow.fsdp import ShareWeights
+from shadow.criteria.one_pass import require_seen
+from shadow.data.batches import Example
+from shadow.data.calibration import CalibrationExamples
+from shadow.jobs import resources as plan
 from shadow.jobs.checks import require_windows
 from shadow.jobs.loading import digest, require_weights
+from shadow.jobs.memory import peak_memory
 from shadow.jobs.settings import (
     STRATEGIES,
     asked_criteria,
@@ -35,13 +35,14 @@ from shadow.jobs.settings import (
     trace_taps,
     traces_folder,
 )
-from shadow.memory import peak_memory
-from shadow.models import LM
-from shadow.pruned import PrunedStates
-from shadow.scores import require_seen
-from shadow.sites import count_units, find_layers, find_sites, structure_of, width_of
-from shadow.sparsity import Unit
-from shadow.traces import Traces
+from shadow.models.load import LM
+from shadow.models.sharded import ShareWeights
+from shadow.models.sites import count_units, find_layers, find_sites, structure_of, width_of
+from shadow.plans.policy import Unit
+from shadow.traces import store as traces
+from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
+from shadow.traces.sparse_states import PrunedStates
+from shadow.traces.store import Traces
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shadow.artifacts import key_of, making, write_json, writing
+from shadow.artifacts.files import key_of, making, write_json, writing
 
 
 def contents(folder):

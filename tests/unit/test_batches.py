@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shadow.batches import IGNORED, Example, batched, collate
+from shadow.data.batches import IGNORED, Example, batched, collate
 
 ROWS = [Example([5, 6, 7, 8], 2), Example([9], 1), Example([3, 4], 0)]
 

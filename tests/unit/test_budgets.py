@@ -7,17 +7,17 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from shadow import budgets
-from shadow.batches import batched
-from shadow.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
+from shadow.artifacts.hub import save_predictor
+from shadow.criteria.one_pass import row_losses
+from shadow.data.batches import batched
 from shadow.errors import UserError
-from shadow.hub import save_predictor
+from shadow.executors.masked import sparse
+from shadow.fit import budgets
+from shadow.fit.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
 from shadow.jobs import checks, loading, measures, points, scorers, settings
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Oracle, Predicted, random_scores
-from shadow.scores import row_losses
-from shadow.sites import Structure, find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.models.sites import Structure, find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
 
 SMALL = (
     "model=tiny-llama",

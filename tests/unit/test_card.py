@@ -5,9 +5,10 @@ import csv
 import pytest
 from huggingface_hub import ModelCard
 
-from shadow import curve, policies
-from shadow.card import card
-from shadow.sparsity import SparsityPolicy
+from shadow.artifacts import curve
+from shadow.artifacts import learnt_policies as policies
+from shadow.artifacts.card import card
+from shadow.plans.policy import SparsityPolicy
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_the_hub_can_read_the_front_matter(config):
 @pytest.mark.parametrize(
     "source",
     [
-        {"_target_": "shadow.models.from_package", "package": "weights"},
+        {"_target_": "shadow.models.load.from_package", "package": "weights"},
         {"config.json": 1700000000, "model.safetensors": 1700000000},
     ],
 )

@@ -7,15 +7,25 @@ import pytorch_lightning as pl
 import torch
 from observed import drawn_means
 
-from shadow.batches import collate
-from shadow.collector import CriterionCollector, Keeping, ShardWriter, last_of, mean_of
 from shadow.criteria import CONTEXTUAL, CRITERIA, STATISTICS
-from shadow.data import CalibrationExamples, Numbered
-from shadow.models import random_llama
-from shadow.packing import decode, encode, unpack
-from shadow.scores import score
-from shadow.sites import KINDS, find_sites, visit, watch
-from shadow.traces import EMBEDDINGS, FEATURES, MEANS, Traces, files_of, finish, inspect, read_means, verify
+from shadow.criteria.one_pass import score
+from shadow.data.batches import collate
+from shadow.data.calibration import CalibrationExamples, Numbered
+from shadow.models.load import random_llama
+from shadow.models.sites import KINDS, find_sites, visit, watch
+from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter, last_of, mean_of
+from shadow.traces.packing import decode, encode, unpack
+from shadow.traces.store import (
+    EMBEDDINGS,
+    FEATURES,
+    MEANS,
+    Traces,
+    files_of,
+    finish,
+    inspect,
+    read_means,
+    verify,
+)
 
 KEY = "0123456789"
 LENGTHS = [12, 5, 9, 16, 7, 13, 10, 3, 11, 6]

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from observed import drawn_means, seen_of
 from torch import nn
 
-from shadow import scores
-from shadow.batches import IGNORED, Example, collate
 from shadow.criteria import CONTEXTUAL, CRITERIA, needs_gradient, require
+from shadow.criteria import one_pass as scores
 from shadow.criteria.activation import SUMMABLE, Summed
+from shadow.criteria.one_pass import row_losses, score
 from shadow.criteria.statistics import STATISTICS
+from shadow.data.batches import IGNORED, Example, collate
 from shadow.errors import UserError
-from shadow.scores import row_losses, score
 
 FIRST_ORDER = [name for name in CONTEXTUAL if needs_gradient(name) and name != "grasp"]
 FLASH = [name for name in CONTEXTUAL if name != "grasp"]  # which makes attention take another kernel

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from observed import drawn_means, seen_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from shadow.batches import collate
 from shadow.criteria import CRITERIA
+from shadow.criteria.one_pass import score
 from shadow.criteria.statistics import STATISTICS
-from shadow.models import random_llama, random_opt
-from shadow.scores import score
+from shadow.data.batches import collate
+from shadow.models.load import random_llama, random_opt
 
 LAYERS, HIDDEN, HEADS, NEURONS = 2, 8, 4, 6
 UNITS = {"head": (HEADS, HIDDEN // HEADS), "neuron": (NEURONS, 1)}

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from observed import seen_of
 
-from shadow.batches import collate
 from shadow.criteria.weight import WEIGHT_FORMS
+from shadow.data.batches import collate
 
 FORMS = {
     "plainact_weight": lambda pairs: sum(float((w * g).abs().sum()) for w, g in pairs),

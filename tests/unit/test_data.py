@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shadow.batches import Example, collate
-from shadow.data import BuiltinText, CalibrationExamples, TaskPrompts, TextFiles
+from shadow.data.batches import Example, collate
+from shadow.data.calibration import BuiltinText, CalibrationExamples, TaskPrompts, TextFiles
 from shadow.errors import UserError
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from shadow.batches import Example, collate
 from shadow.criteria import CONTEXTUAL
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Oracle, Predicted, random_scores
-from shadow.scores import score
-from shadow.sites import find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.criteria.one_pass import score
+from shadow.data.batches import Example, collate
+from shadow.executors.masked import sparse
+from shadow.models.sites import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
 
 POLICY = SparsityPolicy(0.5)
 NETS = ["unified-scores", "unified-mean", "unified-last", "layerwise-scores", "layerwise-last"]

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shadow.batches import Example
 from shadow.criteria import CONTEXTUAL
-from shadow.evaluation import choice_accuracy, perplexity
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Oracle, Predicted, random_scores
-from shadow.sites import find_sites
-from shadow.sparsity import SparsityPolicy
-from shadow.texts import Question, builtin_topics, questions
+from shadow.data.batches import Example
+from shadow.data.texts import Question, builtin_topics, questions
+from shadow.executors.masked import sparse
+from shadow.measures.evaluation import choice_accuracy, perplexity
+from shadow.models.sites import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
 
 DENSE, HALF = SparsityPolicy(0.0), SparsityPolicy(0.5)
 

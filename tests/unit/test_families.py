@@ -11,16 +11,15 @@ import yaml
 from observed import seen_of
 from transformers import AutoConfig
 
-from shadow.batches import Batch, collate
+from shadow.criteria.one_pass import row_losses
+from shadow.data.batches import Batch, collate
 from shadow.errors import UserError
-from shadow.jobs.planning import plan_of
+from shadow.executors.masked import sparse
+from shadow.jobs.estimate import plan_of
+from shadow.jobs.resources import forward_flops, weightless
 from shadow.jobs.stores import get_traces
-from shadow.masked import sparse
-from shadow.models import LM, byte_tokenizer, random_weights
-from shadow.plan import forward_flops, weightless
-from shadow.predictors import Fixed, Oracle, random_scores
-from shadow.scores import row_losses
-from shadow.sites import (
+from shadow.models.load import LM, byte_tokenizer, random_weights
+from shadow.models.sites import (
     LAYOUTS,
     column_norms,
     count_units,
@@ -30,8 +29,9 @@ from shadow.sites import (
     visit,
     watch,
 )
-from shadow.sparsity import SparsityPolicy
-from shadow.training_free import LowRankCopy
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, random_scores
+from shadow.scorers.training_free import LowRankCopy
 
 PLAIN = {
     "vocab_size": 257,

@@ -21,21 +21,22 @@ from hydra.errors import CompactHydraException
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from shadow import hub
-from shadow.artifacts import alone, require_room, writing
-from shadow.checkpoints import WholeCheckpoints
-from shadow.data import TextFiles
+from shadow.artifacts import hub
+from shadow.artifacts.files import alone, require_room, writing
+from shadow.data.calibration import TextFiles
 from shadow.errors import UserError
-from shadow.evaluation import perplexity, task_metrics
-from shadow.jobs import checks, fits, loading, measures, planning, scorers, settings, stores
+from shadow.executors.masked import sparse
+from shadow.fit.checkpoints import WholeCheckpoints
+from shadow.jobs import checks, fits, loading, measures, scorers, settings, stores
+from shadow.jobs import estimate as planning
+from shadow.jobs.estimate import plan_of
 from shadow.jobs.folders import require_writable
-from shadow.jobs.planning import plan_of
 from shadow.jobs.run import job
-from shadow.masked import sparse
-from shadow.models import LM, load, random_llama
-from shadow.predictors import Fixed, random_scores
-from shadow.sites import find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.measures.evaluation import perplexity, task_metrics
+from shadow.models.load import LM, load, random_llama
+from shadow.models.sites import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, random_scores
 
 SMALL = [
     "model=tiny-llama",
@@ -192,7 +193,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_one_that_can_is_not_made
 MAKE = """
 import sys, time
 from pathlib import Path
-from shadow.artifacts import alone, writing
+from shadow.artifacts.files import alone, writing
 file = Path(sys.argv[1])
 with alone(file):
     if file.is_file():
@@ -207,7 +208,7 @@ with alone(file):
 HOLD = """
 import sys, time
 from pathlib import Path
-from shadow.artifacts import alone
+from shadow.artifacts.files import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from shadow.batches import Example, collate
+from shadow.data.batches import Example, collate
 from shadow.errors import UserError
-from shadow.fast.cache import GatheredCache
-from shadow.fast.gathered import GatheredRun
-from shadow.fast.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
-from shadow.fast.weights import pack
-from shadow.masked import Run, sparse
-from shadow.models import LM
-from shadow.predictors import Fixed, Oracle, Predicted, TapNet, random_scores
-from shadow.sites import KINDS, find_sites
-from shadow.sparsity import SparsityPolicy, Unit
+from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.cpu.gathered import GatheredRun
+from shadow.executors.cpu.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
+from shadow.executors.cpu.weights import pack
+from shadow.executors.masked import Run, sparse
+from shadow.models.load import LM
+from shadow.models.sites import KINDS, find_sites
+from shadow.plans.policy import SparsityPolicy, Unit
+from shadow.scorers.nets import Fixed, Oracle, Predicted, TapNet, random_scores
 
 TOKENS = 64
 PLANS = {
@@ -244,7 +244,7 @@ def test_biases_are_added(make_lm, make_scorer):
 
 
 def test_a_cache_grows(lm, make_scorer, monkeypatch):
-    monkeypatch.setattr("shadow.fast.cache.ROOM", 5)
+    monkeypatch.setattr("shadow.executors.cpu.cache.ROOM", 5)
     scorer, ids = make_scorer(lm, [1]), prompts(2)
     found = []
     for executor in ("masked", "gathered"):

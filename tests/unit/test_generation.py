@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from shadow.batches import Example, collate
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Predicted, random_scores
-from shadow.sites import find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.data.batches import Example, collate
+from shadow.executors.masked import sparse
+from shadow.models.sites import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Predicted, random_scores
 
 POLICY = SparsityPolicy(0.5)
 NEW = 6

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shadow.fast.gpu import attention, choice, units
+from shadow.executors.gpu import attention, choice, units
 
 TYPES = {
     "fp32": "fill above scores parts base stream said highest total turns".split(),

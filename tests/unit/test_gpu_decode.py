@@ -8,14 +8,14 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[gpu] (Linux)")
 
-from shadow.batches import collate
+from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.fast.gpu.run import DeviceRun, on_device
-from shadow.masked import SparseRun, sparse
-from shadow.models import LM
-from shadow.predictors import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
-from shadow.sites import KINDS, count_units, find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.executors.gpu.run import DeviceRun, on_device
+from shadow.executors.masked import SparseRun, sparse
+from shadow.models.load import LM
+from shadow.models.sites import KINDS, count_units, find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = 3
@@ -128,7 +128,7 @@ def test_bfloat16_differs_by_its_rounding(make_lm, family):
 
 def test_generating_goes_on_when_the_cache_is_full(make_lm, monkeypatch):
     lm = on(make_lm("llama", layers=2))
-    monkeypatch.setattr("shadow.fast.gpu.cache.ROOM", 1)
+    monkeypatch.setattr("shadow.executors.gpu.cache.ROOM", 1)
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
     ids = torch.randint(1, 257, (1, 2), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     how = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -10,10 +10,10 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[gpu] (Linux)")
 
-from shadow.fast.gpu.attention import attend, remember
-from shadow.fast.gpu.choice import Choice
-from shadow.fast.gpu.units import Units, read_units, write_units
-from shadow.sparsity import keep_top
+from shadow.executors.gpu.attention import attend, remember
+from shadow.executors.gpu.choice import Choice
+from shadow.executors.gpu.units import Units, read_units, write_units
+from shadow.plans.policy import keep_top
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # of the largest: sums are float32, and what is stored is rounded to the dtype

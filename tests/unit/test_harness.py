@@ -11,17 +11,18 @@ import torch
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
-from shadow import hub, policies
+from shadow.artifacts import hub
+from shadow.artifacts import learnt_policies as policies
+from shadow.data.tasks import load_tasks, task_specs
 from shadow.errors import UserError
-from shadow.evaluation import task_metrics, weighted_perplexity
-from shadow.harness import SparseHFLM, rows_of
-from shadow.lm_eval import main
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Oracle, Predicted
-from shadow.sites import find_sites
-from shadow.sparsity import SparsityPolicy
-from shadow.tasks import load_tasks, task_specs
-from shadow.training_free import PromptActivation
+from shadow.executors.masked import sparse
+from shadow.measures.evaluation import task_metrics, weighted_perplexity
+from shadow.measures.harness import SparseHFLM, rows_of
+from shadow.measures.lm_eval import main
+from shadow.models.sites import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted
+from shadow.scorers.training_free import PromptActivation
 
 pytestmark = pytest.mark.usefixtures("tasks")
 DENSE, HALF = SparsityPolicy(0.0), SparsityPolicy(0.5)
@@ -254,7 +255,7 @@ def test_a_ratios_standard_error_is_0_where_every_loss_follows_from_its_weight()
 
 @pytest.mark.parametrize("num_fewshot", [0, 3, 5])
 def test_all_seven_tasks_take_their_shots_from_train(shared_data, num_fewshot):
-    from shadow.tasks import require_tasks
+    from shadow.data.tasks import require_tasks
 
     names = ["piqa", "copa", "openbookqa", "winogrande", "rte", "hellaswag", "arc_easy"]
     for name, task in load_tasks(require_tasks(names), task_specs(names, str(shared_data))).items():
@@ -270,7 +271,7 @@ def test_all_seven_tasks_take_their_shots_from_train(shared_data, num_fewshot):
 
 
 def test_shots_from_the_evaluated_split_are_refused(tiny_llama, task_root, monkeypatch):
-    from shadow import evaluation
+    from shadow.measures import evaluation
 
     specs = [spec | {"training_split": None} for spec in task_specs(["rte"], str(task_root))]
     monkeypatch.setattr(evaluation, "task_specs", lambda names, root: specs)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from shadow import budgets, thresholds
-from shadow.batches import collate
+from shadow.data.batches import collate
 from shadow.errors import UserError
+from shadow.executors.masked import sparse
+from shadow.fit import budgets, thresholds
 from shadow.jobs import settings
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Predicted
-from shadow.sites import Structure
-from shadow.sparsity import SparsityPolicy, keep_top, kept
+from shadow.models.sites import Structure
+from shadow.plans.policy import SparsityPolicy, keep_top, kept
+from shadow.scorers.nets import Fixed, Predicted
 
 GROUPS = Structure(group=3)
 

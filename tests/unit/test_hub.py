@@ -14,11 +14,12 @@ from observed import drawn_means
 from safetensors.torch import save
 
 import shadow
-from shadow import hub, policies
+from shadow.artifacts import hub
+from shadow.artifacts import learnt_policies as policies
 from shadow.errors import UserError
-from shadow.masked import sparse
-from shadow.predictors import Predicted
-from shadow.sparsity import SparsityPolicy
+from shadow.executors.masked import sparse
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Predicted
 
 FILES = {"config.json", "predictor.safetensors", "README.md"}
 COMMIT = "0123456789" * 4
@@ -66,8 +67,8 @@ def test_importing_the_package_and_its_configs_imports_no_torch(root):
 
 
 def test_the_package_gives_what_it_says_and_nothing_else():
-    from shadow.masked import sparse
-    from shadow.sparsity import SparsityPolicy
+    from shadow.executors.masked import sparse
+    from shadow.plans.policy import SparsityPolicy
 
     assert set(shadow.__all__) == set(shadow.HOMES)
     assert shadow.sparse is sparse

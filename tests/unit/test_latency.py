@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from shadow.fast.gathered import GatheredRun
-from shadow.fast.weights import pack
-from shadow.latency import (
+from shadow.executors.cpu.gathered import GatheredRun
+from shadow.executors.cpu.weights import pack
+from shadow.executors.masked import sparse
+from shadow.measures.latency import (
     Timing,
     beside_dense,
     by_turns,
@@ -17,10 +18,9 @@ from shadow.latency import (
     stock_copy,
     time_generation,
 )
-from shadow.masked import sparse
-from shadow.predictors import Fixed, NetShape, Predicted, TapNet, random_scores
-from shadow.sites import count_units, find_layers, find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.models.sites import count_units, find_layers, find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, NetShape, Predicted, TapNet, random_scores
 
 
 def prompt() -> torch.Tensor:

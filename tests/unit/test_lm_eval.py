@@ -5,13 +5,13 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
-from shadow.batches import IGNORED
-from shadow.evaluation import task_metrics
-from shadow.harness import SparseHFLM
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Oracle, Predicted
-from shadow.sparsity import SparsityPolicy
-from shadow.tasks import load_tasks, task_specs
+from shadow.data.batches import IGNORED
+from shadow.data.tasks import load_tasks, task_specs
+from shadow.executors.masked import sparse
+from shadow.measures.evaluation import task_metrics
+from shadow.measures.harness import SparseHFLM
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted
 
 DENSE, HALF = SparsityPolicy(0.0), SparsityPolicy(0.5)
 TASKS = ["piqa", "copa", "winogrande", "rte"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shadow.fast.mapped import file_ranges, let_go
+from shadow.executors.cpu.mapped import file_ranges, let_go
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes pages back")
 MEGABYTE = 1 << 20

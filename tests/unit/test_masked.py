@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from shadow.batches import collate
+from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.masked import sparse
-from shadow.models import random_opt
-from shadow.predictors import Fixed, Oracle, Predicted, random_scores
-from shadow.sites import find_sites, watch
-from shadow.sparsity import SparsityPolicy
+from shadow.executors.masked import sparse
+from shadow.models.load import random_opt
+from shadow.models.sites import find_sites, watch
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
 
 
 @pytest.fixture

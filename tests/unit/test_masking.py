@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from observed import drawn_means
 from torch import nn
 
-from shadow.batches import Batch
 from shadow.criteria import CONTEXTUAL
+from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.masked import SparseRun, sparse
-from shadow.predictors import Fixed, Oracle, Predicted, random_scores
-from shadow.sites import find_sites
-from shadow.sparsity import SparsityPolicy
+from shadow.executors.masked import SparseRun, sparse
+from shadow.models.sites import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
 
 DENSE = SparsityPolicy(0.0)
 SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CONTEXTUAL)]

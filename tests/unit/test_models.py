@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from shadow.errors import UserError
-from shadow.models import byte_tokenizer, from_hub, from_package, load, random_llama, random_opt
+from shadow.models.load import byte_tokenizer, from_hub, from_package, load, random_llama, random_opt
 
 OPT = partial(random_opt, layers=2, hidden=16, heads=2, neurons=32, positions=64, seed=0)
 LLAMA = partial(

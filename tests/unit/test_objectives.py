@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from shadow.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise, partners
-from shadow.sparsity import SparsityPolicy
+from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise, partners
+from shadow.plans.policy import SparsityPolicy
 
 MEAN = torch.tensor([[0.5], [2.0]])
 

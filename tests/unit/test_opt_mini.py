@@ -13,10 +13,10 @@ from shadow.opt_mini import corpus
 from shadow.opt_mini.ngrams import bigram_loss, unigram_loss
 from torch.nn.functional import cross_entropy
 
+from shadow.data.texts import builtin_topics
 from shadow.errors import UserError
-from shadow.models import from_installed, load
-from shadow.sites import count_units, find_sites, visit
-from shadow.texts import builtin_topics
+from shadow.models.load import from_installed, load
+from shadow.models.sites import count_units, find_sites, visit
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "opt-mini"

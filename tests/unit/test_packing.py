@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shadow.packing import KNOTS, decode, encode, from_bits, pack, rank, top_bits, unpack
+from shadow.traces.packing import KNOTS, decode, encode, from_bits, pack, rank, top_bits, unpack
 
 SIZES = [257, 300, 1536, 5000]  # of units; more than 256, else ranks are not used
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shadow.batches import Example, collate
-from shadow.collector import last_of
+from shadow.artifacts.hub import load_predictor, save_predictor
+from shadow.data.batches import Example, collate
 from shadow.errors import UserError
-from shadow.hub import load_predictor, save_predictor
-from shadow.masked import sparse
-from shadow.paper import MinMax, MLPShape, min_max, read_raw
-from shadow.predictors import DenseFed, Predicted, TapNet
-from shadow.sites import count_units, find_sites, visit, watch
-from shadow.sparsity import SparsityPolicy
+from shadow.executors.masked import sparse
+from shadow.models.sites import count_units, find_sites, visit, watch
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import DenseFed, Predicted, TapNet
+from shadow.scorers.paper_nets import MinMax, MLPShape, min_max, read_raw
+from shadow.traces.collector import last_of
 
 E, LAYERS, UNITS = 32, 4, {"head": 4, "neuron": 64}
 

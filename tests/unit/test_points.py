@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from shadow.artifacts.hub import save_predictor
 from shadow.errors import UserError
-from shadow.evaluation import Metric
-from shadow.hub import save_predictor
 from shadow.jobs import checks, measures, points, settings
+from shadow.measures.evaluation import Metric
 
 CODE = "0123456789abcdef"
 METRICS = {

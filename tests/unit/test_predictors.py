@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from shadow.batches import collate
 from shadow.criteria import CONTEXTUAL
+from shadow.criteria.one_pass import score
 from shadow.criteria.statistics import STATISTICS
+from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet, random_scores
-from shadow.scores import score
-from shadow.sites import find_sites
+from shadow.models.sites import find_sites
+from shadow.scorers.nets import Fixed, NetShape, Oracle, Predicted, TapNet, random_scores
 
 UNITS = {"head": 4, "neuron": 64}
 

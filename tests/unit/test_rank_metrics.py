@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from shadow.rank_metrics import mass, places, ranks, recall, spearman, stay
-from shadow.sparsity import SparsityPolicy
+from shadow.fit.rank_metrics import mass, places, ranks, recall, spearman, stay
+from shadow.plans.policy import SparsityPolicy
 
 
 def draw(seed):

@@ -7,16 +7,16 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
-from shadow.batches import collate
-from shadow.evaluation import choice_accuracy, perplexity
-from shadow.harness import SparseHFLM
-from shadow.masked import sparse
-from shadow.models import load
-from shadow.predictors import Fixed, Oracle, random_scores
-from shadow.sites import count_units, find_sites
-from shadow.sparsity import SparsityPolicy
-from shadow.tasks import load_tasks, task_specs
-from shadow.texts import builtin_topics, questions, text_windows
+from shadow.data.batches import collate
+from shadow.data.tasks import load_tasks, task_specs
+from shadow.data.texts import builtin_topics, questions, text_windows
+from shadow.executors.masked import sparse
+from shadow.measures.evaluation import choice_accuracy, perplexity
+from shadow.measures.harness import SparseHFLM
+from shadow.models.load import load
+from shadow.models.sites import count_units, find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, random_scores
 
 pytestmark = pytest.mark.slow
 TOPICS = builtin_topics("eval", 0.3, 0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shadow.ridge import Moments
+from shadow.fit.ridge import Moments
 
 N, E, R = 200, 12, 3
 SHAPES = {"head": (3, 4), "neuron": (3, 10)}

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from shadow.artifacts import write_json
+from shadow.artifacts.files import write_json
 from shadow.criteria import CRITERIA, RANDOM
 from shadow.errors import UserError
 from shadow.jobs.checks import check_executor, check_scorer, check_train, train_command

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shadow.executors.masked import sparse
 from shadow.jobs import loading, measures, scorers, settings
-from shadow.masked import sparse
-from shadow.models import LM, load, random_llama, random_opt
-from shadow.predictors import Oracle
-from shadow.sites import column_norms, find_sites, values_of
-from shadow.sparsity import SparsityPolicy
-from shadow.training_free import LowRankCopy
+from shadow.models.load import LM, load, random_llama, random_opt
+from shadow.models.sites import column_norms, find_sites, values_of
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Oracle
+from shadow.scorers.training_free import LowRankCopy
 
 SOURCES = {
     "opt": partial(random_opt, 4, 32, 4, 64, 512, 0),

@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from shadow.errors import UserError
-from shadow.models import random_opt
-from shadow.sites import (
+from shadow.models.load import random_opt
+from shadow.models.sites import (
     LAYOUTS,
     Site,
     column_norms,
@@ -120,7 +120,7 @@ def test_tiny_llama_has_fewer_key_value_heads_than_query_heads(tiny_llama):
 @pytest.mark.parametrize("find", [find_sites, find_layers, find_neuron_paths])
 def test_an_architecture_without_a_layout_is_refused_naming_the_rows_there_are(find):
     config = GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-    with pytest.raises(UserError, match=r"gpt2.*shadow\.sites\.LAYOUTS.*llama.*opt"):
+    with pytest.raises(UserError, match=r"gpt2.*shadow\.models\.sites\.LAYOUTS.*llama.*opt"):
         find(AutoModelForCausalLM.from_config(config))
 
 

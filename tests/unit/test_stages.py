@@ -16,20 +16,21 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import load_file
 
-from shadow.artifacts import key_of
-from shadow.batches import collate
+from shadow.artifacts.files import key_of
 from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
+from shadow.criteria.one_pass import score as score_batch
+from shadow.data.batches import collate
 from shadow.errors import UserError
+from shadow.executors.masked import sparse
+from shadow.fit.module import Descent, PredictorModule, Reading, TraceData
+from shadow.fit.objectives import LogSquares
 from shadow.jobs import checks, fits, loading, scorers, settings, stores
-from shadow.jobs.planning import plan_of
-from shadow.masked import sparse
-from shadow.objectives import LogSquares
-from shadow.predictor_module import Descent, PredictorModule, Reading, TraceData
-from shadow.predictors import Fixed, NetShape, Oracle, Predicted, TapNet
-from shadow.scores import score as score_batch
-from shadow.sites import find_sites, watch
-from shadow.sparsity import SparsityPolicy
-from shadow.traces import (
+from shadow.jobs.estimate import plan_of
+from shadow.models.sites import find_sites, watch
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, NetShape, Oracle, Predicted, TapNet
+from shadow.scorers.training_free import LowRankCopy, PromptActivation
+from shadow.traces.store import (
     EMBEDDINGS,
     FEATURES,
     MEANS,
@@ -39,7 +40,6 @@ from shadow.traces import (
     read_manifest,
     read_means,
 )
-from shadow.training_free import LowRankCopy, PromptActivation
 
 # Lightning's word for resuming
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
@@ -563,7 +563,7 @@ def test_a_shard_that_a_kill_left_half_written_is_gone_after_the_rerun(collect, 
 CUT_SHORT = """
 import resource, signal, sys, torch
 from pathlib import Path
-from shadow.traces import store_of, write_shard
+from shadow.traces.store import store_of, write_shard
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would make an error of it
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from shadow.batches import IGNORED, collate
+from shadow.data.batches import IGNORED, collate
+from shadow.data.tasks import few_shot_examples, require_tasks, task_specs
 from shadow.errors import UserError
-from shadow.tasks import few_shot_examples, require_tasks, task_specs
 
 pytestmark = pytest.mark.usefixtures("tasks")
 NAMES = ["piqa", "copa", "winogrande", "rte"]
@@ -140,7 +140,7 @@ def test_a_long_prompt_loses_its_beginning_and_not_its_answer(tiny_opt, task_roo
 
 
 def test_asking_for_more_documents_than_there_are_takes_all_and_says_so(tiny_opt, task_root, caplog):
-    with caplog.at_level(logging.WARNING, logger="shadow.tasks"):
+    with caplog.at_level(logging.WARNING, logger="shadow.data.tasks"):
         found = few_shot_examples(tiny_opt, ["piqa"], str(task_root), 99, 0, 512, 0)
     assert len(found) == 5
     assert "piqa has only 5 train documents, of 99 asked for" in caplog.text

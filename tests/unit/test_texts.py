@@ -6,9 +6,17 @@ from string import ascii_lowercase
 
 import pytest
 
+from shadow.data.texts import (
+    builtin_topics,
+    choose,
+    cut,
+    fingerprint,
+    questions,
+    read_documents,
+    text_windows,
+)
 from shadow.errors import UserError
-from shadow.models import byte_tokenizer
-from shadow.texts import builtin_topics, choose, cut, fingerprint, questions, read_documents, text_windows
+from shadow.models.load import byte_tokenizer
 
 TEXT = "".join(random.Random(0).choices(ascii_lowercase, k=1000))  # no two windows of it look alike
 

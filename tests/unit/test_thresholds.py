@@ -6,15 +6,16 @@ import math
 import pytest
 import torch
 
-from shadow import hub, thresholds
-from shadow.batches import batched
+from shadow.artifacts import hub
+from shadow.data.batches import batched
 from shadow.errors import UserError
+from shadow.executors.masked import sparse
+from shadow.fit import thresholds
+from shadow.fit.thresholds import learn, threshold
 from shadow.jobs import checks, loading, measures, points, scorers, settings
-from shadow.masked import sparse
-from shadow.predictors import Fixed, Oracle, Predicted, random_scores
-from shadow.sites import KINDS, find_sites
-from shadow.sparsity import SparsityPolicy
-from shadow.thresholds import learn, threshold
+from shadow.models.sites import KINDS, find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
 
 SMALL = (
     "model=tiny-llama",

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shadow.errors import UserError
-from shadow.packing import decode, encode, from_bits, pack, top_bits
-from shadow.traces import (
+from shadow.traces.packing import decode, encode, from_bits, pack, top_bits
+from shadow.traces.store import (
     FEATURES,
     Traces,
     covered,
@@ -305,8 +305,8 @@ def test_a_store_reads_as_before_while_it_grows(folder):
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from shadow.memory import peak_memory
-from shadow.traces import Traces
+from shadow.jobs.memory import peak_memory
+from shadow.traces.store import Traces
 def peak():
     return round(1e9 * peak_memory())
 store = Traces(Path(sys.argv[1]))

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from shadow.batches import Example, collate
 from shadow.criteria import CONTEXTUAL, REMOVAL, STATISTICS, needs_gradient
+from shadow.criteria.one_pass import score
+from shadow.data.batches import Example, collate
 from shadow.errors import UserError
-from shadow.masked import sparse
-from shadow.scores import score
-from shadow.sites import find_sites
-from shadow.sparsity import SparsityPolicy
-from shadow.training_free import LowRankCopy, PromptActivation, truncated
+from shadow.executors.masked import sparse
+from shadow.models.sites import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.training_free import LowRankCopy, PromptActivation, truncated
 
 HALF = SparsityPolicy(0.5)
 FULL = 64  # more than the width of the tiny models
@@ -330,5 +330,5 @@ def test_the_same_weights_have_the_same_copy_bit_for_bit(lm, batch):
 
 def test_a_model_that_norms_after_its_sublayers_is_refused(tiny_opt):
     tiny_opt.model.config.do_layer_norm_before = False
-    with pytest.raises(UserError, match=r"shadow\.sites\.LAYOUTS.*norms after"):
+    with pytest.raises(UserError, match=r"shadow\.models\.sites\.LAYOUTS.*norms after"):
         copy_of(tiny_opt.model, 8)

@@ -1,0 +1,46 @@
+"""A predictor's own curve: the measured points that lie beside it, and the card that shows them."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shadow.artifacts import learnt_policies as policies
+from shadow.artifacts.files import writing
+from shadow.artifacts.card import COLUMNS, NAMES, card
+
+CARD, CURVE = "README.md", "curve.csv"
+FIRST = [*COLUMNS, *NAMES]
+
+Row = Mapping[str, str]
+
+
+def read(folder: Path) -> list[Row]:
+    if not (folder / CURVE).is_file():
+        return []
+    with (folder / CURVE).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def add(folder: Path, config: Mapping[str, Any], row: Mapping[str, object]) -> None:
+    """Write curve.csv with this row, in place of another of the same point, and the card anew."""
+    text = {name: "" if value is None else str(value) for name, value in row.items()}
+    rows = [*(known for known in read(folder) if known["point"] != text["point"]), text]
+    rows.sort(
+        key=lambda row: (
+            *(row.get(name, "") for name in ("data", "decided_at", "scope", "fill")),
+            float(row["level"]),
+            row["point"],
+        )
+    )
+    metrics = sorted({name for row in rows for name in row} - set(FIRST))
+    with writing(folder / CURVE) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [*FIRST, *metrics], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_card(folder, config, read(folder))
+
+
+def write_card(folder: Path, config: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    with writing(folder / CARD) as unfinished:
+        unfinished.write_text(card(config, rows, list(policies.load(folder))), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Text and tasks: what is calibrated on and measured on."""

@@ -1,0 +1,56 @@
+"""The rows of the neurons that a prompt keeps, copied one behind the other, for all tokens that follow."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from shadow.executors.cpu.scoring import NEURONS, Choice
+from shadow.executors.cpu.storage import Rows, lined_up
+from shadow.executors.cpu.weights import Weights
+
+
+class Plan(NamedTuple):
+    """What a token's compiled call reads: weights, what stays of them, and what a dropped neuron says,
+    float32 [L, F]."""
+
+    weights: Weights
+    choice: Choice
+    fill: np.ndarray
+
+
+def compact(plan: Plan) -> Plan:
+    """The same plan by copies, in which a layer's neurons are numbered by their place among the kept ones.
+
+    Arrays have room for all neurons; of memory they take what is written to them.
+    """
+    weights, choice = plan.weights, plan.choice
+    up, down = copied(weights.up, choice), copied(weights.down, choice)
+    gate = copied(weights.gate, choice) if weights.sizes.gated else up
+    up_bias, gate_bias, fill = (np.zeros_like(one) for one in (weights.up_bias, weights.gate_bias, plan.fill))
+    pairs = (up_bias, weights.up_bias), (gate_bias, weights.gate_bias), (fill, plan.fill)
+    neurons, listed = np.zeros_like(choice.neurons), choice.neuron_list.copy()
+    for layer, lines in enumerate(kept(choice)):
+        for new, old in pairs:
+            new[layer, : len(lines)] = old[layer, lines]
+        neurons[:, layer, : len(lines)] = choice.neurons[:, layer, lines]
+        listed[layer, : len(lines)] = np.arange(len(lines))
+    return Plan(
+        weights._replace(up=up, gate=gate, down=down, up_bias=up_bias, gate_bias=gate_bias),
+        choice._replace(neurons=neurons, neuron_list=listed),
+        fill,
+    )
+
+
+def kept(choice: Choice) -> list[np.ndarray]:
+    """-> int32 [N] of each layer: the neurons that stay in any row, in rising order."""
+    return [own[:count] for own, count in zip(choice.neuron_list, choice.counts[:, NEURONS])]
+
+
+def copied(rows: Rows, choice: Choice) -> Rows:
+    found = Rows(lined_up(rows.values.shape, rows.values.dtype), np.ones_like(rows.scale))
+    for layer, lines in enumerate(kept(choice)):
+        for new, old in zip(found, rows):
+            room = torch.from_numpy(new[layer, : len(lines)])
+            torch.index_select(torch.from_numpy(old[layer]), 0, torch.from_numpy(lines), out=room)
+    return found

@@ -1,0 +1,175 @@
+"""A model's weights, so that everything that belongs to a unit is a row."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shadow.errors import UserError
+from shadow.executors.cpu.mapped import file_ranges, let_go
+from shadow.executors.cpu.storage import STORAGES, Rows, Storage, allocate, as_tensor, put
+from shadow.executors.families import LayerParts, Parts, Sizes, describe, norm_of
+
+
+class Norms(NamedTuple):
+    """float32 [L, E] each; of the last norm L is 1."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+class Weights(NamedTuple):
+    """Rows of width E each: query [L, H * D], key and value [L, G * D], output, transposed, [L, H * D], gate
+    and up [L, F], down, transposed, [L, F]; embedding and vocabulary [1, V]. Biases are float32 [L, rows]; of
+    output and down they are [L, E]. Without a gate its rows are those of `up`, and are not read."""
+
+    sizes: Sizes
+    query: Rows
+    key: Rows
+    value: Rows
+    output: Rows
+    gate: Rows
+    up: Rows
+    down: Rows
+    embedding: Rows
+    vocabulary: Rows
+    positions: np.ndarray  # float32 [P, E], or [0, E]
+    query_bias: np.ndarray
+    key_bias: np.ndarray
+    value_bias: np.ndarray
+    output_bias: np.ndarray
+    gate_bias: np.ndarray
+    up_bias: np.ndarray
+    down_bias: np.ndarray
+    vocabulary_bias: np.ndarray
+    attention_norm: Norms
+    neuron_norm: Norms
+    last_norm: Norms
+
+
+TRANSPOSED = ("output", "down")
+ROLES = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
+    """The model's weights as rows; storage None: as the model has them, float32 or bfloat16.
+
+    In the model's own dtype its parameters then *are* these rows, seen through views, so that nothing is held
+    twice: the model works as before, and `pack` again only looks. Of weights that were loaded as pages of a
+    file the copied pages go back to the system.
+    """
+    own: Storage | None = {torch.float32: "float32", torch.bfloat16: "bfloat16"}.get(model.dtype)  # type: ignore[assignment]
+    storage = storage or own
+    if storage not in STORAGES:
+        raise UserError(
+            f"executor=gathered stores weights as one of {list(STORAGES)}: give storage, or load the model "
+            f"with dtype=float32 or bfloat16, got storage={storage!r} and dtype={str(model.dtype)[6:]}"
+        )
+    if model.device.type != "cpu":
+        raise UserError(f"executor=gathered runs on the CPU, and this model is on {model.device}")
+    sizes, parts = describe(model)
+    shared = storage == own
+    roles = {
+        role: gather(role, parts.layers, storage, shared) for role in ROLES if role != "gate" or sizes.gated
+    }
+    roles.setdefault("gate", roles["up"])
+    embedding = gather_one(parts.embedding, storage, shared)
+    tied = parts.head.weight.data_ptr() == parts.embedding.weight.data_ptr()
+    vocabulary = embedding if tied else gather_one(parts.head, storage, shared)
+    bias = {role: biases(role, parts.layers) for role in ROLES}
+    return Weights(
+        sizes=sizes,
+        query=roles["query"],
+        key=roles["key"],
+        value=roles["value"],
+        output=roles["output"],
+        gate=roles["gate"],
+        up=roles["up"],
+        down=roles["down"],
+        embedding=embedding,
+        vocabulary=vocabulary,
+        positions=position_rows(parts, sizes),
+        query_bias=bias["query"],
+        key_bias=bias["key"],
+        value_bias=bias["value"],
+        output_bias=bias["output"],
+        gate_bias=bias["gate"],
+        up_bias=bias["up"],
+        down_bias=bias["down"],
+        vocabulary_bias=bias_of(parts.head)[None].numpy(),
+        attention_norm=norms([layer.attention_norm for layer in parts.layers]),
+        neuron_norm=norms([layer.neuron_norm for layer in parts.layers]),
+        last_norm=norms([parts.last_norm]),
+    )
+
+
+def gather(role: str, layers: Sequence[LayerParts], storage: Storage, shared: bool) -> Rows:
+    projections = [linear_of(role, layer) for layer in layers]
+    turned = role in TRANSPOSED
+    found = [p.weight.detach().T if turned else p.weight.detach() for p in projections]
+    if shared and (there := already(found)) is not None:
+        return there
+    rows, files = allocate(storage, len(found), *found[0].shape), file_ranges()
+    for layer, (projection, weight) in enumerate(zip(projections, found)):
+        put(rows, layer, weight)
+        let_go(projection.weight, files)
+        if shared:  # the layer's own memory is free before the next layer is copied
+            view = as_tensor(rows, layer)
+            projection.weight.data = view.T if turned else view
+            found[layer] = weight = view
+    return rows
+
+
+def gather_one(module: nn.Embedding | nn.Linear, storage: Storage, shared: bool) -> Rows:
+    weight = module.weight.detach()
+    if shared and (there := already([weight])) is not None:
+        return there
+    rows = allocate(storage, 1, *weight.shape)
+    put(rows, 0, weight)
+    let_go(weight, file_ranges())
+    return rows
+
+
+def already(weights: Sequence[Tensor]) -> Rows | None:
+    """The rows that these weights, [R, E] each, are views of: those that lie one behind the other."""
+    first = weights[0]
+    start, step = first.data_ptr(), first.numel() * first.element_size()
+    home = first.untyped_storage().data_ptr()
+    for layer, weight in enumerate(weights):
+        at_home = weight.untyped_storage().data_ptr() == home and weight.data_ptr() == start + layer * step
+        if not weight.is_contiguous() or not at_home:
+            return None
+    whole = first.as_strided((len(weights), *first.shape), (first.numel(), first.shape[1], 1))
+    bits = whole.view(torch.uint16) if first.dtype == torch.bfloat16 else whole
+    return Rows(bits.numpy(), np.ones((len(weights), len(first)), np.float32))
+
+
+def linear_of(role: str, layer: LayerParts) -> nn.Linear:
+    found = getattr(layer, role)
+    assert isinstance(found, nn.Linear)
+    return found
+
+
+def biases(role: str, layers: Sequence[LayerParts]) -> np.ndarray:
+    named = "up" if role == "gate" and layers[0].gate is None else role
+    return torch.stack([bias_of(linear_of(named, layer)) for layer in layers]).numpy()
+
+
+def bias_of(linear: nn.Linear) -> Tensor:
+    return torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
+
+
+def norms(modules: Sequence[nn.Module]) -> Norms:
+    found = [norm_of(module) for module in modules]
+    return Norms(
+        torch.stack([weight for weight, _ in found]).numpy(), torch.stack([bias for _, bias in found]).numpy()
+    )
+
+
+def position_rows(parts: Parts, sizes: Sizes) -> np.ndarray:
+    if parts.positions is None:
+        return np.zeros((0, sizes.width), np.float32)
+    return parts.positions.weight.detach().float().numpy()

@@ -1,0 +1,1 @@
+"""Learning from traces and calibration: nets, budgets, thresholds."""

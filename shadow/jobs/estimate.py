@@ -1,0 +1,135 @@
+"""stage=plan: what a run of these settings will take, said without loading a model."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from shadow.errors import UserError
+from shadow.jobs import resources as plan
+from shadow.jobs.settings import (
+    NETS,
+    asked_parts,
+    asked_size,
+    model_label,
+    plain,
+    predictor_kinds,
+    predictor_shape,
+    predictor_taps,
+    trace_taps,
+)
+from shadow.models.load import require_folder
+from shadow.models.sites import count_units, find_layers, find_sites, width_of
+from shadow.traces.store import MEANS
+
+
+def shape_of(cfg: DictConfig) -> PretrainedConfig:
+    """The model's config.json: of the folder `model.path`, or as `model.shape` has it."""
+    if cfg.model.path:
+        return AutoConfig.from_pretrained(require_folder(cfg.model.path))
+    return AutoConfig.for_model(**plain(cfg.model.shape))
+
+
+def check_context(cfg: DictConfig) -> None:
+    """Refuse windows longer than what the model was made to read; prompts of tasks are cut to it."""
+    room = shape_of(cfg).get_text_config().max_position_embeddings
+    asked = {"data.tokens": cfg.data.get("tokens") or 0}
+    # an experiment may give train.py some keys of measures, which it does not read
+    if cfg.task_name == "evaluate":
+        measure = cfg.measure
+        if measure.perplexity or measure.quality or measure.context:
+            asked["measure.tokens"] = measure.tokens
+        if measure.latency:
+            asked["measure.prompt_tokens + measure.new_tokens"] = measure.prompt_tokens + measure.new_tokens
+        if measure.choices:
+            both = measure.context_tokens + measure.continuation_tokens
+            asked["measure.context_tokens + measure.continuation_tokens"] = both
+    for setting, tokens in asked.items():
+        if tokens > room:
+            raise UserError(
+                f"{setting} must be at most the {room} positions of {cfg.model.path or cfg.model.name}, got "
+                f"{tokens}"
+            )
+
+
+def windows_of(cfg: DictConfig) -> tuple[int, int]:
+    """-> how many windows these data give, and of how many tokens; of tasks the most there can be."""
+    if "tasks" in cfg.data:
+        return len(cfg.data.tasks) * cfg.data.examples_per_task, cfg.data.max_tokens
+    return int(asked_size(cfg)), cfg.data.tokens
+
+
+def plan_of(cfg: DictConfig) -> dict[str, Any]:
+    """Counts, bytes and operations of collecting and of the predictor, by name."""
+    model = plan.weightless(shape_of(cfg))
+    layers, units = len(find_layers(model)), count_units(find_sites(model))
+    windows, tokens = windows_of(cfg)
+    settings = cfg.traces
+    sampled = windows * min(settings.tokens_per_window, tokens)
+    shards = -(-windows // settings.shard_windows)
+    taps = trace_taps(cfg, layers)
+    stored = {
+        part: plan.part_bytes(model, part, len(taps), tokens, settings.dtype, settings.top)
+        for part in asked_parts(cfg)
+    }
+    stored_bytes = {
+        part: size.of(windows, sampled, 1 if part == MEANS else shards) for part, size in stored.items()
+    }
+    found: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        "layers": layers,
+        "units": units,
+        "windows": windows,
+        "tokens": windows * tokens,
+        "token_rows": sampled,
+        "row_bytes": {part: max(size.window, size.token) for part, size in stored.items() if part != MEANS},
+        "bytes": stored_bytes,
+        "forward_flops": windows * plan.forward_flops(model, tokens),
+        "backward_flops": windows * plan.backward_flops(model, tokens),
+    }
+    if cfg.predictor.name in NETS:
+        read = predictor_taps(cfg, layers)
+        found["predictor_parameters"] = plan.predictor_parameters(
+            model,
+            read,
+            cfg.predictor.source,
+            predictor_shape(cfg),
+            cfg.predictor.ahead,
+            predictor_kinds(cfg),
+        )
+        passes = cfg.predictor.rounds * len(cfg.predictor.levels)
+        states = plan.feature_bytes(len(read), width_of(model, "state"))
+        found["pruned_passes"] = passes
+        found["pruned_bytes"] = passes * states.of(windows, sampled, shards)
+    return found
+
+
+def told(cfg: DictConfig, found: dict[str, Any]) -> str:
+    """The plan in lines for people."""
+    at_most = "at most " if "tasks" in cfg.data else ""
+    units = " and ".join(f"{count} {kind}s" for kind, count in found["units"].items())
+    lines = [
+        f"{model_label(cfg)}: {found['parameters'] / 1e6:,.1f} M parameters; {found['layers']} layers: "
+        f"{units}",
+        f"collecting: {at_most}{found['windows']} windows, {found['tokens']:,} tokens",
+        f"  forward  {found['forward_flops']:.3g} FLOPs",
+        f"  backward {found['backward_flops']:.3g} FLOPs, to activations, where a criterion needs gradients",
+        f"store: {at_most}{sum(found['bytes'].values()) / 1e9:.4g} GB",
+    ]
+    lines += [
+        f"  {part:<17} {found['bytes'][part] / 1e9:10.4g} GB, {size / 1e6:.4g} MB for each of "
+        f"{found['windows']} windows and {found['token_rows']:,} tokens"
+        for part, size in found["row_bytes"].items()
+    ]
+    if "predictor_parameters" in found:
+        count = found["predictor_parameters"]
+        share = 100 * count / found["parameters"]
+        lines.append(
+            f"predictor={cfg.predictor.name}: {count / 1e6:.4g} M parameters, {share:.2g} % of the model"
+        )
+        if found["pruned_passes"]:
+            lines.append(
+                f"later rounds: {cfg.predictor.rounds}, a fit each; {found['pruned_passes']} sparse passes "
+                f"over the windows, {found['pruned_bytes'] / 1e9:.4g} GB of states"
+            )
+    return "\n".join(lines)

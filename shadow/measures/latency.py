@@ -1,0 +1,193 @@
+"""How long prompts and new tokens take, and what memory would let them take at best."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, StaticCache
+
+from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.cpu.gathered import GatheredRun
+from shadow.executors.cpu.storage import Rows
+from shadow.executors.cpu.weights import Weights
+from shadow.models.sites import KINDS
+
+Forward = Callable[..., Any]  # of a language model
+
+
+class Timing(NamedTuple):
+    """Seconds: of the prompt, and of each new token."""
+
+    prompt: float
+    tokens: list[float]
+
+
+class Spread(NamedTuple):
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@torch.no_grad()
+def time_generation(model: Forward, ids: Tensor, tokens: int) -> Timing:
+    """Greedily, `tokens` new ones; ids: [B, T]; model: a language model, or the forward of a run of one."""
+    start = time.perf_counter()
+    found = model(ids, use_cache=True, logits_to_keep=1)
+    prompt, seconds = time.perf_counter() - start, []
+    for _ in range(tokens):
+        start = time.perf_counter()
+        new = found.logits[:, -1:].argmax(-1)
+        found = model(new, past_key_values=found.past_key_values, use_cache=True)
+        seconds.append(time.perf_counter() - start)
+    return Timing(prompt, seconds)
+
+
+def by_turns(runs: Mapping[str, Callable[[], Timing]], rounds: int) -> dict[str, list[Timing]]:
+    """Each run in each round, so that a machine that slows down slows all; one round before them warms up."""
+    found: dict[str, list[Timing]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            timing = run()
+            if turn:
+                found[name].append(timing)
+    return found
+
+
+def beside_dense(
+    run: GatheredRun, model: PreTrainedModel, prompts: Sequence[Tensor], tokens: int, with_compiled: bool
+) -> dict[str, float]:
+    """A round for each prompt [1, T]; -> medians and quartiles, of ratios round by round too.
+
+    A second copy of the model stands for dense transformers (sdpa, key-value cache), as `pack` turns some
+    weights over. weight_bytes: of a token; roofline: how many times as many a dense token reads in the
+    model's own dtype; kv_bytes: of keys and values after the prompt.
+    """
+    threads, dense = run.team.members, stock_copy(model)
+
+    def densely(forward: Forward) -> Forward:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            torch.set_num_threads(threads)  # which a gathered run has reduced
+            return forward(*args, **kwargs)
+
+        return call
+
+    forwards: dict[str, Forward] = {"dense": densely(dense), "sparse": run.forward}
+    if with_compiled:
+        room = max(prompt.shape[1] for prompt in prompts) + tokens
+        forwards["compiled"] = densely(compiled(dense, room))
+    works = {}
+    for name, forward in forwards.items():
+        turn = cycle([prompts[-1], *prompts])  # the round that warms up has the last one
+        works[name] = partial(time_next, forward, turn, tokens)
+    found = by_turns(works, len(prompts))
+    figures: dict[str, float] = {}
+    for name, timings in found.items():
+        own = "" if name == "sparse" else f"{name}_"
+        figures |= told(f"{own}token_ms", [1e3 * seconds for one in timings for seconds in one.tokens])
+        figures |= told(f"{own}prompt_ms", [1e3 * one.prompt for one in timings])
+        if name != "sparse":
+            pairs = list(zip(timings, found["sparse"]))
+            figures |= told(f"times_{name}", [token_of(slow) / token_of(fast) for slow, fast in pairs])
+            figures |= told(f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs])
+    dense_token = model.dtype.itemsize * sum(rows.values.size for rows in read_densely(run.weights))
+    cache = run.forward(prompts[-1], use_cache=True).past_key_values
+    assert isinstance(cache, GatheredCache)
+    return figures | {
+        "kv_bytes": float(cache.bytes_held()),
+        "kv_share_of_dense": cache.bytes_held() / cache.bytes_of_dense(),
+        "tokens_per_second": 1e3 / figures["token_ms"],
+        "weight_bytes": sparse_bytes(run),
+        "predictor_bytes": float(predictor_bytes(run)),
+        "roofline": dense_token / sparse_bytes(run),
+    }
+
+
+def time_next(forward: Forward, prompts: Iterator[Tensor], tokens: int) -> Timing:
+    return time_generation(forward, next(prompts), tokens)
+
+
+def told(name: str, values: list[float]) -> dict[str, float]:
+    found = spread(values)
+    return {name: found.median, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def token_of(timing: Timing) -> float:
+    """-> seconds"""
+    return statistics.median(timing.tokens)
+
+
+def stock_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights as transformers lays them out, and the class's own forward."""
+    found = copy.deepcopy(model)
+    vars(found).pop("forward", None)
+    for module in found.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.contiguous()
+    return found
+
+
+def compiled(model: PreTrainedModel, room: int) -> Forward:
+    """Its tokens after a prompt go through torch.compile, over a cache of fixed size."""
+    fast = torch.compile(model.forward, dynamic=False)
+
+    def forward(ids: Tensor, past_key_values: Any = None, **others: Any) -> Any:
+        if past_key_values is not None:
+            return fast(ids, past_key_values=past_key_values, **others)
+        return model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=room), **others)
+
+    return forward
+
+
+def spread(values: list[float]) -> Spread:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def size(*rows: Rows) -> int:
+    """Bytes of weights and of their scales, where they have any."""
+    return sum(r.values.nbytes + (r.scale.nbytes if r.values.itemsize == 1 else 0) for r in rows)
+
+
+def read_densely(weights: Weights) -> list[Rows]:
+    """What a dense token reads: all layers, and the vocabulary once."""
+    w = weights
+    gate = [w.gate] if w.sizes.gated else []
+    return [w.query, w.key, w.value, w.output, *gate, w.up, w.down, w.vocabulary]
+
+
+def dense_bytes(weights: Weights) -> int:
+    """In this storage."""
+    return size(*read_densely(weights))
+
+
+def sparse_bytes(run: GatheredRun) -> float:
+    """That a new token reads of weights on average, by the shares that the run's new tokens have kept, and of
+    the predictor: keys and values of all heads where each token decides, of stored heads where the prompt
+    did."""
+    w = run.weights
+    each = w.sizes.heads // w.sizes.kv_heads
+    neurons = size(w.up, w.down, *((w.gate,) if w.sizes.gated else ()))
+    heads, keys = size(w.query, w.output), size(w.key, w.value)
+    total = float(size(w.vocabulary))
+    for layer in range(w.sizes.layers):
+        share = {kind: run.kept[layer, kind] / run.total[layer, kind] for kind in KINDS}
+        stored = 1.0
+        plan = None if run.each_token else run.plan.get((layer, "head"))
+        if plan is not None:
+            stored = float(plan.view(-1, w.sizes.kv_heads, each).any(0).any(1).float().mean())
+        total += (heads * share["head"] + keys * stored + neurons * share["neuron"]) / w.sizes.layers
+    return total + predictor_bytes(run)
+
+
+def predictor_bytes(run: GatheredRun) -> int:
+    nets = run.nets
+    read = size(nets.first, nets.others, nets.bend, nets.down, nets.up_heads, nets.up_neurons)
+    return read if run.each_token else 0

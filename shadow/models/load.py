@@ -1,0 +1,271 @@
+"""A language model: from the hub, a folder, an installed package's folder or GGUF file, or random weights."""
+
+import importlib.util
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from shadow.artifacts.files import alone, making
+from shadow.errors import UserError
+from shadow.models.sites import require_layout
+
+log = logging.getLogger(__name__)
+
+
+class LM(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+DeviceMap = str | dict[str, int | str] | None  # accelerate's: `auto`, or a device of each module
+Source = Callable[..., LM]  # (dtype=, device_map=, and if it is asked for trust_remote_code=) -> LM
+
+
+def load(
+    source: Source, path: str | None, dtype: str, device_map: DeviceMap, trust_remote_code: bool = False
+) -> LM:
+    """The model in evaluation mode, every weight frozen; a local folder `path` replaces `source`.
+
+    trust_remote_code: run Python code that lies beside the weights, of a folder or a hub's model alone.
+    """
+    chosen = require_dtype("model.dtype", dtype)
+    transformers_logging.disable_progress_bar()
+    if path:
+        lm = from_folder(path, chosen, device_map, trust_remote_code)
+    else:
+        trust = {"trust_remote_code": True} if trust_remote_code else {}
+        lm = source(dtype=chosen, device_map=device_map, **trust)
+    lm.model.eval().requires_grad_(False)
+    require_finite(lm.model)
+    return lm
+
+
+def require_finite(model: PreTrainedModel) -> None:
+    """Refuse weights that make every number after them meaningless. Those on disk are not read for it."""
+    for name, values in model.named_parameters():
+        if not values.is_meta and not torch.isfinite(values).all():
+            raise UserError(
+                f"the model's weights must be finite numbers, and {name} has NaN or infinity in "
+                f"model.dtype={str(values.dtype)[6:]}: get the file again, or try model.dtype=float32"
+            )
+
+
+def require_folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path must be a Hugging Face model folder with a config.json, got {path!r}")
+    return folder
+
+
+def describe_folder(path: str) -> dict[str, int]:
+    """Name and time of change of every file in a model folder: tells one state of it from another."""
+    return {
+        file.name: file.stat().st_mtime_ns
+        for file in sorted(require_folder(path).iterdir())
+        if file.is_file()
+    }
+
+
+def require_dtype(setting: str, name: str) -> torch.dtype:
+    chosen = getattr(torch, name, None)
+    if not isinstance(chosen, torch.dtype):
+        raise UserError(f"{setting} must name a torch dtype such as float32 or bfloat16, got {name!r}")
+    return chosen
+
+
+def from_folder(path: str, dtype: torch.dtype, device_map: DeviceMap, trust_remote_code: bool = False) -> LM:
+    folder = str(require_folder(path))
+    return _pretrained(folder, None, dtype, device_map, True, trust_remote_code)
+
+
+def from_hub(
+    hub_id: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    trust_remote_code: bool = False,
+) -> LM:
+    try:
+        online = _reachable(hub_id, revision)
+        return _pretrained(hub_id, revision, dtype, device_map, not online, trust_remote_code)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"could not load model {hub_id!r} from the Hugging Face hub ({reason}): "
+            "check the network, or give a local copy with model.path=/some/folder"
+        ) from error
+
+
+def _reachable(hub_id: str, revision: str | None) -> bool:
+    """Whether the hub answers, asked once: transformers would ask six times a file, half a minute in all."""
+    url = hf_hub_url(hub_id, "config.json", revision=revision)
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # a refusal is an answer: transformers will say which
+    except OSError as error:
+        if try_to_load_from_cache(hub_id, "config.json", revision=revision) is None:
+            raise ConnectionError(f"the hub cannot be reached: {error}") from error
+        return False
+    return True
+
+
+def _pretrained(
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    local_files_only: bool,
+    trust_remote_code: bool = False,
+) -> LM:
+    # said even if false: left open, transformers would ask on the terminal
+    where = {
+        "revision": revision,
+        "local_files_only": local_files_only,
+        "trust_remote_code": trust_remote_code,
+    }
+    try:
+        config = AutoConfig.from_pretrained(name, **where)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"model {name!r} comes with Python code of its own, which is run only if that is asked for: read "
+            "it, and give model.trust_remote_code=true, got false"
+        ) from error
+    require_layout(config.model_type)  # before gigabytes are read
+    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, **where)
+    return LM(model, tokenizer)
+
+
+def from_package(
+    package: str, gguf_file: str, install: str, cache: str, dtype: torch.dtype, device_map: DeviceMap
+) -> LM:
+    """The GGUF file in an installed Python package; dequantised weights are kept in `cache`."""
+    folder = Path(cache)
+    if not (folder / "config.json").is_file():
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"the model's weights come in the Python package {package!r}, which is missing: {install}"
+            )
+        source = spec.submodule_search_locations[0]
+        with alone(folder):
+            if not (folder / "config.json").is_file():  # else another process was faster
+                dequantise(source, gguf_file, folder)
+    return _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
+
+
+def dequantise(source: str, gguf_file: str, folder: Path) -> None:
+    log.info("dequantising %s once (about 30 s) -> %s", gguf_file, folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
+    del model.config.quantization_config  # it describes the file, not these weights,
+    model.hf_quantizer = None  # type: ignore[assignment]  # and with it save_pretrained refuses
+    with making(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+
+
+def from_installed(module: str, dtype: torch.dtype, device_map: DeviceMap) -> LM:
+    """A model folder inside an installed package of ours."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"the model comes with this project as {module!r}, which is not installed: pip install -e ."
+        )
+    folder = spec.submodule_search_locations[0]
+    return _pretrained(folder, None, dtype, device_map, local_files_only=True)
+
+
+def random_opt(
+    layers: int,
+    hidden: int,
+    heads: int,
+    neurons: int,
+    positions: int,
+    seed: int,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+) -> LM:
+    """An OPT of random weights and a byte tokenizer, for tests and for trying a configuration in seconds."""
+    tokenizer = byte_tokenizer()
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        word_embed_proj_dim=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        ffn_dim=neurons,
+        max_position_embeddings=positions,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LM(random_weights(config, seed, dtype), tokenizer)
+
+
+def random_llama(
+    layers: int,
+    hidden: int,
+    heads: int,
+    key_value_heads: int,
+    neurons: int,
+    positions: int,
+    seed: int,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+) -> LM:
+    """A Llama with grouped-query attention, otherwise as `random_opt`."""
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=neurons,
+        max_position_embeddings=positions,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return LM(random_weights(config, seed, dtype), tokenizer)
+
+
+def random_weights(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> PreTrainedModel:
+    config.initializer_range = 0.2  # the usual 0.02 makes so small a model nearly linear, every unit alike
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and <pad> as token 0."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({"<pad>": 0} | {c: i + 1 for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<pad>", bos_token="<pad>"
+    )

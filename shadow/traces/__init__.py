@@ -1,0 +1,1 @@
+"""What collection leaves on disk."""
