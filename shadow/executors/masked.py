@@ -23,10 +23,10 @@ from shadow.models.sites import (
     visit,
     width_of,
 )
+from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import Plan, SparsityPolicy, Unit
 from shadow.scorers.nets import DenseFed, Looks, Predicted, Scorer, Shape
 
-DecidedAt = Literal["token", "prompt", "sequence"]
 Fill = Mapping[Unit, Tensor]  # [U, D] of each layer and kind: what stands in a dropped unit's place
 Executor = Literal["masked", "gathered"]
 Storage = Literal["float32", "bfloat16", "int8"]

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, Loss
-from shadow.executors.masked import DecidedAt, Fill, sparse
+from shadow.executors.masked import Fill, sparse
 from shadow.models.sites import Structure, find_sites, structure_of
+from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy, Unit
 from shadow.scorers.nets import Scorer
 

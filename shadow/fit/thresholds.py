@@ -10,8 +10,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch
-from shadow.executors.masked import DecidedAt, Fill, check, sparse
+from shadow.executors.masked import Fill, check, sparse
 from shadow.models.sites import find_layers, structure_of
+from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy, Unit, kept
 from shadow.scorers.nets import Scorer
 

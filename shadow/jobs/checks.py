@@ -12,7 +12,7 @@ from shadow import criteria
 from shadow.artifacts.hub import CONFIG
 from shadow.data.batches import Loss, Positions
 from shadow.errors import UserError
-from shadow.executors.masked import DecidedAt, Executor, FillName, KVPolicy, Prefill, Storage
+from shadow.executors.masked import Executor, FillName, KVPolicy, Prefill, Storage
 from shadow.jobs.measures import running_text
 from shadow.jobs.numbers import check_numbers, require_whole
 from shadow.jobs.settings import (
@@ -42,6 +42,7 @@ from shadow.jobs.settings import (
     shares_weights,
     traces_folder,
 )
+from shadow.plans.facts import DecidedAt
 from shadow.traces.packing import Stored
 from shadow.traces.store import FEATURES, MEANS, read_manifest
 

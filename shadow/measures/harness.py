@@ -16,7 +16,6 @@ from shadow.criteria import needs_gradient
 from shadow.data.batches import IGNORED, Batch, Example, collate
 from shadow.errors import UserError
 from shadow.executors.masked import (
-    DecidedAt,
     Executor,
     FillName,
     KVPolicy,
@@ -28,6 +27,7 @@ from shadow.executors.masked import (
 )
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, Kind, require_layout
+from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import HeadUnit, Scope, SparsityPolicy
 from shadow.scorers.nets import Fixed, Looks, Oracle, Scorer
 from shadow.scorers.training_free import PromptActivation

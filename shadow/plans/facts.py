@@ -1,0 +1,45 @@
+"""What can be known of a run before its model is loaded: by this, methods and executors refuse."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from shadow.models.sites import Kind
+from shadow.plans.policy import SparsityPolicy
+
+DecidedAt = Literal["token", "prompt", "sequence"]
+Point = Literal["layer_input", "head_output", "gate", "up", "site"]
+
+
+class Traits(NamedTuple):
+    """What must be known of a scorer to plan by it.
+
+    name: for messages. kinds: what it scores. points: the tensors that it reads; none: its scores are the
+    same for every token. looks: whether it must see a sample, or a prompt, before the sparse pass. steps: how
+    many times it scores in one pass, each time other layers. first: the first layer that it scores. pooled:
+    whether it reads whole prompts and scores no single token. compiled: whether it is made of nets that a
+    compiled step can ask.
+    """
+
+    name: str
+    kinds: frozenset[Kind]
+    points: frozenset[Point] = frozenset()
+    looks: bool = False
+    steps: int = 0
+    first: int = 0
+    pooled: bool = False
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """family: the model_type of its config. group: query heads that share a key-value head. experts: of a
+    layer; 1 where there are none. device: `cpu` or `cuda`."""
+
+    policy: SparsityPolicy
+    decided_at: DecidedAt
+    scorer: Traits
+    family: str
+    layers: int
+    group: int = 1
+    experts: int = 1
+    device: str = "cpu"
