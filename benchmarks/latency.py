@@ -20,11 +20,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
-from shadow.executors.masked import DecidedAt, SparseRun
+from shadow.plans.facts import DecidedAt
+from shadow.executors.masked import SparseRun
 from shadow.measures import latency
-from shadow.models.sites import count_units, find_layers, find_sites
-from shadow.plans.policy import SparsityPolicy, Unit
-from shadow.scorers.nets import Fixed, NetShape, Predicted, Scorer, TapNet, random_scores
+from shadow.models.sites import count_units
+from shadow.models.layouts import find_layers
+from shadow.models.kinds import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.models.sites import SiteKey
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.nets import NetShape, TapNet
+from shadow.scorers.predicted import Predicted
+from shadow.scorers.protocol import Scorer
 
 SHAPES = {
     "opt-1.3b": OPTConfig(hidden_size=2048, num_hidden_layers=24, num_attention_heads=32, ffn_dim=8192,
@@ -138,7 +145,7 @@ def tell(timings: Sequence[latency.Timing]) -> str:
     return f"{took.median:.1f} ({took.low:.1f} to {took.high:.1f})"
 
 
-def means_of(model: PreTrainedModel) -> dict[Unit, Tensor]:
+def means_of(model: PreTrainedModel) -> dict[SiteKey, Tensor]:
     return {
         (site.layer, site.kind): torch.randn(site.units, site.module.in_features // site.units) / 100
         for site in find_sites(model)

@@ -17,11 +17,11 @@ from transformers.utils import logging as transformers_logging
 
 from shadow.artifacts.hub import load_predictor
 from shadow.data.texts import builtin_topics
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.measures.harness import SparseHFLM
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed
+from shadow.scorers.fixed import Fixed
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 SHAPES = {"zero-shot questions": (40, 8, 4), "five-shot questions": (400, 8, 1)}  # prompt, answer, questions

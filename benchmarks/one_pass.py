@@ -23,7 +23,7 @@ from shadow.jobs.memory import peak_memory
 from shadow.jobs.settings import calibration_data
 from shadow.jobs.stores import keeping_of
 from shadow.models.load import LM
-from shadow.models.sites import differentiable_embeddings
+from shadow.signals import differentiable_embeddings
 from shadow.traces.collector import CriterionCollector
 from shadow.traces.store import FEATURES
 

@@ -18,10 +18,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.artifacts.hub import load_predictor
 from shadow.data.texts import read_documents, text_windows
 from shadow.executors.cpu.cache import GatheredCache
-from shadow.executors.masked import sparse
-from shadow.models.sites import find_sites
-from shadow.plans.policy import Plan, SparsityPolicy
-from shadow.scorers.nets import Fixed, Predicted, random_scores
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
+from shadow.plans.rules import Plan
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.predicted import Predicted
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shadow.artifacts.hub import load_predictor
-    from shadow.executors.masked import sparse
+    from shadow.front import sparse
     from shadow.plans.policy import SparsityPolicy
 
 __all__ = ["SparsityPolicy", "load_predictor", "sparse"]
@@ -13,7 +13,7 @@ __all__ = ["SparsityPolicy", "load_predictor", "sparse"]
 HOMES = {
     "SparsityPolicy": "shadow.plans.policy",
     "load_predictor": "shadow.artifacts.hub",
-    "sparse": "shadow.executors.masked",
+    "sparse": "shadow.front",
 }
 
 

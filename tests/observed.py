@@ -3,7 +3,7 @@
 import torch
 
 from shadow.criteria.one_pass import score
-from shadow.models.sites import find_sites
+from shadow.models.kinds import find_sites
 
 
 def drawn_means(lm):

@@ -20,9 +20,10 @@ from shadow.artifacts import learnt_policies as policies
 from shadow.artifacts.files import write_json, writing
 from shadow.errors import UserError
 from shadow.scorers.paper_nets import MLPShape
-from shadow.scorers.nets import NetShape, Predicted, TapNet
+from shadow.scorers.nets import NetShape, TapNet
+from shadow.scorers.predicted import Predicted
 from shadow.models.sites import KINDS
-from shadow.plans.policy import Unit
+from shadow.models.sites import SiteKey
 
 CONFIG, WEIGHTS, METRICS = "config.json", "predictor.safetensors", "metrics.csv"
 MEANS = "means."  # how the names of means begin among the weights
@@ -44,7 +45,7 @@ NEEDED = (
 
 
 def save_predictor(
-    folder: Path, net: TapNet, config: dict[str, Any], means: Mapping[Unit, Tensor] | None = None
+    folder: Path, net: TapNet, config: dict[str, Any], means: Mapping[SiteKey, Tensor] | None = None
 ) -> None:
     """config.json comes last: that it is there says that the predictor is finished.
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from shadow.artifacts.files import write_json
 from shadow.errors import UserError
-from shadow.plans.policy import SparsityPolicy, Unit
+from shadow.plans.policy import SparsityPolicy
+from shadow.models.sites import SiteKey
 
 PATTERN = "thresholds-*.json"
 TOLD = [field.name for field in fields(SparsityPolicy) if field.name not in ("scope", "levels", "thresholds")]
@@ -25,12 +26,12 @@ def case_of(decided_at: str, level: float) -> Case:
     return decided_at, round(level, 9)  # range(0,0.9,0.1) gives 0.30000000000000004
 
 
-def rows_of(thresholds: Mapping[Unit, float]) -> list[list[Any]]:
+def rows_of(thresholds: Mapping[SiteKey, float]) -> list[list[Any]]:
     """JSON has no infinity: null where none is to go."""
     return [[*unit, None if value == -math.inf else value] for unit, value in thresholds.items()]
 
 
-def thresholds_of(rows: Iterable[tuple]) -> dict[Unit, float]:
+def thresholds_of(rows: Iterable[tuple]) -> dict[SiteKey, float]:
     return {(layer, kind): -math.inf if value is None else value for layer, kind, value in rows}
 
 

@@ -17,9 +17,10 @@ from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.criteria.weight import WEIGHT_FORMS, Weighed, WeightRead
 from shadow.data.batches import IGNORED, Batch, Loss, logits_of
 from shadow.errors import UserError
+from shadow.models.kinds import find_sites
 from shadow.models.sharded import anywhere
-from shadow.models.sites import Site, differentiable_embeddings, find_sites, overhear, values_of, visit, watch
-from shadow.plans.policy import Unit
+from shadow.models.sites import Site, SiteKey, values_of
+from shadow.signals import Signal, differentiable_embeddings, hook_projections, hook_signals, hook_sites
 
 Receive = Callable[[str, Site, known.Seen | Shown], None]
 
@@ -45,7 +46,7 @@ def score(
     receive: Receive,
     taps: Sequence[int] = (),
     loss: Loss = "answer",
-    means: Mapping[Unit, Tensor] | None = None,
+    means: Mapping[SiteKey, Tensor] | None = None,
 ) -> dict[int, Tensor]:
     """Call receive(criterion, site, seen) for every criterion and site; a statistic's `seen` is `Shown`.
 
@@ -89,7 +90,7 @@ class _Pass:
         receive: Receive,
         loss: Loss,
         scale: float,
-        means: Mapping[Unit, Tensor],
+        means: Mapping[SiteKey, Tensor],
     ) -> None:
         self.model, self.batch, self.receive, self.loss, self.scale = model, batch, receive, loss, scale
         self.means, self.overflowed = means, False
@@ -112,16 +113,16 @@ class _Pass:
     def run(self, taps: Sequence[int]) -> dict[int, Tensor]:
         states: dict[int, Tensor] = {}
 
-        def keep(layer: int, state: Tensor) -> None:
-            states[layer] = state.detach()
+        def keep(signal: Signal, state: Tensor) -> None:
+            states[signal.layer] = state.detach()
 
         with ExitStack() as stack:
             stack.callback(self.seen.clear)  # or the graph's hooks would hold the graph
             embedded = stack.enter_context(differentiable_embeddings(self.model)) if self.backward else []
-            stack.enter_context(visit(self.sites, self.see))
+            stack.enter_context(hook_sites(self.model, self.sites, self.see))
             for site in self.sites:
                 self.listen(stack, site)
-            stack.enter_context(watch(self.model, taps, keep))
+            stack.enter_context(hook_signals(self.model, [Signal(tap, "layer_input") for tap in taps], keep))
             # only this attention has a second derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH) if self.curved else nullcontext())
             with torch.set_grad_enabled(self.backward):
@@ -190,7 +191,7 @@ class _Pass:
                 first = self.unflatten(y.detach())[..., : site.units]  # of a gate and more in one, the gate
                 self.deliver("pre-activation", site, first[..., None], None)
 
-            stack.enter_context(overhear(site.writers[:1], before))
+            stack.enter_context(hook_projections(site.writers[:1], before))
         if self.weight_forms:
             reads: dict[nn.Linear, WeightRead] = {}
             projections = site.writers if site.kind == "neuron" else (site.module,)
@@ -210,7 +211,7 @@ class _Pass:
 
                 y.register_hook(hook)
 
-            stack.enter_context(overhear(projections, weigh))
+            stack.enter_context(hook_projections(projections, weigh))
 
     def read(self, site: Site, projection: nn.Linear, x: Tensor, grad: Tensor) -> WeightRead:
         given, wanted = self.unflatten(x).float(), self.unflatten(grad).float() / self.scale

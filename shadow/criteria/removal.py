@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, Loss, logits_of
 from shadow.errors import UserError
-from shadow.models.sites import Site, find_sites, visit
+from shadow.models.kinds import find_sites
+from shadow.models.sites import Site
+from shadow.signals import hook_sites
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def removal(
         pairs = torch.cartesian_prod(chosen.cpu(), torch.arange(len(batch.ids)))
         losses = []
         for some in pairs.split(rows_at_once):
-            with visit(find_sites(model), _dropping(site, some[:, 0])):
+            with hook_sites(model, find_sites(model), _dropping(site, some[:, 0])):
                 losses.append(_losses(model, Batch(*(values[some[:, 1]] for values in batch)), loss))
         found[site] = torch.cat(losses).view(len(chosen), -1).T - dense[:, None]
     return found

@@ -85,3 +85,21 @@ def collate(examples: Sequence[Example], pad: int = 0) -> Batch:
 def batched(examples: Sequence[Example], size: int) -> Iterator[Batch]:
     for start in range(0, len(examples), size):
         yield collate(examples[start : start + size])
+
+
+def last_of(states: Tensor, inside: Tensor) -> Tensor:
+    """states: [B, T, ...], inside: bool [B, T] -> [B, ...]: each row's state at its last inside position."""
+    positions = torch.arange(inside.shape[1], device=inside.device)
+    last = torch.where(inside, positions, 0).amax(1)  # generation pads on the left
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def mean_of(states: Tensor, inside: Tensor) -> Tensor:
+    """states: [B, T, ...], inside: bool [B, T] -> [B, ...]: the mean over each row's inside positions."""
+    weights = inside.float() / inside.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bt,bt...->b...", weights, states)
+
+
+def pooled(values: Tensor, inside: Tensor | None) -> Tensor:
+    """values: [B, T, U] -> themselves, or with inside: bool [B, T] their mean over it, [B, U]."""
+    return values if inside is None else mean_of(values, inside.to(values.device))

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.models.sites import find_layers, find_neuron_paths, find_sites, linear_at
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers, linear_at
+from shadow.models.neuron_paths import find_neuron_paths
 
 
 class Sizes(NamedTuple):

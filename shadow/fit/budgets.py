@@ -11,11 +11,14 @@ from transformers import PreTrainedModel
 
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, Loss
-from shadow.executors.masked import Fill, sparse
-from shadow.models.sites import Structure, find_sites, structure_of
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import Site, SiteKey, kind_of
 from shadow.plans.facts import DecidedAt
-from shadow.plans.policy import SparsityPolicy, Unit
-from shadow.scorers.nets import Scorer
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import StandIn
+from shadow.scorers.protocol import Scorer
 
 
 class Cost(NamedTuple):
@@ -29,8 +32,8 @@ class Cost(NamedTuple):
 class Budgets(NamedTuple):
     """levels: of each layer and kind; costs: what they were chosen by; passes: made over the batches."""
 
-    levels: dict[Unit, float]
-    costs: dict[Unit, list[Cost]]
+    levels: dict[SiteKey, float]
+    costs: dict[SiteKey, list[Cost]]
     passes: int
 
 
@@ -44,7 +47,7 @@ def learn(
     scorer: Scorer,
     policy: SparsityPolicy,
     decided_at: DecidedAt,
-    fill: Fill | None,
+    stand_in: StandIn,
     batches: Sequence[Batch],
 ) -> Budgets:
     """By the loss of these batches when one kind of unit in one layer alone is pruned, as the policy has it.
@@ -52,40 +55,42 @@ def learn(
     Takes a pass over the batches for each layer, kind and level that is tried, and one for the dense model.
     What layers cost together is taken for the sum of what they cost alone.
     """
-    structure = structure_of(model)
-    units_of = {
-        (site.layer, site.kind): policy.compared(site.kind, site.units, structure)
-        for site in find_sites(model)
-    }
-    groups = {unit: units for unit, units in units_of.items() if policy.prunes(unit)}
-    layers = {layer for layer, _ in units_of}
+    policy = replace(policy, kinds=policy.kinds or sorted(scorer.kinds))
+    sites = find_sites(model, sorted(scorer.kinds))
+    groups = {site.key: policy.compared(site) for site in sites if policy.prunes(site.key)}
+    layers = set(range(len(find_layers(model))))
     tried = [
-        (unit, level)
-        for unit, units in groups.items()
+        (key, level)
+        for key, units in groups.items()
         for level in {policy.gone(units, level): level for level in probes(policy.level)}.values()
         if policy.gone(units, level)
     ]
-    dense = mean_loss(model, scorer, replace(policy, level=0), decided_at, fill, batches)
-    costs: dict[Unit, list[Cost]] = {unit: [] for unit in groups}
-    for (layer, kind), level in tqdm(tried, desc="budgets", leave=False):
-        alone = replace(policy, level=level, kinds=(kind,), dense_layers=sorted(layers - {layer}))
-        loss = mean_loss(model, scorer, alone, decided_at, fill, batches) - dense
-        costs[layer, kind].append(Cost(policy.gone(groups[layer, kind], level), loss))
-    removed: dict[Unit, int] = {}
-    for kind in policy.kinds:
-        of_kind = {unit: found for unit, found in costs.items() if unit[1] == kind}
-        removed |= share_out(of_kind, sum(policy.gone(groups[unit], policy.level) for unit in of_kind))
-    levels = {unit: count / groups[unit] for unit, count in removed.items()}
+    dense = mean_loss(model, scorer, replace(policy, level=0), decided_at, stand_in, batches)
+    costs: dict[SiteKey, list[Cost]] = {key: [] for key in groups}
+    for key, level in tqdm(tried, desc="budgets", leave=False):
+        layer, slot = key
+        slots = [slot] if kind_of(slot) == "channel" else None
+        others = sorted(layers - {layer})
+        alone = replace(policy, level=level, kinds=[kind_of(slot)], dense_layers=others, slots=slots)
+        loss = mean_loss(model, scorer, alone, decided_at, stand_in, batches) - dense
+        costs[key].append(Cost(policy.gone(groups[key], level), loss))
+    removed: dict[SiteKey, int] = {}
+    for slot in dict.fromkeys(slot for _, slot in costs):
+        of_slot = {key: found for key, found in costs.items() if key[1] == slot}
+        removed |= share_out(of_slot, sum(policy.gone(groups[key], policy.level) for key in of_slot))
+    levels = {key: count / groups[key] for key, count in removed.items()}
     return Budgets(levels, costs, len(tried) + 1)
 
 
-def by_rank(scores: Mapping[Unit, Tensor], policy: SparsityPolicy, structure: Structure) -> dict[Unit, float]:
+def by_rank(
+    scores: Mapping[SiteKey, Tensor], policy: SparsityPolicy, sites: Sequence[Site]
+) -> dict[SiteKey, float]:
     """What each layer loses of each kind where the units of all layers are ranked as one.
 
     scores: [U] of each layer and kind, means over the calibration. Of neurons of experts, the experts' mean.
     """
-    plan = replace(policy, scope="global").plan(scores, structure)
-    return {unit: 1 - float(keep.double().mean()) for unit, keep in plan.items()}
+    plan = replace(policy, scope="global").plan(scores, {site.key: site for site in sites})
+    return {key: 1 - float(keep.double().mean()) for key, keep in plan.items()}
 
 
 def mean_loss(
@@ -93,19 +98,19 @@ def mean_loss(
     scorer: Scorer,
     policy: SparsityPolicy,
     decided_at: DecidedAt,
-    fill: Fill | None,
+    stand_in: StandIn,
     batches: Iterable[Batch],
 ) -> float:
     """The mean over rows of each one's loss: of its answer where the plan comes from the prompt."""
     loss: Loss = "answer" if decided_at == "prompt" else "next_token"
     losses: list[float] = []
-    with sparse(model, scorer, policy, decided_at, fill=fill) as run:
+    with sparse(model, scorer, policy, decided_at, stand_in=stand_in) as run:
         for batch in batches:
             losses += row_losses(run.logits(batch).cpu(), batch.targets(loss)).tolist()
     return sum(losses) / len(losses)
 
 
-def share_out(costs: Mapping[Unit, Sequence[Cost]], total: int) -> dict[Unit, int]:
+def share_out(costs: Mapping[SiteKey, Sequence[Cost]], total: int) -> dict[SiteKey, int]:
     """Units that each group loses, `total` together: always where one unit less costs least.
 
     costs: as measured. Between them costs are taken for straight lines, those of their lower convex hull, on

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from shadow.data.batches import mean_of
 from shadow.errors import UserError
 from shadow.fit.layer_losses import layer_losses
 from shadow.fit.objectives import Objective
@@ -21,7 +22,6 @@ from shadow.fit.rank_metrics import Places, mass, places, ranks, recall, spearma
 from shadow.fit.ridge import Moments
 from shadow.models.sites import KINDS, Kind
 from shadow.scorers.nets import Tap, TapNet
-from shadow.traces.collector import mean_of
 from shadow.traces.store import EMBEDDINGS, FEATURES, Rows, Traces
 
 LEVELS = (0.3, 0.5, 0.7)  # of the plans whose recall and mass are reported

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, softplus
 
 from shadow.errors import UserError
-from shadow.plans.policy import keep_top, kept
+from shadow.plans.rules import keep_top, kept
 
 
 class Objective(Protocol):

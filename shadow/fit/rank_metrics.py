@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shadow.plans.policy import kept
+from shadow.plans.rules import kept
 
 
 class Places(NamedTuple):

@@ -9,12 +9,20 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from shadow.data.batches import Batch
-from shadow.executors.masked import Fill, check, sparse
-from shadow.models.sites import find_layers, structure_of
+from shadow.data.batches import Batch, logits_of
+from shadow.fit.quantiles import Quantiles
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import Site, SiteKey
 from shadow.plans.facts import DecidedAt
-from shadow.plans.policy import SparsityPolicy, Unit, kept
-from shadow.scorers.nets import Scorer
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.rules import kept, protected
+from shadow.plans.stand_ins import StandIn
+from shadow.scorers.protocol import Scorer
+from shadow.signals import Signal, hook_signals
+
+OF_THE_SITE = {"gate", "up", "site"}  # what is seen in the moment in which it is decided
 
 
 def learn(
@@ -22,62 +30,100 @@ def learn(
     scorer: Scorer,
     policy: SparsityPolicy,
     decided_at: DecidedAt,
-    fill: Fill | None,
+    stand_in: StandIn,
     batches: Sequence[Batch],
-) -> dict[Unit, float]:
-    """Of each layer and kind that the policy prunes: the `level` quantile of its scores at these batches.
+) -> dict[SiteKey, float]:
+    """Of each site that the policy prunes: the `level` quantile of its scores at these batches.
 
-    Takes a pass over the batches for each of the scorer's taps, in order: with the thresholds of all taps
-    before at work, and what comes after whole. So each tap reads what it will read under the thresholds
-    themselves, and on these batches the average plan removes `level`. The average is over tokens, or over
-    rows where a plan is made for a row. The scores of one tap's layers at all tokens are held in memory.
+    Of scorers that see what they decide about (CATS, TEAL) in one dense pass, as their authors do. Of others,
+    in order, a pass for each of their signals: with the thresholds of all before at work, and what comes
+    after whole. So each reads what it will read under the thresholds themselves, and on these batches the
+    average plan removes `level`. The average is over tokens, or over rows where a plan is made for a row.
     """
-    check(model, scorer, policy, decided_at)
-    found: dict[Unit, float] = {}
-    structure = structure_of(model)
-    for tap in tqdm(scorer.taps, desc="thresholds", leave=False):
+    policy = replace(policy, kinds=policy.kinds or sorted(scorer.kinds))
+    sites = {site.key: site for site in find_sites(model, sorted(scorer.kinds))}
+    signals = scorer.signals([site for key, site in sites.items() if policy.prunes(key)])
+    if {signal.point for signal in signals} <= OF_THE_SITE:
+        return learn_densely(model, scorer, policy, decided_at, batches, sites)
+    found: dict[SiteKey, float] = {}
+    for signal in tqdm(signals, desc="thresholds", leave=False):
         unknown = set(range(len(find_layers(model)))) - {layer for layer, _ in found}
         so_far = replace(policy, thresholds=found, dense_layers=sorted(unknown))
-        for unit, scores in scores_at(tap, model, scorer, so_far, decided_at, fill, batches).items():
-            if policy.prunes(unit):
-                found[unit] = threshold(policy.ranked(unit[1], scores, structure), policy)
+        for key, scores in scores_at(signal, model, scorer, so_far, decided_at, stand_in, batches).items():
+            if policy.prunes(key):
+                found[key] = threshold(policy.ranked(sites[key], scores), policy)
     return found
 
 
-def scores_at(
-    tap: int,
+@torch.no_grad()
+def learn_densely(
     model: PreTrainedModel,
     scorer: Scorer,
     policy: SparsityPolicy,
     decided_at: DecidedAt,
-    fill: Fill | None,
     batches: Sequence[Batch],
-) -> dict[Unit, Tensor]:
-    """[N, U] of each layer and kind that is scored at this tap: of all real tokens, or of rows."""
-    parts: dict[Unit, list[Tensor]] = defaultdict(list)
+    sites: Mapping[SiteKey, Site],
+) -> dict[SiteKey, float]:
+    """In one pass, whatever the number of sites; their scores are counted in bins, and not held."""
+    seen: dict[SiteKey, Quantiles] = defaultdict(Quantiles)
+    real = pool = None
+
+    def count(signal: Signal, x: Tensor) -> None:
+        for key, scores in scorer.scores(signal, x, pool).items():
+            if policy.prunes(key):
+                ranked = policy.ranked(sites[key], scores)
+                if sites[key].experts > 1:  # what a token is not sent to is 0
+                    ranked = ranked[(ranked != 0).any(-1)]
+                elif pool is None:
+                    assert real is not None
+                    ranked = ranked[real.to(ranked.device)]
+                seen[key].add(ranked)
+
+    asked = scorer.signals([site for key, site in sites.items() if policy.prunes(key)])
+    with hook_signals(model, asked, count):
+        for batch in tqdm(batches, desc="thresholds", leave=False):
+            batch = batch.to(model.device)
+            real = batch.real()
+            pool = {"token": None, "prompt": batch.in_prompt(), "sequence": real}[decided_at]
+            logits_of(model, batch)
+    return {key: counts.quantile(policy.level_of(key)) for key, counts in seen.items()}
+
+
+def scores_at(
+    signal: Signal,
+    model: PreTrainedModel,
+    scorer: Scorer,
+    policy: SparsityPolicy,
+    decided_at: DecidedAt,
+    stand_in: StandIn,
+    batches: Sequence[Batch],
+) -> dict[SiteKey, Tensor]:
+    """[N, U] of each site that is scored at this signal: of all real tokens, or of rows."""
+    parts: dict[SiteKey, list[Tensor]] = defaultdict(list)
     real = torch.zeros(0)
 
-    def hear(where: int, scores: Mapping[Unit, Tensor]) -> None:
-        if where == tap:
-            for unit, values in scores.items():
+    def note(where: Signal, scores: Mapping[SiteKey, Tensor]) -> None:
+        if where == signal:
+            for key, values in scores.items():
                 one_a_token = values.dim() == 3
                 rows = values[real.to(values.device)] if one_a_token else values.reshape(-1, values.shape[-1])
-                parts[unit].append(rows.cpu())
+                parts[key].append(rows.cpu())
 
-    with sparse(model, scorer, policy, decided_at, fill=fill, hear=hear) as run:
+    with sparse(model, scorer, policy, decided_at, stand_in=stand_in) as run:
+        run.planner.on_scores = note
         for batch in batches:
             real = batch.real()
             run.logits(batch)
-    return {unit: torch.cat(of_batches) for unit, of_batches in parts.items()}
+    return {key: torch.cat(of_batches) for key, of_batches in parts.items()}
 
 
 def threshold(scores: Tensor, policy: SparsityPolicy) -> float:
-    """scores: [N, U] of one layer and kind -> the largest that goes, so that `level` of all N * U go.
+    """scores: [N, U] of one site -> the largest that goes, so that `level` of all N * U go.
 
     Fewer go where the min_units of each row leave no more, and more where others score the same: equal scores
     go together, such as the zeros of silent ReLU neurons. Minus infinity where none is to go.
     """
-    safe = policy.protected(scores)
+    safe = protected(scores, policy.min_units)
     gone = min(scores.numel() - kept(scores.numel(), policy.level), int((~safe).sum()))
     if gone == 0:
         return -torch.inf

@@ -12,7 +12,8 @@ from shadow import criteria
 from shadow.artifacts.hub import CONFIG
 from shadow.data.batches import Loss, Positions
 from shadow.errors import UserError
-from shadow.executors.masked import Executor, FillName, KVPolicy, Prefill, Storage
+from shadow.executors.gathered import KVPolicy, Storage
+from shadow.executors.masked import Executor, FillName, Prefill
 from shadow.jobs.measures import running_text
 from shadow.jobs.numbers import check_numbers, require_whole
 from shadow.jobs.settings import (

@@ -18,8 +18,10 @@ from shadow.jobs.settings import (
     predictor_taps,
     trace_taps,
 )
+from shadow.models.kinds import find_sites, width_of
+from shadow.models.layouts import find_layers
 from shadow.models.load import require_folder
-from shadow.models.sites import count_units, find_layers, find_sites, width_of
+from shadow.models.sites import count_units
 from shadow.traces.store import MEANS
 
 

@@ -35,10 +35,12 @@ from shadow.jobs.settings import (
     reads,
 )
 from shadow.jobs.stores import complete, get_means, get_traces, keeping_of, open_store, taking_turns
+from shadow.models.kinds import find_sites, width_of
 from shadow.models.load import LM
-from shadow.models.sites import column_norms, find_sites, width_of
+from shadow.models.sites import column_norms
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Predicted, TapNet
+from shadow.scorers.nets import TapNet
+from shadow.scorers.predicted import Predicted
 from shadow.traces import store as traces
 from shadow.traces.sparse_states import PrunedStates
 from shadow.traces.store import Traces

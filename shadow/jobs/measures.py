@@ -11,7 +11,7 @@ from shadow import criteria
 from shadow.data.batches import Example
 from shadow.data.texts import fingerprint, questions, read_documents, text_windows
 from shadow.errors import UserError
-from shadow.executors.masked import Run
+from shadow.executors.run import Run
 from shadow.jobs import settings as names
 from shadow.models.load import LM, require_dtype
 from shadow.models.sites import Kind

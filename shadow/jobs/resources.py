@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from shadow.criteria.statistics import STATISTICS
 from shadow.data.batches import Example, collate
-from shadow.models.sites import KINDS, Kind, Source, count_units, find_layers, find_sites, width_of
+from shadow.models.kinds import find_sites, width_of
+from shadow.models.layouts import find_layers
+from shadow.models.sites import KINDS, Kind, Source, count_units
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.paper_nets import MLPShape
 from shadow.traces.collector import embeddings, features, pooled

@@ -25,12 +25,17 @@ from shadow.jobs.settings import (
     policy_of,
 )
 from shadow.jobs.stores import get_means, get_traces, taking_turns
+from shadow.models.kinds import find_sites, structure_of
 from shadow.models.load import LM
-from shadow.models.sites import KINDS, find_sites, structure_of
-from shadow.plans.policy import SparsityPolicy, Unit
-from shadow.scorers.nets import DenseFed, Fixed, Oracle, Scorer, random_scores
+from shadow.models.sites import KINDS, SiteKey
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.low_rank import LowRankCopy
+from shadow.scorers.oracle import Oracle
 from shadow.scorers.paper_nets import read_raw
-from shadow.scorers.training_free import LowRankCopy, PromptActivation
+from shadow.scorers.predicted import DenseFed
+from shadow.scorers.prompt import PromptActivation
+from shadow.scorers.protocol import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +58,7 @@ def get_scorer(cfg: DictConfig, lm: LM, loggers: list) -> Scorer:
     return DenseFed(predicted) if cfg.measure.dense_fed else predicted
 
 
-def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor] | None) -> SparsityPolicy:
+def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[SiteKey, Tensor] | None) -> SparsityPolicy:
     """With the budgets of these settings, levels or thresholds, which are learnt if they are missing."""
     policy = policy_of(cfg)
     if cfg.sparsity.budgets == "global" and cfg.sparsity.level > 0:
@@ -74,7 +79,7 @@ def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor]
 
 
 def learn_budgets(
-    cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[Unit, Tensor] | None, file: Path
+    cfg: DictConfig, lm: LM, scorer: Scorer, fill: dict[SiteKey, Tensor] | None, file: Path
 ) -> None:
     """From the first windows of the calibration."""
     start = time.monotonic()
@@ -104,12 +109,12 @@ def learn_budgets(
     log.info("budgets: %d passes over %d windows, %.0f s -> %s", passes, len(windows), seconds, file)
 
 
-def means_beside(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
+def means_beside(cfg: DictConfig, lm: LM) -> dict[SiteKey, Tensor] | None:
     """Of a criterion that measures how far a unit is from them; of others None."""
     return get_means(cfg, lm) if cfg.criterion.name in BESIDE_MEANS else None
 
 
-def static_scores(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor]:
+def static_scores(cfg: DictConfig, lm: LM) -> dict[SiteKey, Tensor]:
     """The mean over the calibration's windows, [U] of each layer and kind."""
     sites = find_sites(lm.model)
     if cfg.criterion.name == RANDOM:

@@ -19,8 +19,9 @@ from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Objectiv
 from shadow.models.load import describe_folder
 from shadow.models.sites import KINDS, Kind, Source
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import NetShape, Pooling
+from shadow.scorers.nets import NetShape
 from shadow.scorers.paper_nets import MinMax, MLPShape
+from shadow.scorers.predicted import Pooling
 from shadow.traces.store import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, covered, reach
 
 FORMAT = 2  # of traces and predictors; a change of what they mean makes a new name

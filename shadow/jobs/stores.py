@@ -35,10 +35,11 @@ from shadow.jobs.settings import (
     trace_taps,
     traces_folder,
 )
+from shadow.models.kinds import find_sites, structure_of, width_of
+from shadow.models.layouts import find_layers
 from shadow.models.load import LM
 from shadow.models.sharded import ShareWeights
-from shadow.models.sites import count_units, find_layers, find_sites, structure_of, width_of
-from shadow.plans.policy import Unit
+from shadow.models.sites import SiteKey, count_units
 from shadow.traces import store as traces
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.traces.sparse_states import PrunedStates
@@ -61,7 +62,7 @@ def get_traces(cfg: DictConfig, lm: LM) -> Traces:
     return open_store(cfg, folder, manifest)
 
 
-def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[Unit, Tensor]:
+def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[SiteKey, Tensor]:
     """Of every unit's activation, [U, D], over the calibration's first shard; collected if missing.
 
     later: parts that are to follow, for which there must be room too.
@@ -71,7 +72,7 @@ def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[Unit, 
     return traces.read_means(traces_folder(cfg))
 
 
-def get_fill(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
+def get_fill(cfg: DictConfig, lm: LM) -> dict[SiteKey, Tensor] | None:
     """What stands in a dropped unit's place, as `sparse` takes it."""
     return get_means(cfg, lm) if fill_of(cfg) == "mean" and cfg.sparsity.level > 0 else None
 

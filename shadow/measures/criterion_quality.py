@@ -14,7 +14,9 @@ from shadow.criteria.one_pass import score
 from shadow.criteria.removal import removal
 from shadow.criteria.statistics import STATISTICS, Shown
 from shadow.data.batches import Batch, Example, Loss, batched
-from shadow.models.sites import KINDS, Kind, Site, find_layers, find_sites
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import KINDS, Kind, Site
 
 
 class Agreement(NamedTuple):

@@ -15,22 +15,19 @@ from shadow.artifacts.hub import load_predictor
 from shadow.criteria import needs_gradient
 from shadow.data.batches import IGNORED, Batch, Example, collate
 from shadow.errors import UserError
-from shadow.executors.masked import (
-    Executor,
-    FillName,
-    KVPolicy,
-    Prefill,
-    Run,
-    SparseRun,
-    Storage,
-    sparse,
-)
+from shadow.executors.gathered import Gathered, KVPolicy, Storage
+from shadow.executors.masked import Masked
+from shadow.executors.run import Executor, Run
+from shadow.front import Named, sparse
+from shadow.models.layouts import require_layout
 from shadow.models.load import LM
-from shadow.models.sites import KINDS, Kind, require_layout
+from shadow.models.sites import Kind
 from shadow.plans.facts import DecidedAt
-from shadow.plans.policy import HeadUnit, Scope, SparsityPolicy
-from shadow.scorers.nets import Fixed, Looks, Oracle, Scorer
-from shadow.scorers.training_free import PromptActivation
+from shadow.plans.policy import HeadUnit, Scope, SparsityPolicy, Tokens
+from shadow.scorers.fixed import Fixed
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.prompt import PromptActivation
+from shadow.scorers.protocol import Looks, Scorer
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ AUTO_TOKENS = 2048  # of a batch on a CPU, padding included
 
 
 class SparseHFLM(HFLM):
-    """lm-eval's own `hf` model; its forward passes go through a `SparseRun` that knows where prompts end."""
+    """lm-eval's own `hf` model; its forward passes go through a `Run` that knows where prompts end."""
 
     def __init__(self, run: Run, lm: LM, batch_size: BatchSize) -> None:
         # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
@@ -91,14 +88,14 @@ class SparseHFLM(HFLM):
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation: Any) -> Tensor:
         """Through `generate`, whose calls the run sees: each token decides anew, or the prompt once."""
         run, scorer = self.run, self.run.scorer
-        if isinstance(scorer, Looks) and isinstance(run, SparseRun) and run.policy.level > 0:
+        if isinstance(scorer, Looks) and run.planner.policy.level > 0:
             if not isinstance(scorer, PromptActivation):
                 raise UserError(
                     "tasks that generate have no answer that an oracle, or a dense-fed predictor, could see "
                     "first: use a predictor, static, random or prompt_activation"
                 )
             real = generation["attention_mask"].bool()
-            run.look(
+            run.planner.look(
                 collate([Example(ids[here].tolist(), int(here.sum())) for ids, here in zip(context, real)])
             )
         return super()._model_generate(context, max_length, stop, **generation)
@@ -122,7 +119,7 @@ class SparseHFLM(HFLM):
             return rows_of(min(self._longest, self.max_length), self.max_batch_size)
         waiting, self._requests = self._requests, {}
         try:
-            with planner_of(self.run).looking():
+            with self.run.planner.looking():
                 return super()._detect_batch_size(requests, pos)
         finally:
             self._requests = waiting
@@ -142,17 +139,9 @@ def rows_of(tokens: int, most: int = 64) -> int:
     return max(1, min(most, AUTO_TOKENS // max(tokens, 1)))
 
 
-def planner_of(run: Run) -> SparseRun:
-    """A gathered run has one, and the masked run is one."""
-    planner = getattr(run, "planner", run)
-    assert isinstance(planner, SparseRun)
-    return planner
-
-
 def check_rolling(run: Run) -> None:
     """Text that is scored as a whole has no prompt that could decide."""
-    planner = planner_of(run)
-    if planner.decided_at == "prompt" and planner.policy.level > 0 and run.scorer.taps:
+    if run.planner.decided_at == "prompt" and run.planner.signals:
         raise UserError(
             "sparsity.decided_at must be token or sequence for tasks that score whole documents, such as "
             "wikitext, which have no prompt; got prompt"
@@ -176,22 +165,23 @@ class ShadowLM(SparseHFLM):
         scope: Scope = "layer",
         min_units: int = 1,
         dense_layers: str | int | Sequence[int] | None = None,
-        kinds: str | Sequence[Kind] = KINDS,
+        kinds: str | Sequence[Kind] | None = None,
         head_unit: HeadUnit = "query",
-        fill: FillName = "auto",
-        executor: Executor = "masked",
+        stand_in: Named = "auto",
+        tokens: Tokens = "all",
+        executor: Literal["masked", "gathered"] = "masked",
         storage: Storage | None = None,
         kv_policy: KVPolicy = "write_all",
         compact: bool = False,
-        prefill: Prefill = "sparse",
         **hf: Any,
     ) -> None:
         """predictor: a folder or a hub id, and level: the share of units that goes by it; neither: the dense
         model. hf: all arguments of lm-eval's `hf` model.
 
         scope: `layer`, `global`, or `threshold` for those that lie beside the predictor.
-        fill: `auto`, `mean` (the predictor's own) or `zero`. dense_layers: `0+1+2`, by default those that the
-        predictor does not score. kinds: `head`, `neuron` or `head+neuron`. The rest: see `shadow.sparse`.
+        stand_in: `auto`, `mean` (the predictor's own) or `zero`. dense_layers: `0+1+2`, by default those that
+        the predictor does not score. kinds: `head`, `neuron` or `head+neuron`, by default all that it scores.
+        tokens: as `SparsityPolicy` has them. The rest: see `shadow.sparse` and `Gathered`.
         """
         scorer: Scorer = Fixed({})
         dense, learnt = range(1), None
@@ -200,11 +190,11 @@ class ShadowLM(SparseHFLM):
                 "model_args: predictor= (a folder that train.py has finished, or its id on the hub) and "
                 f"level= belong together, got predictor={predictor} and level={level}"
             )
-        given = (min_units, dense_layers, kinds, head_unit, fill)
-        if scope == "threshold" and level and given != (1, None, KINDS, "query", "auto"):
+        given = (min_units, dense_layers, kinds, head_unit, stand_in)
+        if scope == "threshold" and level and given != (1, None, None, "query", "auto"):
             raise UserError(
-                "model_args: with scope=threshold min_units, dense_layers, kinds, head_unit and fill are as "
-                f"thresholds were learnt, and are not to be given, got {given}"
+                "model_args: with scope=threshold min_units, dense_layers, kinds, head_unit and stand_in are "
+                f"as thresholds were learnt, and are not to be given, got {given}"
             )
         if predictor is not None:
             scorer = found = load_predictor(predictor, predictor_revision)
@@ -216,28 +206,16 @@ class ShadowLM(SparseHFLM):
             scope,
             min_units,
             dense if dense_layers is None else parts("dense_layers", dense_layers, int),
-            cast(tuple[Kind, ...], parts("kinds", kinds, str)),
+            None if kinds is None else cast(tuple[Kind, ...], parts("kinds", kinds, str)),
             head_unit=head_unit,
+            tokens=tokens,
         )
+        runs = executor_of(executor, storage, kv_policy, compact)
         HFLM.__init__(self, pretrained, **hf)
         self.model.requires_grad_(False)
         self._hooks = ExitStack()
-        self._go_through(
-            self._hooks.enter_context(
-                sparse(
-                    self.model,
-                    scorer,
-                    policy,
-                    decided_at,
-                    fill=fill,
-                    executor=executor,
-                    storage=storage,
-                    kv_policy=kv_policy,
-                    compact=compact,
-                    prefill=prefill,
-                )
-            )
-        )
+        run = sparse(self.model, scorer, policy, decided_at, stand_in=stand_in, executor=runs)
+        self._go_through(self._hooks.enter_context(run))
 
     def _create_model(self, *args: Any, **kwargs: Any) -> None:
         require_layout(self.config.model_type)  # before gigabytes are read
@@ -249,9 +227,11 @@ class ShadowLM(SparseHFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's, which goes into its results, and the share of units that was really skipped so far."""
-        achieved = {f"achieved_{kind}": self.run.achieved(kind) for kind in KINDS}
-        log.info("skipped of all units: %s", achieved)
-        return super().get_model_info() | achieved
+        kinds = dict.fromkeys(site.kind for site in self.run.planner.sites.values())
+        achieved = {f"achieved_{kind}": self.run.achieved(kind) for kind in kinds}
+        skipped = {"bytes_skipped": self.run.bytes()["skipped"]}
+        log.info("skipped of all units: %s; of weight bytes a token: %s", achieved, skipped)
+        return super().get_model_info() | achieved | skipped
 
 
 def parts(setting: str, told: Any, kind: type) -> tuple:
@@ -261,3 +241,14 @@ def parts(setting: str, told: Any, kind: type) -> tuple:
         return tuple(kind(one) for one in found)
     except ValueError as error:
         raise UserError(f"model_args: {setting} must be joined by +, as in 0+1, got {told!r}") from error
+
+
+def executor_of(name: str, storage: Storage | None, kv_policy: KVPolicy, compact: bool) -> Executor:
+    if name == "gathered":
+        return Gathered(storage, kv_policy, compact)
+    if name != "masked" or storage is not None or kv_policy != "write_all" or compact:
+        raise UserError(
+            "model_args: executor must be masked, or gathered with storage, kv_policy and compact, got "
+            f"{name!r}, {storage!r}, {kv_policy!r}, {compact!r}"
+        )
+    return Masked()

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from shadow.artifacts.files import alone, making
 from shadow.errors import UserError
-from shadow.models.sites import require_layout
+from shadow.models.layouts import require_layout
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from shadow.models.sites import Kind
+from shadow.models.sites import Kind, Point
 from shadow.plans.policy import SparsityPolicy
 
 DecidedAt = Literal["token", "prompt", "sequence"]
-Point = Literal["layer_input", "head_output", "gate", "up", "site"]
 
 
 class Traits(NamedTuple):

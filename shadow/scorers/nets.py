@@ -1,103 +1,14 @@
-"""Who says what matters: the trained net and the trivial scorers."""
+"""Nets from early states to log scores: a tap's, and those of a whole model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from shadow.artifacts.learnt_policies import CURE, case_of
-from shadow.criteria import BESIDE_MEANS, CONTEXTUAL, REMOVAL, Seen
-from shadow.criteria.one_pass import score
-from shadow.criteria.removal import Exact, removal
-from shadow.criteria.statistics import Shown
-from shadow.data.batches import Batch, Loss, logits_of
-from shadow.errors import UserError
-from shadow.models.sites import Kind, Site, Source, find_sites, listen
-from shadow.plans.policy import SparsityPolicy, Unit
+from shadow.models.sites import Kind, SiteKey
 from shadow.scorers.paper_nets import Attention, MLPReader, MLPShape
-from shadow.traces.collector import last_of, mean_of
-
-Pooling = Literal["scores", "mean", "last", "attention"]
-
-
-class Scorer(Protocol):
-    """Scores for a prompt; higher stays longer.
-
-    taps: the layers whose input state is read; () for a scorer that reads nothing, and is asked once.
-    """
-
-    @property
-    def taps(self) -> Sequence[int]: ...
-
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
-        """state: [B, T, E] at this tap -> scores of every unit of its layers: those up to the next tap, or so
-        many ahead of them.
-
-        They are [B, T, U] per token, or with pool: bool [B, T], the positions that decide together, [B, U].
-        """
-        ...
-
-
-@runtime_checkable
-class Looks(Protocol):
-    """A scorer that runs a dense pass over the sample, or over its prompt, before the sparse one."""
-
-    def look(self, model: PreTrainedModel, batch: Batch) -> None: ...
-
-
-class Fixed:
-    """The same scores for every prompt: the mean over calibration, or random ones."""
-
-    taps = ()
-
-    def __init__(self, scores: Mapping[Unit, Tensor]) -> None:
-        self.scores = dict(scores)
-
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
-        return self.scores
-
-
-def random_scores(sites: Sequence[Site], seed: int) -> dict[Unit, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    return {(site.layer, site.kind): torch.rand(site.units, generator=draw) for site in sites}
-
-
-class Oracle:
-    """The sample's own criterion, from a dense pass over the sample: a bound, not a method."""
-
-    taps = (0,)
-
-    def __init__(
-        self, criterion: str, loss: Loss = "answer", means: Mapping[Unit, Tensor] | None = None
-    ) -> None:
-        """means: [U, D] of every site's activation over the calibration, for `l2_deviation`."""
-        allowed = [*CONTEXTUAL, *BESIDE_MEANS, REMOVAL]
-        if criterion not in allowed:
-            raise UserError(f"an oracle's criterion must be in {allowed}, got {criterion!r}")
-        self.criterion, self.loss, self.means = criterion, loss, means
-        self.seen: dict[Unit, Seen] = {}
-
-    def look(self, model: PreTrainedModel, batch: Batch) -> None:
-        def receive(name: str, site: Site, seen: Seen | Shown) -> None:
-            assert not isinstance(seen, Shown)
-            self.seen[site.layer, site.kind] = seen
-
-        if self.criterion != REMOVAL:
-            score(model, batch, [self.criterion], receive, loss=self.loss, means=self.means)
-            return
-        units = {site: torch.arange(site.units) for site in find_sites(model)}
-        for site, change in removal(model, batch, units, self.loss).items():
-            self.seen[site.layer, site.kind] = Exact(change)
-
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
-        if not self.seen:
-            raise UserError("the oracle must see the sample first: run batches through `SparseRun.logits`")
-        return {
-            unit: seen.tokens() if pool is None else seen.window(pool) for unit, seen in self.seen.items()
-        }
 
 
 class NetShape(NamedTuple):
@@ -181,7 +92,7 @@ class Tap(nn.Module):
         return LayerScores(self, self.told(state))
 
 
-class LayerScores(Mapping[Unit, Tensor]):
+class LayerScores(Mapping[SiteKey, Tensor]):
     """Log scores [..., U] of a tap's layers, each computed when it is asked for: of a whole model they are
     more than caches hold, and those of one layer are ranked while they are in them."""
 
@@ -195,14 +106,14 @@ class LayerScores(Mapping[Unit, Tensor]):
         self.static = {kind: static.detach() for kind, static in tap.static.items()}
 
     @torch.no_grad()
-    def __getitem__(self, unit: Unit) -> Tensor:
-        layer, kind = unit
+    def __getitem__(self, key: SiteKey) -> Tensor:
+        layer, kind = key
         if layer not in self.tap.span or kind not in self.rows:
-            raise KeyError(unit)
+            raise KeyError(key)
         index = layer - self.tap.span.start
         return nn.functional.linear(self.told, self.rows[kind][index], self.static[kind][index])
 
-    def __iter__(self) -> Iterator[Unit]:
+    def __iter__(self) -> Iterator[SiteKey]:
         return ((layer, kind) for kind in self.tap.units for layer in self.tap.span)
 
     def __len__(self) -> int:
@@ -275,112 +186,3 @@ class TapNet(nn.Module):
             states = self.attention(states, inside)[:, None]
         parts = [self.reader(tap)(states[:, index]) for index, tap in enumerate(self.taps)]
         return {kind: torch.cat([part[kind] for part in parts], 1) for kind in self.kinds}
-
-
-class Shape(NamedTuple):
-    """Of a language model, as far as a predictor must fit it. width: E; units: in a layer, of each kind that
-    the predictor scores."""
-
-    layers: int
-    width: int
-    units: dict[Kind, int]
-
-    def told(self) -> str:
-        units = " and ".join(f"{count} {kind}s" for kind, count in self.units.items())
-        return f"{self.layers} layers of width {self.width} with {units} each"
-
-
-class Predicted:
-    """A trained net as a scorer.
-
-    source: what its taps read, the input state of their layer or what its heads give out, [B, T, H * D].
-    pooling: how positions that decide together are joined: the `scores` of each are averaged, or their states
-    are first (`mean`), only the `last` one is read, or the net joins them itself, by its `attention`.
-    means: [U, D] of every unit's activation over the calibration: what `sparse` takes for its `fill`.
-    deviates: whether it ranks units by how far they are from their means, which then stand in for what goes.
-    policies: those with thresholds that were learnt for it, by `decided_at` and level.
-    """
-
-    def __init__(
-        self,
-        net: TapNet,
-        pooling: Pooling,
-        source: Source = "state",
-        means: Mapping[Unit, Tensor] | None = None,
-        deviates: bool = False,
-        policies: Mapping[tuple[str, float], SparsityPolicy] | None = None,
-    ) -> None:
-        if (pooling == "attention") != (net.attention is not None):
-            raise UserError(
-                f"predictor.pooling=attention is for nets that attend, and for these alone, got {pooling!r}"
-            )
-        self.net = net
-        self.pooling, self.source = pooling, source
-        self.means, self.deviates = dict(means or {}), deviates
-        self.policies = dict(policies or {})
-        self.taps = net.taps
-
-    def policy(self, level: float, decided_at: str = "token") -> SparsityPolicy:
-        """With the thresholds that were learnt for this level, so that tokens keep more or fewer units.
-
-        decided_at: give the same to `sparse`. Raises UserError where none were learnt.
-        """
-        found = self.policies.get(case_of(decided_at, level))
-        if found is None:
-            raise UserError(
-                f"this predictor has no thresholds for level {level} decided at {decided_at}, but for "
-                f"{sorted(self.policies) or 'none'}: {CURE}, and shadow.fit.thresholds.learn learns them too"
-            )
-        return found
-
-    @property
-    def first(self) -> int:
-        """The first layer that is scored."""
-        return self.net.first
-
-    @property
-    def dense_layers(self) -> range:
-        """Those that are not scored, and the first one, which stays whole for every scorer."""
-        return range(max(self.first, 1))
-
-    @property
-    def kinds(self) -> list[Kind]:
-        """Those that are scored."""
-        return self.net.kinds
-
-    @property
-    def shape(self) -> Shape:
-        """Of the model that the net was made for."""
-        last = self.net.reader(self.taps[-1])
-        return Shape(last.span.stop, last.width, last.units)
-
-    @torch.no_grad()
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
-        reader = self.net.reader(tap).to(state.device)
-        pool = None if pool is None else pool.to(state.device)
-        if self.net.attention is not None:
-            assert pool is not None, "a net that attends scores no single token"
-            return reader.of_layers(self.net.attention.to(state.device)(state, pool))
-        if pool is None:
-            return reader.of_layers(state)
-        if self.pooling == "scores":
-            return {unit: mean_of(values, pool) for unit, values in reader.of_layers(state).items()}
-        return reader.of_layers({"mean": mean_of, "last": last_of}[self.pooling](state.float(), pool))
-
-
-class DenseFed:
-    """A trained net that reads what a dense pass over the sample leaves at its taps: how the reference's code
-    feeds its layerwise predictor, and not possible in use, where late taps read what pruning has changed."""
-
-    def __init__(self, predicted: Predicted) -> None:
-        self.predicted, self.taps = predicted, predicted.taps
-        self.seen: dict[int, Tensor] = {}
-
-    def look(self, model: PreTrainedModel, batch: Batch) -> None:
-        with torch.no_grad(), listen(model, self.taps, self.predicted.source, self.seen.__setitem__):
-            logits_of(model, batch)
-
-    def at(self, tap: int, state: Tensor, pool: Tensor | None) -> Mapping[Unit, Tensor]:
-        if tap not in self.seen:
-            raise UserError("a dense-fed predictor must see the sample first: run `SparseRun.logits`")
-        return self.predicted.at(tap, self.seen[tap], pool)

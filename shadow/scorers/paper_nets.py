@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from shadow.models.sites import Kind
-from shadow.plans.policy import Unit
-from shadow.traces.collector import mean_of
+from shadow.data.batches import mean_of
+from shadow.models.sites import Kind, SiteKey
 
 
 class MLPShape(NamedTuple):
@@ -58,7 +57,7 @@ class MLPReader(nn.Module):
             kind: self.nets[kind](x).unflatten(-1, (len(self.span), self.units[kind])) for kind in self.units
         }
 
-    def of_layers(self, state: Tensor) -> dict[Unit, Tensor]:
+    def of_layers(self, state: Tensor) -> dict[SiteKey, Tensor]:
         """state: [..., E] -> scores [..., U] of each layer of the span."""
         return {
             (layer, kind): scores

@@ -13,14 +13,17 @@ from transformers import PreTrainedModel
 from shadow.criteria import Seen
 from shadow.criteria.one_pass import score
 from shadow.criteria.statistics import STATISTICS, Shown
-from shadow.data.batches import Batch, Loss, Positions
+from shadow.data.batches import Batch, Loss, Positions, last_of, mean_of
 from shadow.data.calibration import Numbered
-from shadow.models.sites import KINDS, Site, find_layers, find_sites, listen, visit, watch
-from shadow.plans.policy import Unit
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import KINDS, Site, SiteKey
+from shadow.signals import Signal, hook_signals, hook_sites
 from shadow.traces.packing import Stored, encode, pack
 from shadow.traces.store import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, NO_CRITERION, write_shard
 
 Arrays = dict[str, Tensor]
+EMBEDDED = Signal(0, "layer_input")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class CriterionCollector(pl.LightningModule):
     """
 
     def __init__(
-        self, model: PreTrainedModel, keeping: Keeping, means: Mapping[Unit, Tensor] | None = None
+        self, model: PreTrainedModel, keeping: Keeping, means: Mapping[SiteKey, Tensor] | None = None
     ) -> None:
         """means: what `read_means` gives, for criteria of deviations from them."""
         super().__init__()
@@ -101,15 +104,16 @@ class CriterionCollector(pl.LightningModule):
 
         criteria = [name for name in numbered.parts if name not in NO_CRITERION]
         taps = keeping.taps if FEATURES in numbered.parts else ()
-        contexts: dict[int, Tensor] = {}
-        read: dict[int, Tensor] = {}
+        heads = [Signal(tap, "head_output") for tap in keeping.taps]
+        contexts: dict[Signal, Tensor] = {}
+        read: dict[Signal, Tensor] = {}
         with ExitStack() as stack:
             if MEANS in numbered.parts:
-                stack.enter_context(visit(find_sites(model), add_up))
+                stack.enter_context(hook_sites(model, find_sites(model), add_up))
             if CONTEXTS in numbered.parts:
-                stack.enter_context(listen(model, keeping.taps, "context", contexts.__setitem__))
+                stack.enter_context(hook_signals(model, heads, contexts.__setitem__))
             if EMBEDDINGS in numbered.parts:
-                stack.enter_context(watch(model, [0], read.__setitem__))
+                stack.enter_context(hook_signals(model, [EMBEDDED], read.__setitem__))
             found = score(model, batch, criteria, receive, taps, keeping.loss, self.means)
         if MEANS in numbered.parts:
             parts[MEANS]["tokens"] = batch.lengths.sum()[None].cpu()
@@ -117,10 +121,10 @@ class CriterionCollector(pl.LightningModule):
             states = torch.stack([found[tap].float().cpu() for tap in taps], 2)  # [B, T, taps, E]
             parts[FEATURES] = features(states, batch.to("cpu"), row, position, numbered.first)
         if CONTEXTS in numbered.parts:
-            given = torch.stack([contexts[tap].detach().float().cpu() for tap in keeping.taps], 2)
+            given = torch.stack([contexts[signal].detach().float().cpu() for signal in heads], 2)
             parts[CONTEXTS] = pooled(given, batch.to("cpu"))
         if EMBEDDINGS in numbered.parts:
-            parts[EMBEDDINGS] = embeddings(read[0].detach().float().cpu(), batch.to("cpu"))
+            parts[EMBEDDINGS] = embeddings(read[EMBEDDED].detach().float().cpu(), batch.to("cpu"))
         answers = batch.prompt.clamp(max=batch.lengths - 1)
         for name in set(criteria) & set(STATISTICS):
             parts[name]["class"] = batch.ids.gather(1, answers[:, None])[:, 0].cpu()
@@ -174,19 +178,6 @@ def pooled(values: Tensor, batch: Batch) -> Arrays:
             name_of = f"window/{name}/{how}"
             arrays[name_of], arrays[f"{name_of}/scale"] = pack(of(values, inside))
     return arrays
-
-
-def last_of(states: Tensor, inside: Tensor) -> Tensor:
-    """states: [B, T, ...], inside: bool [B, T] -> [B, ...]: each row's state at its last inside position."""
-    positions = torch.arange(inside.shape[1], device=inside.device)
-    last = torch.where(inside, positions, 0).amax(1)  # generation pads on the left
-    return states[torch.arange(len(states), device=states.device), last]
-
-
-def mean_of(states: Tensor, inside: Tensor) -> Tensor:
-    """states: [B, T, ...], inside: bool [B, T] -> [B, ...]: the mean over each row's inside positions."""
-    weights = inside.float() / inside.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bt,bt...->b...", weights, states)
 
 
 class ShardWriter(pl.Callback):

@@ -6,10 +6,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shadow.data.calibration import Numbered
-from shadow.executors.masked import Fill, sparse
-from shadow.models.sites import watch
+from shadow.front import sparse
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Scorer
+from shadow.plans.stand_ins import StandIn
+from shadow.scorers.protocol import Scorer
+from shadow.signals import Signal, hook_signals
 from shadow.traces.collector import Arrays, Keeping, features, place, sampled
 from shadow.traces.store import FEATURES
 
@@ -18,7 +19,7 @@ class PrunedStates(pl.LightningModule):
     """The states of sampled tokens where a predictor's plans have been at work, decided at each token.
 
     Late taps read what pruning has changed: a predictor that is to read them in one pass learns from these
-    states, with the scores of the dense pass for its target. fill: as `sparse` has it.
+    states, with the scores of the dense pass for its target. stand_in: as `sparse` has it.
     """
 
     def __init__(
@@ -27,11 +28,11 @@ class PrunedStates(pl.LightningModule):
         keeping: Keeping,
         scorer: Scorer,
         policy: SparsityPolicy,
-        fill: Fill | None = None,
+        stand_in: StandIn,
     ) -> None:
         super().__init__()
         self.outside = (model, scorer)
-        self.keeping, self.policy, self.fill = keeping, policy, fill
+        self.keeping, self.policy, self.stand_in = keeping, policy, stand_in
 
     def on_predict_start(self) -> None:
         place(self.outside[0], self.device)
@@ -39,9 +40,10 @@ class PrunedStates(pl.LightningModule):
     def predict_step(self, numbered: Numbered, batch_idx: int) -> dict[str, Arrays]:
         (model, scorer), keeping, batch = self.outside, self.keeping, numbered.batch
         row, position = sampled(keeping, numbered)
-        found: dict[int, Tensor] = {}
-        dropping = sparse(model, scorer, self.policy, fill=self.fill)
-        with dropping as run, watch(model, keeping.taps, found.__setitem__):
+        found: dict[Signal, Tensor] = {}
+        asked = [Signal(tap, "layer_input") for tap in keeping.taps]
+        dropping = sparse(model, scorer, self.policy, stand_in=self.stand_in)
+        with dropping as run, hook_signals(model, asked, found.__setitem__):
             run.logits(batch)
-        states = torch.stack([found[tap].float().cpu() for tap in keeping.taps], 2)
+        states = torch.stack([found[signal].float().cpu() for signal in asked], 2)
         return {FEATURES: features(states, batch.to("cpu"), row, position, numbered.first)}

@@ -24,8 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shadow.artifacts.files import write_json, writing
 from shadow.errors import UserError
-from shadow.models.sites import KINDS
-from shadow.plans.policy import Unit
+from shadow.models.sites import KINDS, SiteKey
 from shadow.traces.packing import decode, from_bits, unpack
 
 log = logging.getLogger(__name__)
@@ -169,7 +168,7 @@ def reach(part: str, windows: int, shard_windows: int) -> int:
     return min(windows, shard_windows) if part == MEANS else windows
 
 
-def read_means(folder: Path) -> dict[Unit, Tensor]:
+def read_means(folder: Path) -> dict[SiteKey, Tensor]:
     """-> float32 [U, D] of each layer and kind: a site's activation, over all tokens of the first shard."""
     manifest = read_manifest(folder)
     assert manifest is not None, f"{folder} has no manifest"

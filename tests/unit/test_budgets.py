@@ -11,13 +11,16 @@ from shadow.artifacts.hub import save_predictor
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import batched
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.fit import budgets
 from shadow.fit.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
 from shadow.jobs import checks, loading, measures, points, scorers, settings
-from shadow.models.sites import Structure, find_sites
+from shadow.models.sites import Ranking
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 SMALL = (
     "model=tiny-llama",

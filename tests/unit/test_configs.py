@@ -13,11 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.jobs import checks, fits, loading, measures, scorers, settings
 from shadow.jobs.command_line import refuse_null_groups
-from shadow.models.sites import find_sites
-from shadow.scorers.nets import Fixed, random_scores
+from shadow.models.kinds import find_sites
+from shadow.scorers.fixed import Fixed, random_scores
 
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = ("train", "evaluate")

@@ -6,10 +6,12 @@ import torch
 from shadow.criteria import CONTEXTUAL
 from shadow.criteria.one_pass import score
 from shadow.data.batches import Example, collate
-from shadow.executors.masked import sparse
-from shadow.models.sites import find_sites
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 POLICY = SparsityPolicy(0.5)
 NETS = ["unified-scores", "unified-mean", "unified-last", "layerwise-scores", "layerwise-last"]

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from shadow.criteria import CONTEXTUAL
 from shadow.data.batches import Example
 from shadow.data.texts import Question, builtin_topics, questions
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.measures.evaluation import choice_accuracy, perplexity
-from shadow.models.sites import find_sites
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 DENSE, HALF = SparsityPolicy(0.0), SparsityPolicy(0.5)
 

@@ -14,24 +14,20 @@ from transformers import AutoConfig
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, collate
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.jobs.estimate import plan_of
 from shadow.jobs.resources import forward_flops, weightless
 from shadow.jobs.stores import get_traces
 from shadow.models.load import LM, byte_tokenizer, random_weights
-from shadow.models.sites import (
-    LAYOUTS,
-    column_norms,
-    count_units,
-    find_neuron_paths,
-    find_sites,
-    structure_of,
-    visit,
-    watch,
-)
+from shadow.models.layouts import LAYOUTS
+from shadow.models.sites import column_norms, count_units, watch
+from shadow.models.neuron_paths import find_neuron_paths
+from shadow.models.kinds import find_sites, structure_of
+from shadow.signals import hook_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, random_scores
-from shadow.scorers.training_free import LowRankCopy
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.low_rank import LowRankCopy
 
 PLAIN = {
     "vocab_size": 257,

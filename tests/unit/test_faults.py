@@ -25,7 +25,7 @@ from shadow.artifacts import hub
 from shadow.artifacts.files import alone, require_room, writing
 from shadow.data.calibration import TextFiles
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.fit.checkpoints import WholeCheckpoints
 from shadow.jobs import checks, fits, loading, measures, scorers, settings, stores
 from shadow.jobs import estimate as planning
@@ -34,9 +34,9 @@ from shadow.jobs.folders import require_writable
 from shadow.jobs.run import job
 from shadow.measures.evaluation import perplexity, task_metrics
 from shadow.models.load import LM, load, random_llama
-from shadow.models.sites import find_sites
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
 
 SMALL = [
     "model=tiny-llama",

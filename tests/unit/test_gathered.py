@@ -14,11 +14,17 @@ from shadow.executors.cpu.cache import GatheredCache
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
 from shadow.executors.cpu.weights import pack
-from shadow.executors.masked import Run, sparse
+from shadow.executors.run import Run
+from shadow.front import sparse
 from shadow.models.load import LM
-from shadow.models.sites import KINDS, find_sites
-from shadow.plans.policy import SparsityPolicy, Unit
-from shadow.scorers.nets import Fixed, Oracle, Predicted, TapNet, random_scores
+from shadow.models.sites import KINDS
+from shadow.models.kinds import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.models.sites import SiteKey
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
+from shadow.scorers.nets import TapNet
 
 TOKENS = 64
 PLANS = {
@@ -49,7 +55,7 @@ def make_scorer(make_net: Callable[..., TapNet]) -> Callable[..., Predicted | Fi
     return make
 
 
-def thresholds(lm: LM) -> dict[Unit, float]:
+def thresholds(lm: LM) -> dict[SiteKey, float]:
     """Others for each layer and kind."""
     return {
         (site.layer, site.kind): 0.1 * site.layer - (site.kind == "head") * 0.4
@@ -57,7 +63,7 @@ def thresholds(lm: LM) -> dict[Unit, float]:
     }
 
 
-def means(lm: LM) -> dict[Unit, Tensor]:
+def means(lm: LM) -> dict[SiteKey, Tensor]:
     draw = torch.Generator().manual_seed(2)
     return {
         (site.layer, site.kind): torch.randn(

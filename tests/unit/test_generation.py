@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from shadow.data.batches import Example, collate
-from shadow.executors.masked import sparse
-from shadow.models.sites import find_sites
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Predicted, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.predicted import Predicted
 
 POLICY = SparsityPolicy(0.5)
 NEW = 6

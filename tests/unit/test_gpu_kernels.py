@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[
 from shadow.executors.gpu.attention import attend, remember
 from shadow.executors.gpu.choice import Choice
 from shadow.executors.gpu.units import Units, read_units, write_units
-from shadow.plans.policy import keep_top
+from shadow.plans.rules import keep_top
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # of the largest: sums are float32, and what is stored is rounded to the dtype

@@ -15,14 +15,16 @@ from shadow.artifacts import hub
 from shadow.artifacts import learnt_policies as policies
 from shadow.data.tasks import load_tasks, task_specs
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.measures.evaluation import task_metrics, weighted_perplexity
 from shadow.measures.harness import SparseHFLM, rows_of
 from shadow.measures.lm_eval import main
-from shadow.models.sites import find_sites
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted
-from shadow.scorers.training_free import PromptActivation
+from shadow.scorers.fixed import Fixed
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
+from shadow.scorers.prompt import PromptActivation
 
 pytestmark = pytest.mark.usefixtures("tasks")
 DENSE, HALF = SparsityPolicy(0.0), SparsityPolicy(0.5)

@@ -5,12 +5,14 @@ import torch
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.fit import budgets, thresholds
 from shadow.jobs import settings
-from shadow.models.sites import Structure
-from shadow.plans.policy import SparsityPolicy, keep_top, kept
-from shadow.scorers.nets import Fixed, Predicted
+from shadow.models.sites import Ranking
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.rules import keep_top, kept
+from shadow.scorers.fixed import Fixed
+from shadow.scorers.predicted import Predicted
 
 GROUPS = Structure(group=3)
 

@@ -17,9 +17,9 @@ import shadow
 from shadow.artifacts import hub
 from shadow.artifacts import learnt_policies as policies
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Predicted
+from shadow.scorers.predicted import Predicted
 
 FILES = {"config.json", "predictor.safetensors", "README.md"}
 COMMIT = "0123456789" * 4

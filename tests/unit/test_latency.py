@@ -6,7 +6,7 @@ from torch import nn
 
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.measures.latency import (
     Timing,
     beside_dense,
@@ -18,9 +18,13 @@ from shadow.measures.latency import (
     stock_copy,
     time_generation,
 )
-from shadow.models.sites import count_units, find_layers, find_sites
+from shadow.models.sites import count_units
+from shadow.models.layouts import find_layers
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, NetShape, Predicted, TapNet, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.nets import NetShape, TapNet
+from shadow.scorers.predicted import Predicted
 
 
 def prompt() -> torch.Tensor:

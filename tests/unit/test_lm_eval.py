@@ -7,11 +7,13 @@ from lm_eval.models.huggingface import HFLM
 
 from shadow.data.batches import IGNORED
 from shadow.data.tasks import load_tasks, task_specs
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.measures.evaluation import task_metrics
 from shadow.measures.harness import SparseHFLM
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted
+from shadow.scorers.fixed import Fixed
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 DENSE, HALF = SparsityPolicy(0.0), SparsityPolicy(0.5)
 TASKS = ["piqa", "copa", "winogrande", "rte"]

@@ -5,11 +5,14 @@ import torch
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.models.load import random_opt
-from shadow.models.sites import find_sites, watch
+from shadow.models.kinds import find_sites
+from shadow.models.sites import watch
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 
 @pytest.fixture

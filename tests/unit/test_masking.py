@@ -11,10 +11,13 @@ from torch import nn
 from shadow.criteria import CONTEXTUAL
 from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.executors.masked import SparseRun, sparse
-from shadow.models.sites import find_sites
+from shadow.executors.masked import SparseRun
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 DENSE = SparsityPolicy(0.0)
 SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CONTEXTUAL)]

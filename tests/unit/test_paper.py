@@ -9,12 +9,15 @@ from torch.nn import functional as F
 from shadow.artifacts.hub import load_predictor, save_predictor
 from shadow.data.batches import Example, collate
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
-from shadow.models.sites import count_units, find_sites, visit, watch
+from shadow.front import sparse
+from shadow.models.sites import count_units, watch
+from shadow.models.kinds import find_sites
+from shadow.signals import hook_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import DenseFed, Predicted, TapNet
+from shadow.scorers.predicted import DenseFed, Predicted
+from shadow.scorers.nets import TapNet
 from shadow.scorers.paper_nets import MinMax, MLPShape, min_max, read_raw
-from shadow.traces.collector import last_of
+from shadow.data.batches import last_of
 
 E, LAYERS, UNITS = 32, 4, {"head": 4, "neuron": 64}
 

@@ -8,8 +8,11 @@ from shadow.criteria.one_pass import score
 from shadow.criteria.statistics import STATISTICS
 from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.models.sites import find_sites
-from shadow.scorers.nets import Fixed, NetShape, Oracle, Predicted, TapNet, random_scores
+from shadow.models.kinds import find_sites
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.nets import NetShape, TapNet
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 UNITS = {"head": 4, "neuron": 64}
 

@@ -10,13 +10,15 @@ from lm_eval.models.huggingface import HFLM
 from shadow.data.batches import collate
 from shadow.data.tasks import load_tasks, task_specs
 from shadow.data.texts import builtin_topics, questions, text_windows
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.measures.evaluation import choice_accuracy, perplexity
 from shadow.measures.harness import SparseHFLM
 from shadow.models.load import load
-from shadow.models.sites import count_units, find_sites
+from shadow.models.sites import count_units
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
 
 pytestmark = pytest.mark.slow
 TOPICS = builtin_topics("eval", 0.3, 0)

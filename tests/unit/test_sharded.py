@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.jobs import loading, measures, scorers, settings
 from shadow.models.load import LM, load, random_llama, random_opt
-from shadow.models.sites import column_norms, find_sites, values_of
+from shadow.models.sites import column_norms, values_of
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Oracle
-from shadow.scorers.training_free import LowRankCopy
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.low_rank import LowRankCopy
 
 SOURCES = {
     "opt": partial(random_opt, 4, 32, 4, 64, 512, 0),

@@ -6,20 +6,11 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from shadow.errors import UserError
 from shadow.models.load import random_opt
-from shadow.models.sites import (
-    LAYOUTS,
-    Site,
-    column_norms,
-    count_units,
-    differentiable_embeddings,
-    find_layers,
-    find_neuron_paths,
-    find_sites,
-    overhear,
-    require_layout,
-    visit,
-    watch,
-)
+from shadow.models.layouts import LAYOUTS, find_layers, require_layout
+from shadow.models.sites import Site, column_norms, count_units, watch
+from shadow.signals import differentiable_embeddings, hook_projections, hook_sites
+from shadow.models.neuron_paths import find_neuron_paths
+from shadow.models.kinds import find_sites
 
 
 def layer_of(lm, index):

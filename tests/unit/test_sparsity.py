@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from shadow.errors import UserError
-from shadow.plans.policy import SparsityPolicy, keep_top, kept
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.rules import keep_top, kept
 
 LEVELS = [0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.9, 0.99]
 

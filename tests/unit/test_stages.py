@@ -21,15 +21,20 @@ from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.criteria.one_pass import score as score_batch
 from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.fit.module import Descent, PredictorModule, Reading, TraceData
 from shadow.fit.objectives import LogSquares
 from shadow.jobs import checks, fits, loading, scorers, settings, stores
 from shadow.jobs.estimate import plan_of
-from shadow.models.sites import find_sites, watch
+from shadow.models.kinds import find_sites
+from shadow.models.sites import watch
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, NetShape, Oracle, Predicted, TapNet
-from shadow.scorers.training_free import LowRankCopy, PromptActivation
+from shadow.scorers.fixed import Fixed
+from shadow.scorers.nets import NetShape, TapNet
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
+from shadow.scorers.low_rank import LowRankCopy
+from shadow.scorers.prompt import PromptActivation
 from shadow.traces.store import (
     EMBEDDINGS,
     FEATURES,

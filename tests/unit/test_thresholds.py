@@ -9,13 +9,16 @@ import torch
 from shadow.artifacts import hub
 from shadow.data.batches import batched
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
+from shadow.front import sparse
 from shadow.fit import thresholds
 from shadow.fit.thresholds import learn, threshold
 from shadow.jobs import checks, loading, measures, points, scorers, settings
-from shadow.models.sites import KINDS, find_sites
+from shadow.models.sites import KINDS
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.nets import Fixed, Oracle, Predicted, random_scores
+from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.predicted import Predicted
 
 SMALL = (
     "model=tiny-llama",

@@ -10,10 +10,11 @@ from shadow.criteria import CONTEXTUAL, REMOVAL, STATISTICS, needs_gradient
 from shadow.criteria.one_pass import score
 from shadow.data.batches import Example, collate
 from shadow.errors import UserError
-from shadow.executors.masked import sparse
-from shadow.models.sites import find_sites
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.training_free import LowRankCopy, PromptActivation, truncated
+from shadow.scorers.low_rank import LowRankCopy, truncated
+from shadow.scorers.prompt import PromptActivation
 
 HALF = SparsityPolicy(0.5)
 FULL = 64  # more than the width of the tiny models

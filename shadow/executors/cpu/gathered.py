@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
-from shadow.errors import UserError
 from shadow.executors.calls import (
     answering,
     begun,
@@ -34,14 +32,16 @@ from shadow.executors.cpu.storage import CHUNK, lined_up
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack
 from shadow.executors.families import describe
-from shadow.executors.masked import KVPolicy, Run, SparseRun, Storage, real_positions
-from shadow.models.sites import KINDS, Kind
-from shadow.plans.policy import Unit
-from shadow.scorers.nets import Looks, Predicted, Scorer, Tap
+from shadow.executors.gathered import KVPolicy, Storage
+from shadow.executors.planner import Planner
+from shadow.executors.run import real_positions
+from shadow.models.sites import KINDS, Kind, SiteKey
+from shadow.scorers.predicted import Predicted
+from shadow.scorers.protocol import Scorer
 
 
 class GatheredRun:
-    """What `sparse(..., executor="gathered")` yields: as a SparseRun, for generation.
+    """What `sparse(..., executor=Gathered())` yields on the CPU, for generation.
 
     Prompts go through torch's products, and each later token through one compiled call, while torch itself
     has one thread. The logits are float32, whatever the storage.
@@ -50,25 +50,17 @@ class GatheredRun:
     def __init__(
         self,
         model: PreTrainedModel,
-        planner: SparseRun,
+        planner: Planner,
         weights: Weights,
         late_keys: bool = False,
         compact: bool = False,
     ) -> None:
         """planner: makes the plans, and counts; late_keys: a token's keys and values are computed when they
         are first needed; compact: the rows of neurons that a prompt keeps are copied for what follows."""
-        check_scorer(planner)
         self.planner, self.weights, self.late_keys, self.compact = planner, weights, late_keys, compact
         self.turns = describe(model)[1].turns
-        self.fills = Fills(weights, planner.pruned_fill)
+        self.fills = Fills(weights, planner.constants)
         self.each_token = planner.decides_each_token
-        if planner.hear is not None and self.each_token:
-            raise UserError("hear is not told of tokens by executor=gathered: use executor=masked")
-        if compact and self.each_token:
-            raise UserError(
-                "compact copies rows once a prompt and needs plans that stay for all that follows: give "
-                "decided_at=prompt, or compact=False"
-            )
         self.nets: Nets = no_nets()
         self.rule = no_rule(weights.sizes.layers)
         if self.each_token:
@@ -77,8 +69,8 @@ class GatheredRun:
             exact = weights.up.values.dtype == np.float32
             self.nets = pack_nets(planner.scorer, units, "float32" if exact else "bfloat16")
             self.rule = rule_of(model, planner.policy)
-        self.total: Counter[Unit] = Counter()  # of new tokens alone, where the planner counts prompts too
-        self.kept: Counter[Unit] = Counter()
+        self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
+        self.kept: Counter[SiteKey] = Counter()
         self.team = Team()
         self.bench: Bench | None = None
 
@@ -87,37 +79,38 @@ class GatheredRun:
         return self.planner.scorer
 
     @property
-    def plan(self) -> dict[Unit, Tensor]:
+    def plan(self) -> dict[SiteKey, Tensor]:
         return self.planner.plan
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
         return self.planner.achieved(kind)
 
+    def bytes(self) -> dict[str, float | dict[str, float]]:
+        return self.planner.bytes()
+
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        self.planner.begin(batch.real(), batch.in_prompt(), False)
+        self.planner.begin(batch.real(), batch.in_prompt())
         prompt = Prompt(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool))
         h, _ = self.read(prompt)
         return self.vocabulary(h)
 
     def read(self, prompt: Prompt) -> tuple[Tensor, list]:
         torch.set_num_threads(self.team.members)
-        taps = set(self.planner.scorer.taps)
-        sizes = self.weights.sizes
-        units = {"head": sizes.heads, "neuron": sizes.neurons}
+        signals = {signal.layer: signal for signal in self.planner.signals}
 
         def enter(layer: int, state: Tensor) -> None:
-            if layer in taps:
-                self.planner.decide(layer, state)
+            if layer in signals:
+                self.planner.decide(signals[layer], state)
 
         return prefill(
             self.weights,
             self.turns,
             prompt,
             self.fills,
-            lambda unit: self.planner.keep(unit, units[unit[1]]),
+            self.planner.keep,
             enter,
             lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
         )
@@ -147,7 +140,7 @@ class GatheredRun:
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)
-        self.planner.begin(real, real, False)
+        self.planner.begin(real, real)
         prompt = Prompt(input_ids, real)
         check_positions(given, prompt.positions, real)
         self.require_known(input_ids, prompt.positions)
@@ -261,46 +254,11 @@ class GatheredRun:
         return self.bench
 
 
-def check_scorer(planner: SparseRun) -> None:
-    scorer = planner.scorer
-    if planner.policy.level == 0 or not scorer.taps:
-        return
-    if isinstance(scorer, Looks):
-        raise UserError(
-            f"executor=gathered runs no {type(scorer).__name__}, which must see a sample before it is run: "
-            "use executor=masked"
-        )
-    own = isinstance(scorer, Predicted) and all(
-        isinstance(scorer.net.reader(tap), Tap) for tap in scorer.taps
-    )
-    if planner.decided_at == "token" and not own:
-        raise UserError(
-            "executor=gathered decides at each token by nets of this framework's own alone: use "
-            "decided_at=prompt, or executor=masked"
-        )
-    if isinstance(scorer, Predicted) and scorer.source != "state":
-        raise UserError(
-            f"executor=gathered needs a predictor that reads states, got source={scorer.source}: use "
-            "executor=masked"
-        )
-
-
 @contextmanager
 def gathered(
-    model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy, compact: bool
-) -> Iterator[Run]:
-    """Inside the block the model's forward is a GatheredRun's, or of a model on a GPU a DeviceRun's;
-    afterwards it is its own again."""
-    if kv_policy not in get_args(KVPolicy):
-        raise UserError(f"kv_policy must be one of {list(get_args(KVPolicy))}, got {kv_policy!r}")
-    if model.device.type == "cuda":
-        if find_spec("triton") is None:
-            raise UserError("executor=gathered on a GPU needs Triton (Linux): pip install -e .[gpu]")
-        from shadow.executors.gpu.run import on_device
-
-        with on_device(model, planner, storage, kv_policy, compact) as on_gpu:
-            yield on_gpu
-        return
+    model: PreTrainedModel, planner: Planner, storage: Storage | None, kv_policy: KVPolicy, compact: bool
+) -> Iterator[GatheredRun]:
+    """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
     run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute", compact)
 
     try:

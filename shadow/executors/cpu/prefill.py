@@ -11,10 +11,9 @@ from shadow.executors.cpu.products import across, along
 from shadow.executors.cpu.storage import Rows, read
 from shadow.executors.cpu.weights import Norms, Weights
 from shadow.executors.families import Sizes
-from shadow.models.sites import Kind
-from shadow.plans.policy import Unit
+from shadow.models.sites import Kind, SiteKey
 
-Keep = Callable[[Unit], Tensor | None]  # bool [U] or [B, 1 or T, U] of a layer's kind; None: all stay
+Keep = Callable[[SiteKey], Tensor | None]  # bool [U] or [B, 1 or T, U] of a layer's kind; None: all stay
 Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, T, E], just before it
 Later = Callable[[int], Tensor | None]  # bool [..., H], a layer's heads that tokens to come use; None: any
 
@@ -42,10 +41,10 @@ class Fills:
     """What dropped units say: [L, H, D] of heads and [L, F, 1] of neurons. bases: [2, L, E], what is read of
     them all."""
 
-    def __init__(self, weights: Weights, means: dict[Unit, Tensor]) -> None:
+    def __init__(self, weights: Weights, means: dict[SiteKey, Tensor]) -> None:
         """means: [U, D] of the layers and kinds where something stands in a dropped unit's place."""
         sizes = weights.sizes
-        self.of: dict[Kind, Tensor] = {
+        self.of: dict[str, Tensor] = {
             "head": torch.zeros(sizes.layers, sizes.heads, sizes.head_width),
             "neuron": torch.zeros(sizes.layers, sizes.neurons, 1),
         }

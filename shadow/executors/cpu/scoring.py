@@ -9,13 +9,15 @@ import torch
 from numba import njit
 from transformers import PreTrainedModel
 
-from shadow.errors import UserError
 from shadow.executors.cpu.storage import Rows, Storage, allocate, dot, dots_between, put
 from shadow.executors.cpu.team import meet, share
-from shadow.models.sites import KINDS, Kind, find_layers, find_sites, structure_of
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import KINDS, Kind
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.selection import NO_GUESS, keep_top
-from shadow.scorers.nets import Predicted, Tap
+from shadow.scorers.nets import Tap
+from shadow.scorers.predicted import Predicted
 
 HEADS, NEURONS = 0, 1  # the order of KINDS
 TOP, ABOVE = 1, 2  # how a layer's kind is pruned; 0: not at all
@@ -160,16 +162,7 @@ def wider(values: torch.Tensor, size: int, dim: int) -> torch.Tensor:
 
 
 def rule_of(model: PreTrainedModel, policy: SparsityPolicy) -> Rule:
-    if policy.scope == "global":
-        raise UserError(
-            "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got global: "
-            "use executor=masked, or decided_at=prompt"
-        )
-    if policy.head_unit == "group" and policy.level > 0 and structure_of(model).group > 1:
-        raise UserError(
-            "executor=gathered chooses query heads one by one where each token decides and needs "
-            "sparsity.head_unit=query, got group: use executor=masked, or decided_at=prompt"
-        )
+    assert policy.scope != "global", "layers that are not yet scored cannot be ranked"
     rule = no_rule(len(find_layers(model)))
     for site in find_sites(model):
         unit, at = (site.layer, site.kind), (site.layer, KINDS.index(site.kind))

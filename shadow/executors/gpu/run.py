@@ -12,17 +12,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.calls import answering, begun, check_positions, counted_on, ids_of, require_left_padding
-from shadow.executors.cpu.gathered import check_scorer
 from shadow.executors.cpu.scoring import TOP, Rule, rule_of
 from shadow.executors.gpu.cache import DeviceCache, taken_from
 from shadow.executors.gpu.choice import Choice
 from shadow.executors.gpu.decode import step
 from shadow.executors.gpu.tuning import INTERPRETED
 from shadow.executors.gpu.weights import place
-from shadow.executors.masked import KVPolicy, SparseRun, Storage, dropping, real_positions
-from shadow.models.sites import KINDS, Kind
-from shadow.plans.policy import Unit
-from shadow.scorers.nets import Scorer
+from shadow.executors.masked import dropping
+from shadow.executors.planner import Planner
+from shadow.executors.run import real_positions
+from shadow.models.sites import KINDS, Kind, SiteKey
+from shadow.scorers.protocol import Scorer
+from shadow.signals import Signal
 
 
 class DeviceRule(NamedTuple):
@@ -34,12 +35,11 @@ class DeviceRule(NamedTuple):
 
 
 class DeviceRun:
-    """What `sparse(..., executor="gathered")` yields for a model on a GPU: as a SparseRun, for generation."""
+    """What `sparse(..., executor=Gathered())` yields for a model on a GPU, for generation."""
 
-    def __init__(self, model: PreTrainedModel, planner: SparseRun) -> None:
+    def __init__(self, model: PreTrainedModel, planner: Planner) -> None:
         """planner: makes the plans of prompts, and counts."""
-        check_scorer(planner)
-        self.model, self.planner, self.weights = model, planner, place(model, planner.pruned_fill)
+        self.model, self.planner, self.weights = model, planner, place(model, planner.constants)
         self.own_forward = model.forward
         self.each_token = planner.decides_each_token
         self.rule: Rule | None = rule_of(model, planner.policy) if self.each_token else None
@@ -62,11 +62,11 @@ class DeviceRun:
         return self.planner.scorer
 
     @property
-    def plan(self) -> dict[Unit, Tensor]:
+    def plan(self) -> dict[SiteKey, Tensor]:
         return self.planner.plan
 
-    def achieved(self, kind: Kind) -> float:
-        """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
+    def count(self) -> None:
+        """Tell the planner of the tokens since it was told last."""
         rows = int(self.rows)
         for counted, (units, _) in self.units.items():
             for layer, kept in enumerate(self.kept[counted].tolist()):
@@ -74,13 +74,21 @@ class DeviceRun:
                 self.planner.kept[layer, counted] += kept
             self.kept[counted].zero_()
         self.rows.zero_()
+
+    def achieved(self, kind: Kind) -> float:
+        """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
+        self.count()
         return self.planner.achieved(kind)
+
+    def bytes(self) -> dict[str, float | dict[str, float]]:
+        self.count()
+        return self.planner.bytes()
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end. As the masked executor's."""
         batch = batch.to(self.model.device)
-        self.planner.begin(batch.real(), batch.in_prompt(), False)
+        self.planner.begin(batch.real(), batch.in_prompt())
         found = self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
         assert found is not None
         return found
@@ -108,7 +116,7 @@ class DeviceRun:
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)
-        self.planner.begin(real, real, False)
+        self.planner.begin(real, real)
         start = real.long().argmax(1)
         counted = (torch.arange(input_ids.shape[1], device=real.device) - start[:, None]).clamp(min=0)
         check_positions(given, counted, real)
@@ -150,7 +158,7 @@ class DeviceRun:
     def step(self, cache: DeviceCache, ids: Tensor, real: Tensor) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
         cache.make_room()
-        taps = set(self.scorer.taps) if self.each_token else set()
+        taps = {signal.layer for signal in self.planner.signals} if self.each_token else set()
 
         def enter(layer: int, state: Tensor) -> None:
             if layer in taps:
@@ -165,9 +173,10 @@ class DeviceRun:
 
     def choose(self, choices: Mapping[Kind, Choice], tap: int, state: Tensor) -> None:
         """state: [B, E] -> choices of the layers that this tap scores."""
-        scores = self.scorer.at(tap, state[:, None], None)
-        if self.planner.hear is not None:
-            self.planner.hear(tap, scores)
+        signal = Signal(tap, "layer_input")
+        scores = self.scorer.scores(signal, state[:, None], None)
+        if self.planner.on_scores is not None:
+            self.planner.on_scores(signal, scores)
         for kind, choice in choices.items():
             layers = sorted(layer for layer, scored in scores if scored == kind)
             if layers:
@@ -176,15 +185,8 @@ class DeviceRun:
 
 
 @contextmanager
-def on_device(
-    model: PreTrainedModel, planner: SparseRun, storage: Storage | None, kv_policy: KVPolicy, compact: bool
-) -> Iterator[DeviceRun]:
+def on_device(model: PreTrainedModel, planner: Planner) -> Iterator[DeviceRun]:
     """Inside the block the model's forward is a DeviceRun's; afterwards it is its own again."""
-    if storage is not None or kv_policy != "write_all" or compact:
-        raise UserError(
-            "executor=gathered on a GPU reads the model's own weights where they are and writes all keys and "
-            f"values: leave storage, kv_policy and compact out, got {storage!r}, {kv_policy!r}, {compact!r}"
-        )
     if model.device.type != "cuda" and not INTERPRETED:
         raise UserError(f"executor=gathered runs on the CPU and on CUDA, and this model is on {model.device}")
     run = DeviceRun(model, planner)

@@ -1,5 +1,6 @@
 """A model's weights on its device, so that everything that belongs to a unit is a row."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.executors.families import LayerParts, Sizes, describe, norm_of
-from shadow.executors.masked import Fill
+from shadow.models.sites import SiteKey
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -60,7 +61,7 @@ class DeviceWeights(NamedTuple):
     turns: tuple[Tensor, float] | None
 
 
-def place(model: PreTrainedModel, fill: Fill) -> DeviceWeights:
+def place(model: PreTrainedModel, fill: Mapping[SiteKey, Tensor]) -> DeviceWeights:
     """Nothing is copied but what is turned over, whose parameters become views of it: the model works as
     before. fill: [U, D] of the layers and kinds where something stands in a dropped unit's place."""
     if model.dtype not in DTYPES:
@@ -87,7 +88,7 @@ def place(model: PreTrainedModel, fill: Fill) -> DeviceWeights:
     )
 
 
-def rows_of(index: int, layer: LayerParts, fill: Fill) -> LayerRows:
+def rows_of(index: int, layer: LayerParts, fill: Mapping[SiteKey, Tensor]) -> LayerRows:
     output, down = turn_over(layer.output), turn_over(layer.down)
     heads, neurons = (
         None if (index, kind) not in fill else fill[index, kind].to(output.device).float()

@@ -1,0 +1,130 @@
+"""The front door: a model made sparse for the length of a block."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal, get_args
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shadow.errors import UserError
+from shadow.executors.masked import Masked
+from shadow.executors.planner import Planner
+from shadow.executors.run import Executor, Run
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import SiteKey
+from shadow.plans.facts import DecidedAt, Facts
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.refusals import refusal
+from shadow.plans.stand_ins import Mean, StandIn, Zero
+from shadow.scorers.protocol import Scorer, traits_of
+
+Named = Literal["auto", "mean", "zero"]
+
+
+@contextmanager
+def sparse(
+    model: PreTrainedModel,
+    scorer: Scorer,
+    policy: SparsityPolicy | None = None,
+    decided_at: DecidedAt = "token",
+    *,
+    level: float | None = None,
+    stand_in: StandIn | Named | Mapping[SiteKey, Tensor] = "auto",
+    executor: Executor | None = None,
+) -> Iterator[Run]:
+    """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
+
+    scorer: a predictor of `load_predictor`, or anything with `kinds`, `signals` and `scores`.
+    policy: how many units go, and where; or level, the share of them, for a policy that is otherwise the
+    default.
+    decided_at: `token`, each position by its own state; `prompt`, once for all that follows, from the prompt;
+    `sequence`, from prompt and answer, which is not to be had in use.
+    stand_in: what a dropped unit says: `zero`, nothing; `mean`, its calibration mean, which a predictor
+    brings; `auto`, that mean if the scorer is a predictor that ranks units by their distance from it, else
+    nothing; values of one's own, [U, D] of every site; or a `StandIn`.
+    executor: `Masked()`, the default, computes everything and drops what goes; `Gathered(...)` reads the
+    weights of kept units alone, and generates faster.
+    """
+    policy = chosen(policy, level)
+    executor = Masked() if executor is None else executor
+    with open_run(model, scorer, policy, decided_at, stand_in_of(stand_in, scorer), executor) as run:
+        yield run
+
+
+@contextmanager
+def open_run(
+    model: PreTrainedModel,
+    scorer: Scorer,
+    policy: SparsityPolicy,
+    decided_at: DecidedAt,
+    stand_in: StandIn,
+    executor: Executor,
+) -> Iterator[Run]:
+    """Refuse what cannot work, before anything runs."""
+    if decided_at not in get_args(DecidedAt):
+        raise UserError(f"sparsity.decided_at must be token, prompt or sequence, got {decided_at!r}")
+    require = getattr(scorer, "require", None)  # a trained net fits one shape of model
+    if require is not None:
+        require(model)
+    if policy.level > 0 and not scorer.kinds:
+        raise UserError(
+            f"the scorer {type(scorer).__name__} scores no kind of unit, and sparsity.level={policy.level} of "
+            "them is to go: give it scores, or level 0"
+        )
+    if policy.kinds is None and policy.level > 0:
+        policy = replace(policy, kinds=sorted(scorer.kinds))
+    facts = facts_of(model, scorer, policy, decided_at)
+    reason = refusal(facts) or executor.refuses(facts)
+    if reason is not None:
+        raise UserError(reason)
+    with executor.open(model, Planner(model, scorer, policy, decided_at, stand_in)) as run:
+        yield run
+
+
+def chosen(policy: SparsityPolicy | None, level: float | None) -> SparsityPolicy:
+    if policy is None and level is not None:
+        return SparsityPolicy(level)
+    if policy is None or level is not None:
+        raise UserError(
+            "sparse needs exactly one of level and policy, as in level=0.5, got "
+            f"level={level!r} and policy={policy!r}"
+        )
+    if not isinstance(policy, SparsityPolicy):
+        raise UserError(f"policy must be a SparsityPolicy, got {policy!r}: a level is given as level=0.5")
+    return policy
+
+
+def facts_of(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt) -> Facts:
+    sites = find_sites(model, sorted(scorer.kinds))
+    return Facts(
+        policy=policy,
+        decided_at=decided_at,
+        scorer=traits_of(scorer, sites),
+        family=model.config.model_type,
+        layers=len(find_layers(model)),
+        group=max((site.ranking.group for site in sites), default=1),
+        experts=max((site.ranking.experts for site in sites), default=1),
+        device=model.device.type,
+    )
+
+
+def stand_in_of(stand_in: StandIn | Named | Mapping[SiteKey, Tensor], scorer: Scorer) -> StandIn:
+    if isinstance(stand_in, Mapping):
+        return Mean(stand_in)
+    if not isinstance(stand_in, str):
+        return stand_in
+    if stand_in not in get_args(Named):
+        raise UserError(
+            f"stand_in must be one of {list(get_args(Named))}, or values of each site, got {stand_in!r}"
+        )
+    means = getattr(scorer, "means", None)
+    if stand_in == "mean" and not means:
+        raise UserError(
+            "stand_in=mean needs a predictor that brings means, and this scorer has none: give zero"
+        )
+    if stand_in == "zero" or not means or (stand_in == "auto" and not getattr(scorer, "deviates", False)):
+        return Zero()
+    return Mean(means)

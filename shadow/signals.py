@@ -1,0 +1,281 @@
+"""Hooks: what scorers and criteria see of a pass, and what replaces it. No other module sets any."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from shadow.errors import UserError
+from shadow.models.experts import count_experts
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers, linear_at, require_layout
+from shadow.models.sites import Point, Site
+
+# implementations of transformers whose rows are in a known order: of experts, or of tokens and their choices
+ORDERS = {"grouped_mm": True, "batched_mm": False}
+
+
+class Signal(NamedTuple):
+    """A tensor of a pass, [B, T, N], at a named point.
+
+    `layer_input`: the residual stream before the layer, N is E. `head_output`: what the heads give out, N is
+    H * D. `gate`: the gate behind its non-linearity (without a gate, the neurons), and `up`: what it is
+    multiplied by, N is F; of experts, X * F, and 0 where a token is not sent. `site`: the input of the site
+    of this slot, before anything is dropped of it, N is U * D.
+    """
+
+    layer: int
+    point: Point
+    slot: str = ""
+
+
+@contextmanager
+def hook_calls(model: PreTrainedModel, fn: Callable[[tuple, dict], None]) -> Iterator[None]:
+    """Call fn(args, kwargs) with what each call of the model is given."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        fn(args, kwargs)
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def hook_sites(
+    model: PreTrainedModel, sites: Sequence[Site], fn: Callable[[Site, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call fn(site, x), x: [B, T, U, D], as each site is reached; what fn returns, if anything, replaces x.
+
+    The projections read the very tensor that fn saw, or its replacement, so x stands in the autograd graph.
+    Where several read one input, fn is called once. Neurons of experts are 0 where a token is not sent to the
+    expert; what replaces them there is not read.
+    """
+    with ExitStack() as stack:
+        shape = stack.enter_context(_batch_shape(model))
+
+        def at(site: Site) -> Callable[[Tensor], Tensor]:
+            def see(x: Tensor) -> Tensor:
+                units = x.view(*shape_of(x, shape), site.units, site.width)
+                seen = fn(site, units)
+                return (units if seen is None else seen).view(x.shape)
+
+            return see
+
+        for site in sites:
+            if isinstance(site.reader, nn.Linear) or site.slot == "gate_up":
+                _hook_input(stack, site.readers, at(site))
+            else:
+                stack.enter_context(_hook_experts(site.reader, {"site": at(site)}))
+        yield
+
+
+@contextmanager
+def hook_signals(
+    model: PreTrainedModel, signals: Sequence[Signal], fn: Callable[[Signal, Tensor], None]
+) -> Iterator[None]:
+    """Call fn(signal, x), x: [B, T, N], as each signal comes: before the site that it is the input of, where
+    hooks of sites are set later than these."""
+    layout, layers = require_layout(model.config.model_type), find_layers(model)
+    sites = {site.key: site for site in find_sites(model, ("head", "neuron", "channel"))}
+    with ExitStack() as stack:
+        shape = stack.enter_context(_batch_shape(model)) if signals else []
+
+        def at(signal: Signal) -> Callable[[Tensor], None]:
+            def see(x: Tensor) -> None:
+                fn(signal, x.view(*shape_of(x, shape), x.shape[-1]))
+
+            return see
+
+        for signal in signals:
+            site = _site_of(signal, sites)
+            if signal.point == "layer_input":
+                _hook_state(stack, layers[signal.layer], at(signal))
+            elif not isinstance(site.reader, nn.Linear) and site.slot != "gate_up":
+                stack.enter_context(_hook_experts(site.reader, {signal.point: _kept(at(signal))}))
+            elif signal.point in ("head_output", "site"):
+                _hook_input(stack, site.readers, _kept(at(signal)))
+            elif signal.point == "gate":
+                found = layers[signal.layer].get_submodule(layout.nonlinearity)
+                _hook_output(stack, found, at(signal))
+            else:
+                _hook_output(stack, *_up(layers[signal.layer], layout.writes, site, at(signal)))
+        yield
+
+
+@contextmanager
+def hook_projections(
+    projections: Sequence[nn.Linear], fn: Callable[[nn.Linear, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Call fn(projection, x, y) when a projection has turned x: [..., in] into y: [..., out]."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Linear)
+        fn(module, args[0], output)
+
+    with ExitStack() as stack:
+        for projection in projections:
+            stack.callback(projection.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def differentiable_embeddings(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Let gradients flow back to the embeddings' output, every weight being frozen; yields that output."""
+    embedded: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        embedded[:] = [output.requires_grad_(True)]
+        return output
+
+    handle = model.get_input_embeddings().register_forward_hook(hook)
+    try:
+        yield embedded
+    finally:
+        handle.remove()
+
+
+def _site_of(signal: Signal, sites: dict[tuple[int, str], Site]) -> Site:
+    """The site whose input this signal is, or whose units it is about."""
+    slot = {"site": signal.slot, "head_output": "head", "layer_input": "head"}.get(signal.point, "neuron")
+    site = sites.get((signal.layer, slot))
+    if site is None:
+        raise UserError(
+            f"a scorer asks for {signal}, and this model has no slot {slot!r} in layer {signal.layer}: it "
+            f"has {sorted({slot for _, slot in sites})}"
+        )
+    if signal.point == "up" and "up" not in site.seen_cost:
+        raise UserError(
+            f"a scorer asks for {signal}, and this model's neurons have no gate: use a method that reads them"
+        )
+    return site
+
+
+def _up(
+    layer: nn.Module, writes: Sequence[str], site: Site, fn: Callable[[Tensor], None]
+) -> tuple[nn.Module, Callable[[Tensor], None]]:
+    """What multiplies the gate: the output of the second writer, or the second half of the only one."""
+    return linear_at(layer, writes[-1]), lambda y: fn(y[..., -site.units :].contiguous())
+
+
+@contextmanager
+def _batch_shape(model: PreTrainedModel) -> Iterator[list[int]]:
+    """[B, T] of the call under way: OPT flattens both before its FFN."""
+    shape: list[int] = []
+
+    def note(state: Tensor) -> None:
+        shape[:] = state.shape[:-1]
+
+    with ExitStack() as stack:
+        _hook_state(stack, find_layers(model)[0], note)
+        yield shape
+
+
+def shape_of(x: Tensor, shape: Sequence[int]) -> Sequence[int]:
+    """[B, T] of x: [B, T, N] or [B * T, N]. Of the last projection T is what logits are asked for."""
+    return x.shape[:-1] if x.dim() == 3 else shape
+
+
+def _hook_state(stack: ExitStack, layer: nn.Module, fn: Callable[[Tensor], None]) -> None:
+    """With the layer's input state, just before it runs."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        fn(args[0] if args else kwargs["hidden_states"])
+
+    stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _kept(fn: Callable[[Tensor], None]) -> Callable[[Tensor], Tensor]:
+    """As a function that replaces nothing."""
+
+    def see(x: Tensor) -> Tensor:
+        fn(x)
+        return x
+
+    return see
+
+
+def _hook_input(stack: ExitStack, readers: Sequence[nn.Module], fn: Callable[[Tensor], Tensor]) -> None:
+    """Each reader's input becomes fn of it; fn is called once for those that read the same tensor."""
+    held: list[Tensor] = []  # the input, and what it becomes; nothing when all have read it
+    reading = 0
+
+    def hook(module: nn.Module, args: tuple) -> tuple:
+        nonlocal reading
+        x, *others = args
+        if not held or held[0] is not x:
+            held[:], reading = [x, fn(x)], 0
+        found, reading = held[1], reading + 1
+        if reading == len(readers):
+            held.clear()
+        return (found, *others)
+
+    for reader in readers:
+        stack.callback(reader.register_forward_pre_hook(hook).remove)
+
+
+def _hook_output(stack: ExitStack, module: nn.Module, fn: Callable[[Tensor], None]) -> None:
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+        fn(output)
+
+    stack.callback(module.register_forward_hook(hook).remove)
+
+
+@contextmanager
+def _hook_experts(experts: nn.Module, fns: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Call fns["gate"], ["up"] and ["site"] with [N, X * F] when each of N tokens has the neurons of the
+    experts that it is sent to.
+
+    The others' are 0. What the last returns is what the chosen experts read. The neurons are those before the
+    router weighs what their expert says; x stands in the autograd graph. All that is replaced is
+    `_apply_gate`, by which transformers makes a row of neurons for each token and chosen expert.
+    """
+    implementation = getattr(experts.config, "_experts_implementation", None)
+    if implementation not in ORDERS:
+        raise UserError(
+            f"neurons of experts are visible with experts_implementation in {sorted(ORDERS)}, got "
+            f"{implementation!r}: call model.set_experts_implementation('grouped_mm')"
+        )
+    sent: list[Tensor] = []  # [N, K]: the experts of each token
+    before = vars(experts).get("_apply_gate")
+    gate: Callable[[Tensor], Tensor] = experts._apply_gate  # type: ignore[assignment]
+
+    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        sent[:] = [args[1] if len(args) > 1 else kwargs["top_k_index"]]
+
+    def apply_gate(gates: Tensor) -> Tensor:
+        chosen = sent[0].flatten()
+        rows = torch.sort(chosen).indices if ORDERS[implementation] else torch.arange(len(chosen))
+        token, expert = rows.to(chosen.device) // sent[0].shape[1], chosen[rows]
+
+        def spread(values: Tensor) -> Tensor:
+            """[N * K, F] -> [N, X * F]."""
+            shape = (len(sent[0]), count_experts(experts), values.shape[1])
+            return values.new_zeros(shape).index_put((token, expert), values).flatten(1)
+
+        first, second = gates.chunk(2, -1)
+        if "gate" in fns:
+            fns["gate"](spread(experts.get_submodule("act_fn")(first)))
+        if "up" in fns:
+            fns["up"](spread(second))
+        neurons = gate(gates)  # [N * K, F]
+        if "site" not in fns:
+            return neurons
+        x = fns["site"](spread(neurons))
+        return x.view(len(sent[0]), count_experts(experts), -1)[token, expert]
+
+    with ExitStack() as stack:
+        stack.callback(experts.register_forward_pre_hook(note, with_kwargs=True).remove)
+        experts._apply_gate = apply_gate  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if before is None:
+                del experts._apply_gate
+            else:
+                experts._apply_gate = before
