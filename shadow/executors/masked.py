@@ -4,7 +4,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from shadow.models.sites import (
     visit,
     width_of,
 )
-from shadow.plans.facts import DecidedAt
+from shadow.plans.facts import DecidedAt, Facts
 from shadow.plans.policy import Plan, SparsityPolicy, Unit
 from shadow.scorers.nets import DenseFed, Looks, Predicted, Scorer, Shape
 
@@ -410,3 +410,14 @@ def check_fit(model: PreTrainedModel, predictor: Predicted) -> None:
             f"the predictor is for a model of {asked.told()}, and this one has {found.told()}: "
             "load the model that it was trained for, or train one for this model"
         )
+
+
+class Masked:
+    """The masked executor's settings. A stand-in until the class that opens a run takes its place."""
+
+    def refuses(self, facts: Facts) -> str | None:
+        return None
+
+    def options(self) -> dict[str, Any]:
+        """As today's `sparse` takes them."""
+        return {"executor": "masked"}

@@ -1,6 +1,5 @@
 """One job: its seed, loggers and record, and how it ends."""
 
-import hashlib
 import importlib.metadata
 import logging
 import platform
@@ -25,12 +24,12 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from shadow.artifacts.files import FULL, cannot_write, write_json
 from shadow.errors import UserError
+from shadow.jobs.config import plain
 from shadow.jobs.memory import peak_memory
-from shadow.jobs.settings import plain
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "pytorch-lightning", "lm-eval", "hydra-core", "shadow-llm")
+PACKAGES = ("torch", "transformers", "pytorch-lightning", "lm-eval", "numba", "hydra-core", "shadow-llm")
 
 
 class Job:
@@ -51,7 +50,6 @@ class Job:
             "overrides": list(hydra.overrides.task),
             "seed": cfg.seed,
             "commit": commit(),
-            "code": code_digest(),
             "versions": versions(),
             "machine": {
                 "processor": platform.processor() or platform.machine(),
@@ -59,6 +57,7 @@ class Job:
             },
             "reused_from": None,
             "achieved": {},
+            "bytes": {},
             "metrics": {},
             "predictor": None,
         }
@@ -73,7 +72,7 @@ class Job:
 
 @contextmanager
 def job(cfg: DictConfig) -> Iterator[Job]:
-    """Seed first; run.json last, whatever happens. What the user can mend is told in one sentence."""
+    """Seed first; run.json last, whatever happens. What the user can mend is said in one sentence."""
     start = time.monotonic()
     logging.getLogger("pytorch_lightning").setLevel(
         logging.WARNING
@@ -152,12 +151,3 @@ def _git(root: Path, *words: str) -> str:
     return subprocess.run(
         ["git", "-C", root, *words], capture_output=True, text=True, check=True
     ).stdout.strip()
-
-
-@cache
-def code_digest() -> str:
-    """Names this package's source, so that a point measured by other code is not taken for this one's."""
-    found = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]

@@ -18,23 +18,21 @@ from shadow.criteria import BESIDE_MEANS
 from shadow.criteria.one_pass import require_seen
 from shadow.data.batches import Example
 from shadow.data.calibration import CalibrationExamples
-from shadow.jobs import resources as plan
-from shadow.jobs.checks import require_windows
-from shadow.jobs.loading import digest, require_weights
-from shadow.jobs.memory import peak_memory
-from shadow.jobs.settings import (
-    STRATEGIES,
+from shadow.jobs import resources
+from shadow.jobs.calibration import (
     asked_criteria,
     asked_parts,
     asked_size,
     calibration_data,
-    fill_of,
     holds,
-    shares_weights,
-    trace_settings,
     trace_taps,
-    traces_folder,
 )
+from shadow.jobs.config import STRATEGIES, shares_weights
+from shadow.jobs.keys import trace_settings, traces_folder
+from shadow.jobs.loading import digest, require_weights
+from shadow.jobs.memory import peak_memory
+from shadow.jobs.method import stand_in_of
+from shadow.jobs.trace_checks import require_windows
 from shadow.models.load import LM
 from shadow.models.sharded import ShareWeights
 from shadow.models.sites import count_units, find_layers, find_sites, structure_of, width_of
@@ -71,9 +69,9 @@ def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[Unit, 
     return traces.read_means(traces_folder(cfg))
 
 
-def get_fill(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
+def get_stand_in(cfg: DictConfig, lm: LM) -> dict[Unit, Tensor] | None:
     """What stands in a dropped unit's place, as `sparse` takes it."""
-    return get_means(cfg, lm) if fill_of(cfg) == "mean" and cfg.sparsity.level > 0 else None
+    return get_means(cfg, lm) if stand_in_of(cfg) == "mean" and cfg.sparsity.level > 0 else None
 
 
 def open_store(cfg: DictConfig, folder: Path, manifest: dict) -> Traces:
@@ -255,7 +253,7 @@ def bytes_of(
     mean = sum(lengths) // len(lengths)
     total = 0.0
     for part in {part for parts in missing.values() for part in parts}:
-        row = plan.part_bytes(lm.model, part, len(keeping.taps), mean, keeping.dtype, keeping.top)
+        row = resources.part_bytes(lm.model, part, len(keeping.taps), mean, keeping.dtype, keeping.top)
         for windows in (slice(n * size, ends[n]) for n, parts in missing.items() if part in parts):
             total += row.of(len(lengths[windows]), sum(sampled[windows]), 1)
     return total

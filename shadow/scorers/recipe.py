@@ -1,30 +1,41 @@
 """A recipe: how a scorer comes about, what it needs, what it refuses. One class and one YAML a method."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.plans.facts import Facts, Traits
+from shadow.data.batches import Loss
+from shadow.models.sites import Kind
+from shadow.plans.facts import Facts, Point, Traits
 from shadow.plans.policy import Unit
-from shadow.scorers.nets import Scorer
+from shadow.scorers.nets import Predicted, Scorer
 
 
 class Needs(NamedTuple):
-    """Of calibration. traces: mean scores by the criterion; means: of activations; fit: a trained predictor."""
+    """Of calibration. traces: mean scores by the criterion; means: of activations; fit: a trained predictor,
+    and then parts: what its traces hold beside the features and the criterion."""
 
     traces: bool = False
     means: bool = False
     fit: bool = False
+    parts: tuple[str, ...] = ()
 
 
 class Ingredients(Protocol):
     """What a job has found or made; each is made when it is asked for."""
 
-    seed: int
-    criterion: str
-    loss: str  # of traces: `answer` or `next_token`
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def criterion(self) -> str: ...
+
+    @property
+    def loss(self) -> Loss:
+        """That of the traces."""
+        ...
 
     def static(self) -> Mapping[Unit, Tensor]:
         """[U] of each site: the criterion's mean over the calibration."""
@@ -34,20 +45,49 @@ class Ingredients(Protocol):
         """[U, D] of each site: the activation's mean over the calibration."""
         ...
 
-    def predictor(self) -> Scorer:
+    def predictor(self) -> Predicted:
         """The trained net of these settings."""
         ...
 
 
 class Recipe(Protocol):
-    """The settings of a method, as its YAML gives them by `_target_`; refuses values that are none at once."""
+    """The settings of a method, as its YAML gives them by `_target_`; its `__init__` refuses bad values."""
 
-    def traits(self, criterion: str) -> Traits: ...
+    def traits(self, criterion: str, layers: int) -> Traits:
+        """What its scorer will be, of a model of so many layers."""
+        ...
 
     def needs(self, criterion: str) -> Needs: ...
 
     def refuses(self, criterion: str, facts: Facts) -> str | None:
-        """One sentence that names setting, rule and value, with the cure; None if nothing is wrong."""
+        """One sentence that names setting, rule and value, with the cure; None if nothing is wrong.
+
+        Said here is what concerns this method alone: how any scorer and its policy fit each other is said in
+        `plans.refusals`.
+        """
         ...
 
     def build(self, model: PreTrainedModel, have: Ingredients) -> Scorer: ...
+
+
+class TrainingFree:
+    """A scorer for which nothing is collected or fitted is its own recipe.
+
+    A class that inherits from this one says which kinds it scores and at which points it reads, and has
+    `signals` and `scores`; its `__init__` takes the keys of its YAML.
+    """
+
+    kinds: ClassVar[frozenset[Kind]]
+    points: ClassVar[frozenset[Point]]
+
+    def traits(self, criterion: str, layers: int) -> Traits:
+        return Traits(type(self).__name__, self.kinds, self.points, steps=layers if self.points else 0)
+
+    def needs(self, criterion: str) -> Needs:
+        return Needs()
+
+    def refuses(self, criterion: str, facts: Facts) -> str | None:
+        return None
+
+    def build(self, model: PreTrainedModel, have: Ingredients) -> Self:
+        return self

@@ -15,7 +15,7 @@ from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, collate
 from shadow.errors import UserError
 from shadow.executors.masked import sparse
-from shadow.jobs.estimate import plan_of
+from shadow.jobs.estimate import estimate_of
 from shadow.jobs.resources import forward_flops, weightless
 from shadow.jobs.stores import get_traces
 from shadow.models.load import LM, byte_tokenizer, random_weights
@@ -507,8 +507,8 @@ NEURONS = {"falcon-7b": 18176, "phi-3-mini": 8192, "mixtral-8x7b": 114688}
 
 
 @pytest.mark.parametrize("option", NEURONS)
-def test_a_plan_of_a_family_is_made_without_the_hub(compose, option):
-    found = plan_of(compose("train", f"model={option}"))
+def test_an_estimate_of_a_family_is_made_without_the_hub(compose, option):
+    found = estimate_of(compose("train", f"model={option}"))
     assert found["layers"] == 32
     assert found["units"]["neuron"] == NEURONS[option]
     # of 47 billion weights a token meets 13 billion

@@ -7,7 +7,7 @@ from shadow.data.batches import collate
 from shadow.errors import UserError
 from shadow.executors.masked import sparse
 from shadow.fit import budgets, thresholds
-from shadow.jobs import settings
+from shadow.jobs import keys, method
 from shadow.models.sites import Structure
 from shadow.plans.policy import SparsityPolicy, keep_top, kept
 from shadow.scorers.nets import Fixed, Predicted
@@ -122,8 +122,7 @@ def test_another_unit_is_refused():
         SparsityPolicy(0.5, head_unit="key")
 
 
-def test_names_of_points_tell_groups_from_query_heads_and_stay_what_they_were(compose):
+def test_names_of_points_tell_groups_from_query_heads(compose):
     query, group = (compose("evaluate", f"sparsity.head_unit={unit}") for unit in ("query", "group"))
-    assert settings.policy_of(group).head_unit == "group"
-    assert "head_unit" not in settings.scorer_settings(query)["sparsity"]
-    assert settings.scorer_settings(group)["sparsity"]["head_unit"] == "group"
+    assert method.policy_of(group).head_unit == "group"
+    assert keys.method_settings(query) != keys.method_settings(group)

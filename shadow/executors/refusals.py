@@ -1,0 +1,83 @@
+"""What executor=gathered cannot follow, each in one sentence; asked before anything runs."""
+
+from shadow.executors.families import FAMILIES
+from shadow.plans.facts import Facts
+
+STORAGES = ("float32", "bfloat16", "int8")
+KV_POLICIES = ("write_all", "recompute")
+
+
+def gathered_refuses(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
+    """The first rule that is broken, with setting, value and cure; None if nothing is wrong."""
+    return (
+        _of_settings(storage, kv_policy)
+        or _of_model(facts, storage, kv_policy, compact)
+        or (_of_scorer(facts) or _of_tokens(facts, compact) if facts.policy.level > 0 else None)
+    )
+
+
+def _of_settings(storage: str | None, kv_policy: str) -> str | None:
+    if storage is not None and storage not in STORAGES:
+        return f"executor.storage must be one of {list(STORAGES)}, or null, got {storage!r}"
+    if kv_policy not in KV_POLICIES:
+        return f"executor.kv_policy must be one of {list(KV_POLICIES)}, got {kv_policy!r}"
+    return None
+
+
+def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
+    if facts.family not in FAMILIES:
+        return (
+            f"executor=gathered knows the families {sorted(FAMILIES)} and this model is of {facts.family!r}: "
+            "use executor=masked"
+        )
+    if facts.device == "cuda" and (storage is not None or kv_policy != "write_all" or compact):
+        return (
+            "executor=gathered on a GPU reads the model's own weights where they are and writes all keys and "
+            f"values: leave storage, kv_policy and compact out, got {storage!r}, {kv_policy!r}, {compact!r}"
+        )
+    return None
+
+
+def _of_scorer(facts: Facts) -> str | None:
+    scorer = facts.scorer
+    if "channel" in facts.policy.kinds:
+        return "executor=gathered reads no channels yet: use executor=masked"
+    if scorer.looks:
+        return (
+            f"executor=gathered runs no {scorer.name}, which must see a sample before it is run: use "
+            "executor=masked"
+        )
+    if not scorer.points <= {"layer_input"}:
+        return (
+            f"executor=gathered needs a scorer that reads the inputs of layers, and {scorer.name} reads "
+            f"{', '.join(sorted(scorer.points))}: use executor=masked"
+        )
+    return None
+
+
+def _of_tokens(facts: Facts, compact: bool) -> str | None:
+    """Where plans change from one token to the next."""
+    policy, scorer = facts.policy, facts.scorer
+    if facts.decided_at != "token" or not scorer.points:
+        return None
+    if not scorer.compiled:
+        return (
+            "executor=gathered decides at each token by nets of this framework's own alone, and "
+            f"{scorer.name} is none: use sparsity.decided_at=prompt, or executor=masked"
+        )
+    if policy.scope == "global":
+        return (
+            "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got global: "
+            "use one of these, sparsity.decided_at=prompt, or executor=masked"
+        )
+    if policy.head_unit == "group" and "head" in policy.kinds and facts.group > 1:
+        return (
+            "executor=gathered chooses query heads one by one where each token decides and needs "
+            "sparsity.head_unit=query, got group: use executor=masked, or sparsity.decided_at=prompt"
+        )
+    if compact:
+        return (
+            "executor.compact copies rows once a prompt, and needs plans that stay for all that follows: "
+            f"give sparsity.decided_at=prompt, or executor.compact=false, got token with {scorer.name}"
+        )
+    return None
