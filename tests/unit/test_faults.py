@@ -317,9 +317,9 @@ class Own(OPTConfig):
 def test_code_beside_a_model_is_run_only_if_that_is_asked_for(compose, model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SHADOW_TEST_RUN", str(tmp_path / "run"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    config = json.loads((model_folder / "config.json").read_text())
+    known = json.loads((model_folder / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
-    (model_folder / "config.json").write_text(json.dumps(config | own))
+    (model_folder / "config.json").write_text(json.dumps(known | own))
     (model_folder / "own.py").write_text(CODE)
     with pytest.raises(UserError, match=r"Python code of its own.*model\.trust_remote_code=true, got false"):
         load(TINY, str(model_folder), "float32", None)
