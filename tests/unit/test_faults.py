@@ -29,6 +29,7 @@ from shadow.executors.masked import sparse
 from shadow.fit.checkpoints import WholeCheckpoints
 from shadow.jobs import (
     checks,
+    config,
     estimate,
     fitting,
     ingredients,

@@ -788,11 +788,8 @@ def test_a_fit_without_descent_has_the_metrics_of_one_with_it_and_is_found_again
 
 @pytest.mark.parametrize("predictor", ["unified", "layerwise", "dejavu", "linear_heads", "ridge"])
 def test_a_plan_tells_the_size_that_the_fitted_predictor_has(fitted, compose, predictor):
-    job = (
-        (f"predictor={predictor}", "predictor.epochs=0")
-        if predictor == "ridge"
-        else (f"predictor={predictor}",)
-    )
+    closed = ("predictor.epochs=0", "predictor.depth=0") if predictor == "ridge" else ()
+    job = (f"predictor={predictor}", *closed)
     config = json.loads((fitted(*job) / "config.json").read_text())
     assert estimate_of(compose("train", *NET, *job))["predictor_parameters"] == config["parameters"]
 
