@@ -85,14 +85,14 @@ def job(cfg: DictConfig) -> Iterator[Job]:
     except BaseException as error:
         cause = cause_of(error, cfg)
         mendable = isinstance(cause, UserError)
-        told = str(cause) if mendable else f"{type(cause).__name__}: {cause}"
-        this.record |= {"status": "failed", "error": told}
+        sentence = str(cause) if mendable else f"{type(cause).__name__}: {cause}"
+        this.record |= {"status": "failed", "error": sentence}
         if not mendable:
             log.exception("the job failed")
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # else a debugger may want to look
             let_go(error)
         if mendable:
-            raise CompactHydraException(told) from None
+            raise CompactHydraException(sentence) from None
         raise
     finally:
         this.record["seconds"] = round(time.monotonic() - start, 1)
@@ -108,7 +108,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
 
 
 def cause_of(error: BaseException, cfg: DictConfig) -> BaseException:
-    """What the user is told of."""
+    """What the user is to read."""
     if isinstance(error.__cause__, UserError):  # from within instantiate
         return error.__cause__
     if isinstance(error, OSError) and error.errno in FULL:  # a logger's file

@@ -297,13 +297,12 @@ def test_budgets_are_named_by_what_decides_them(compose, overrides, same):
     assert (keys.budgets_file(job(compose, *overrides)) == keys.budgets_file(job(compose))) == same
 
 
-def test_points_know_the_budgets_and_the_windows_of_the_greedy_ones_alone(compose):
+def test_points_know_the_budgets_and_their_windows_and_the_dense_one_neither(compose):
     def key(*overrides):
         cfg = job(compose, *overrides)
         return point_records.settings_of(cfg, {"content": measures.content_of(cfg)})
 
     uniform = "sparsity.budgets=uniform"
-    assert key(uniform) == key(uniform, "sparsity.budget_windows=3")
     assert key() != key("sparsity.budget_windows=3")
     assert key() != key(uniform)
     assert key("sparsity.level=0") == key("sparsity.level=0", uniform)

@@ -306,15 +306,6 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
     assert len(files) == 3
 
 
-def test_what_learns_no_thresholds_asks_for_no_shots(compose):
-    def key(*overrides):
-        measured = ("measure.perplexity=false", "measure.choices=false", "sparsity=layer", *overrides)
-        cfg = compose("evaluate", *OF_TASKS, *measured)
-        return point_records.settings_of(cfg, {"content": measures.content_of(cfg)})
-
-    assert key() == key("sparsity.budget_fewshot=0")
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
