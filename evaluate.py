@@ -12,48 +12,43 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> float | None:
     import logging
 
-    from shadow.executors.masked import sparse
-    from shadow.jobs import checks, loading, measures, points, scorers, settings, stores
+    from shadow.front import sparse
+    from shadow.jobs import (
+        checks,
+        ingredients,
+        loading,
+        measures,
+        point_records,
+        policies,
+        predictor_curve,
+        stores,
+    )
+    from shadow.jobs.method import executor_of
     from shadow.jobs.run import job
 
     log = logging.getLogger("evaluate")
     with job(cfg) as this:
-        this.record["point"] = points.describe(cfg)
-        settings.policy_of(cfg)  # refuses what is no policy before anything long begins
-        measures.check_measure(cfg)
-        checks.check_executor(cfg)
-        checks.check_scorer(cfg)
-        checks.check_disjoint(cfg)
+        this.record["point"] = point_records.describe(cfg)
+        checks.check_evaluate(cfg)
         this.record["content"] = measures.content_of(cfg)
-        known = points.find(cfg, this.record)
+        known = point_records.find(cfg, this.record)
         if known is None:
             lm = loading.placed(cfg, loading.load_lm(cfg))
-            scorer = scorers.get_scorer(cfg, lm, this.loggers)
-            fill = stores.get_fill(cfg, lm)
-            policy = scorers.get_policy(cfg, lm, scorer, fill)
+            scorer = ingredients.get_scorer(cfg, lm, this.loggers)
+            stand_in = stores.get_stand_in(cfg, lm)
+            policy = policies.get_policy(cfg, lm, scorer, stand_in)
             lm = loading.measured_lm(cfg)
-            with sparse(
-                lm.model,
-                scorer,
-                policy,
-                cfg.sparsity.decided_at,
-                fill=fill,
-                executor=cfg.executor.name,
-                storage=cfg.executor.storage,
-                kv_policy=cfg.executor.kv_policy,
-                compact=cfg.executor.compact,
-                prefill=cfg.executor.prefill,
-            ) as run:
+            executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
+            with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
                 metrics = measures.measure(cfg, lm, run)
-            achieved = {kind: run.achieved(kind) for kind in ("head", "neuron")}
-            points.keep(cfg, this.record, achieved, metrics)
+            achieved = {kind: run.achieved(kind) for kind in policy.kinds or ()}
+            point_records.keep(cfg, this.record, achieved, run.bytes(), metrics)
         else:
             log.info("measured before: %s", known)
-            points.tell(cfg, this.record)  # a kill may have come before the predictor's curve was told
+        predictor_curve.add_to_curve(cfg, this.record)  # a kill may have come between a point and its curve
         figures = {name: metric["value"] for name, metric in this.record["metrics"].items()}
-        this.log_metrics(
-            figures | {f"achieved/{kind}": share for kind, share in this.record["achieved"].items()}
-        )
+        shares = {f"achieved/{kind}": share for kind, share in this.record["achieved"].items()}
+        this.log_metrics(figures | shares | {"bytes/skipped": this.record["bytes"]["skipped"]})
         log.info("%s level %s: %s", cfg.predictor.name, cfg.sparsity.level, figures)
         return next(iter(figures.values()), None)  # the perplexity, where measured: for sweepers that ask
 

@@ -15,23 +15,23 @@ def main(cfg: DictConfig) -> float | None:
     import logging
 
     from shadow.artifacts import hub
-    from shadow.jobs import checks, fits, loading, settings, stores
-    from shadow.jobs import estimate as planning
+    from shadow.jobs import checks, estimate, fitting, loading, stores
+    from shadow.jobs.method import is_trained
     from shadow.jobs.run import job
 
     log = logging.getLogger("train")
     with job(cfg) as this:
         checks.check_train(cfg)
-        if cfg.stage == "plan":
-            log.info("what it will take:\n%s", planning.told(cfg, planning.plan_of(cfg)))
+        if cfg.stage == "estimate":
+            log.info("what it will take:\n%s", estimate.in_lines(cfg, estimate.estimate_of(cfg)))
             return None
         lm = loading.load_lm(cfg)
         store = stores.get_traces(cfg, lm)
         log.info("traces: %s", store.folder)
-        if cfg.stage == "traces" or cfg.predictor.name not in settings.NETS:
+        if cfg.stage == "traces" or not is_trained(cfg):
             log.info("stage=%s predictor=%s: nothing to fit", cfg.stage, cfg.predictor.name)
             return None
-        folder = fits.get_predictor(cfg, lm, this.loggers)
+        folder = fitting.get_predictor(cfg, lm, this.loggers)
         metrics = hub.read_config(folder)["metrics"]
         log.info("predictor: %s", folder)
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}

@@ -25,9 +25,8 @@ from transformers import AutoTokenizer
 from shadow.artifacts.hub import load_predictor
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
-from shadow.plans.facts import DecidedAt
-from shadow.executors.masked import SparseRun
 from shadow.measures import latency
+from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from sweeps.colours import COLOURS, INK, PALE
 

@@ -117,7 +117,7 @@ def heads(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: int
 
 def drawn(rows: int, units: int, width: int, level: float):
     from shadow.executors.gpu.choice import Choice
-    from shadow.plans.policy import keep_top, kept
+    from shadow.plans.rules import keep_top, kept
 
     stay = kept(units, level)
     choice = Choice(rows, 1, units, width, torch.device("cuda"))

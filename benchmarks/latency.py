@@ -20,14 +20,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
-from shadow.plans.facts import DecidedAt
-from shadow.executors.masked import SparseRun
 from shadow.measures import latency
-from shadow.models.sites import count_units
-from shadow.models.layouts import find_layers
 from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import SiteKey, count_units
+from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
-from shadow.models.sites import SiteKey
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.predicted import Predicted

@@ -19,7 +19,6 @@ import xllamacpp
 
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
-from shadow.executors.masked import SparseRun
 from shadow.measures import latency
 from shadow.plans.policy import SparsityPolicy
 

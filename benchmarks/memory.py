@@ -45,7 +45,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from shadow.executors.cpu.cache import GatheredCache
-    from shadow.executors.masked import sparse
+    from shadow.front import sparse
 
     model = latency.load(args.shape)
     loaded = peak()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from hydra import compose, initialize_config_module
+from shadow.jobs.settings import calibration_data
 from tqdm import tqdm
 
 from shadow.criteria import needs_gradient
@@ -20,7 +21,6 @@ from shadow.data.batches import Batch, collate, logits_of
 from shadow.data.calibration import Numbered
 from shadow.jobs.loading import load_lm
 from shadow.jobs.memory import peak_memory
-from shadow.jobs.settings import calibration_data
 from shadow.jobs.stores import keeping_of
 from shadow.models.load import LM
 from shadow.signals import differentiable_embeddings

@@ -20,8 +20,8 @@ from shadow.data.texts import read_documents, text_windows
 from shadow.executors.cpu.cache import GatheredCache
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
-from shadow.plans.rules import Plan
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.rules import Plan
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.predicted import Predicted
 

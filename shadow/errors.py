@@ -1,4 +1,6 @@
-"""The one kind of error that a person can mend."""
+"""The one kind of error that a person can mend, and the plainest rules of settings that raise it."""
+
+from collections.abc import Callable, Sequence
 
 
 class UserError(ValueError):
@@ -6,3 +8,19 @@ class UserError(ValueError):
 
     The scripts show it without a traceback; everything else keeps its traceback.
     """
+
+
+def require_choice(setting: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{setting} must be one of {list(allowed)}, got {value!r}")
+
+
+def require_whole(setting: str, value: object, least: int) -> None:
+    if type(value) is not int or value < least:  # True is an int to isinstance
+        raise UserError(f"{setting} must be a whole number of at least {least}, got {value!r}")
+
+
+def require_number(setting: str, value: object, rule: str, holds: Callable[[float], bool]) -> None:
+    """rule: what it must be, in words."""
+    if type(value) not in (int, float) or not holds(value):  # type: ignore[arg-type]
+        raise UserError(f"{setting} must be {rule}, got {value!r}")

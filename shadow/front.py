@@ -71,8 +71,8 @@ def open_run(
         require(model)
     if policy.level > 0 and not scorer.kinds:
         raise UserError(
-            f"the scorer {type(scorer).__name__} scores no kind of unit, and sparsity.level={policy.level} of "
-            "them is to go: give it scores, or level 0"
+            f"the scorer {type(scorer).__name__} scores no kind of unit, and sparsity.level={policy.level} "
+            "of them is to go: give it scores, or level 0"
         )
     if policy.kinds is None and policy.level > 0:
         policy = replace(policy, kinds=sorted(scorer.kinds))

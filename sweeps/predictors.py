@@ -11,7 +11,7 @@ from sweeps.records import Record
 
 ONE_PASS, DENSE_FED = "one pass", "dense-fed"
 # overrides that a point and its word tell already
-TOLD = ("contender", "criterion", "predictor", "predictor.taps", "predictor.rank", "measure.dense_fed")
+TOLD = ("contender", "criterion", "predictor", "predictor.taps", "predictor.rank", "predictor.dense_fed")
 COLUMNS = (
     *("model", "data", "criterion", "scorer", "feeding", "decided_at", "scope", "level"),
     *("taps", "rank", "parameters", "share_of_model", "seeds"),
@@ -84,7 +84,7 @@ def survey(records: list[Record]) -> Survey:
 def net_of(record: Record) -> Net | None:
     if record.predictor is None:
         return None
-    dense_fed = record.settings["measure"].get("dense_fed", False)
+    dense_fed = record.settings["predictor"].get("dense_fed", False)
     size = {name: record.predictor[name] for name in ("taps", "rank", "parameters", "share_of_model")}
     return Net(**size, feeding=DENSE_FED if dense_fed else ONE_PASS)
 

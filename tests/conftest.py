@@ -25,9 +25,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whoever does it first
 
 from shadow.data.batches import Batch, Example, collate  # noqa: E402
+from shadow.models.kinds import find_sites
 from shadow.models.load import LM, from_package, random_llama, random_opt  # noqa: E402
 from shadow.models.sites import KINDS, Kind, count_units
-from shadow.models.kinds import find_sites
 from shadow.scorers.nets import NetShape, TapNet
 
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute

@@ -13,11 +13,11 @@ from shadow.criteria import CONTEXTUAL
 from shadow.criteria import one_pass as scores
 from shadow.data.batches import Batch, Example, collate
 from shadow.jobs.loading import digest
+from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
 from shadow.models.load import LM, random_llama, random_opt
 from shadow.models.sharded import share
 from shadow.models.sites import column_norms
-from shadow.models.layouts import find_layers
-from shadow.models.kinds import find_sites
 
 MODELS = {
     "opt": partial(random_opt, 6, 64, 4, 256, 512, 0),

@@ -10,14 +10,18 @@ COLUMNS = {
     "level": "level",
     "decided_at": "decided at",
     "scope": "scope",
-    "fill": "fill",
+    "tokens": "sparse tokens",
+    "scored": "scored",
+    "stand_in": "stand-in",
     "data": "data",
     "other": "other settings",
+    "bytes_skipped": "weight bytes skipped",
+    "bytes_skipped_of_layers": "of the layers",
     "achieved_head": "heads skipped",
     "achieved_neuron": "neurons skipped",
 }
 READ = {"state": "the state before", "context": "what the heads give out in"}
-NAMES = ("point", "code", "commit")  # which settings, source and commit measured it
+NAMES = ("point", "commit", "format")  # which settings and commit measured it, and how the row is written
 STDERR = "_stderr"
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from shadow.artifacts import learnt_policies as policies
-from shadow.artifacts.files import writing
 from shadow.artifacts.card import COLUMNS, NAMES, card
+from shadow.artifacts.files import writing
 
 CARD, CURVE = "README.md", "curve.csv"
 FIRST = [*COLUMNS, *NAMES]
+FORMAT = "2"  # of rows: those of another one have other columns, and are left out
 
 Row = Mapping[str, str]
 
@@ -19,16 +20,16 @@ def read(folder: Path) -> list[Row]:
     if not (folder / CURVE).is_file():
         return []
     with (folder / CURVE).open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+        return [row for row in csv.DictReader(stream) if row.get("format") == FORMAT]
 
 
 def add(folder: Path, config: Mapping[str, Any], row: Mapping[str, object]) -> None:
     """Write curve.csv with this row, in place of another of the same point, and the card anew."""
-    text = {name: "" if value is None else str(value) for name, value in row.items()}
+    text = {name: "" if value is None else str(value) for name, value in row.items()} | {"format": FORMAT}
     rows = [*(known for known in read(folder) if known["point"] != text["point"]), text]
     rows.sort(
         key=lambda row: (
-            *(row.get(name, "") for name in ("data", "decided_at", "scope", "fill")),
+            *(row.get(name, "") for name in ("data", "decided_at", "scope", "tokens", "stand_in")),
             float(row["level"]),
             row["point"],
         )

@@ -87,7 +87,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
         shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
         units = {kind: config["units"][kind] for kind in config["kinds"]}
         net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
-        means = {
+        means: dict[SiteKey, Tensor] = {
             (layer, kind): tensors.pop(name)
             for layer in range(config["layers"])
             for kind in KINDS

@@ -150,9 +150,9 @@ class Planner:
             return None
         if key not in self.plan:
             raise UserError(
-                f"the scorer {type(self.scorer).__name__} says nothing of the {key[1]}s of layer {key[0]}, and "
-                f"sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave them out "
-                "by sparsity.dense_layers or sparsity.kinds"
+                f"the scorer {type(self.scorer).__name__} says nothing of the {key[1]}s of layer {key[0]}, "
+                f"and sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave them "
+                "out by sparsity.dense_layers or sparsity.kinds"
             )
         keep = self.plan[key]  # [U], [B, U] or [B, T, U]
         if keep.dim() == 2:

@@ -40,8 +40,13 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
 
 def _of_scorer(facts: Facts) -> str | None:
     scorer = facts.scorer
-    if "channel" in facts.policy.kinds:
+    if "channel" in (facts.policy.kinds or ()):
         return "executor=gathered reads no channels yet: use executor=masked"
+    if facts.policy.tokens not in ("all", "decode"):
+        return (
+            "executor=gathered knows sparsity.tokens=all and decode: use one of these, or executor=masked, "
+            f"got {facts.policy.tokens!r}"
+        )
     if scorer.looks:
         return (
             f"executor=gathered runs no {scorer.name}, which must see a sample before it is run: use "
@@ -70,7 +75,7 @@ def _of_tokens(facts: Facts, compact: bool) -> str | None:
             "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got global: "
             "use one of these, sparsity.decided_at=prompt, or executor=masked"
         )
-    if policy.head_unit == "group" and "head" in policy.kinds and facts.group > 1:
+    if policy.head_unit == "group" and "head" in (policy.kinds or ()) and facts.group > 1:
         return (
             "executor=gathered chooses query heads one by one where each token decides and needs "
             "sparsity.head_unit=query, got group: use executor=masked, or sparsity.decided_at=prompt"

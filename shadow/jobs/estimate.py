@@ -1,35 +1,18 @@
-"""stage=plan: what a run of these settings will take, said without loading a model."""
+"""stage=estimate: what a run of these settings will take, said without loading a model."""
 
 from typing import Any
 
 from omegaconf import DictConfig
-from transformers import AutoConfig, PretrainedConfig
 
 from shadow.errors import UserError
-from shadow.jobs import resources as plan
-from shadow.jobs.settings import (
-    NETS,
-    asked_parts,
-    asked_size,
-    model_label,
-    plain,
-    predictor_kinds,
-    predictor_shape,
-    predictor_taps,
-    trace_taps,
-)
+from shadow.jobs import resources
+from shadow.jobs.calibration import asked_parts, asked_size, trace_taps
+from shadow.jobs.config import model_label, shape_of
+from shadow.jobs.method import is_trained, net_of
 from shadow.models.kinds import find_sites, width_of
 from shadow.models.layouts import find_layers
-from shadow.models.load import require_folder
 from shadow.models.sites import count_units
 from shadow.traces.store import MEANS
-
-
-def shape_of(cfg: DictConfig) -> PretrainedConfig:
-    """The model's config.json: of the folder `model.path`, or as `model.shape` has it."""
-    if cfg.model.path:
-        return AutoConfig.from_pretrained(require_folder(cfg.model.path))
-    return AutoConfig.for_model(**plain(cfg.model.shape))
 
 
 def check_context(cfg: DictConfig) -> None:
@@ -61,9 +44,9 @@ def windows_of(cfg: DictConfig) -> tuple[int, int]:
     return int(asked_size(cfg)), cfg.data.tokens
 
 
-def plan_of(cfg: DictConfig) -> dict[str, Any]:
+def estimate_of(cfg: DictConfig) -> dict[str, Any]:
     """Counts, bytes and operations of collecting and of the predictor, by name."""
-    model = plan.weightless(shape_of(cfg))
+    model = resources.weightless(shape_of(cfg))
     layers, units = len(find_layers(model)), count_units(find_sites(model))
     windows, tokens = windows_of(cfg)
     settings = cfg.traces
@@ -71,7 +54,7 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
     shards = -(-windows // settings.shard_windows)
     taps = trace_taps(cfg, layers)
     stored = {
-        part: plan.part_bytes(model, part, len(taps), tokens, settings.dtype, settings.top)
+        part: resources.part_bytes(model, part, len(taps), tokens, settings.dtype, settings.top)
         for part in asked_parts(cfg)
     }
     stored_bytes = {
@@ -86,28 +69,24 @@ def plan_of(cfg: DictConfig) -> dict[str, Any]:
         "token_rows": sampled,
         "row_bytes": {part: max(size.window, size.token) for part, size in stored.items() if part != MEANS},
         "bytes": stored_bytes,
-        "forward_flops": windows * plan.forward_flops(model, tokens),
-        "backward_flops": windows * plan.backward_flops(model, tokens),
+        "forward_flops": windows * resources.forward_flops(model, tokens),
+        "backward_flops": windows * resources.backward_flops(model, tokens),
     }
-    if cfg.predictor.name in NETS:
-        read = predictor_taps(cfg, layers)
-        found["predictor_parameters"] = plan.predictor_parameters(
-            model,
-            read,
-            cfg.predictor.source,
-            predictor_shape(cfg),
-            cfg.predictor.ahead,
-            predictor_kinds(cfg),
+    if is_trained(cfg):
+        net = net_of(cfg)
+        read = net.taps_in(layers)
+        found["predictor_parameters"] = resources.predictor_parameters(
+            model, read, net.source, net.shape(), net.ahead, net.scored
         )
-        passes = cfg.predictor.rounds * len(cfg.predictor.levels)
-        states = plan.feature_bytes(len(read), width_of(model, "state"))
+        passes = net.rounds * len(net.levels)
+        states = resources.feature_bytes(len(read), width_of(model, "state"))
         found["pruned_passes"] = passes
         found["pruned_bytes"] = passes * states.of(windows, sampled, shards)
     return found
 
 
-def told(cfg: DictConfig, found: dict[str, Any]) -> str:
-    """The plan in lines for people."""
+def in_lines(cfg: DictConfig, found: dict[str, Any]) -> str:
+    """The estimate for people."""
     at_most = "at most " if "tasks" in cfg.data else ""
     units = " and ".join(f"{count} {kind}s" for kind, count in found["units"].items())
     lines = [

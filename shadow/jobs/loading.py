@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.jobs import estimate as planning
-from shadow.jobs.settings import device_of, plain, shares_weights
+from shadow.jobs.config import device_of, plain, shares_weights
+from shadow.jobs.estimate import check_context
 from shadow.models import load as models
 from shadow.models.load import LM
 from shadow.models.sites import values_of
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 def load_lm(cfg: DictConfig) -> LM:
     """The jobs of a sweep share one model: nothing is left on it between them."""
-    planning.check_context(cfg)
+    check_context(cfg)
     return _load_lm(json.dumps(plain(cfg.model), sort_keys=True), shares_weights(cfg))
 
 

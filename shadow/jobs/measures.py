@@ -7,96 +7,25 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from shadow import criteria
 from shadow.data.batches import Example
-from shadow.data.texts import fingerprint, questions, read_documents, text_windows
+from shadow.data.texts import fingerprint, questions, text_windows
 from shadow.errors import UserError
 from shadow.executors.run import Run
-from shadow.jobs import settings as names
-from shadow.models.load import LM, require_dtype
+from shadow.jobs.measure_checks import judged_criteria, reads_text, running_text, task_root
+from shadow.models.load import LM
 from shadow.models.sites import Kind
 
-OF_TEXT = ("perplexity", "choices", "quality", "latency", "context")  # measured on running text
-MEASURES = (*OF_TEXT, "tasks")
+
+def scored(cfg: DictConfig) -> str:
+    """At which positions the model is scored."""
+    if not cfg.measure.perplexity:
+        return "answers"
+    return "behind the prompt" if prompt_share(cfg) else "all"
 
 
-def check_measure(cfg: DictConfig) -> None:
-    """Everything about the measure that can be refused before a model is loaded."""
-    settings = cfg.measure
-    if settings.batch_size != "auto" and not (
-        isinstance(settings.batch_size, int) and settings.batch_size > 0
-    ):
-        raise UserError(
-            f"measure.batch_size must be a whole number of at least 1, or auto, got {settings.batch_size!r}"
-        )
-    if not any(settings[name] for name in MEASURES):
-        raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
-    if settings.dtype is not None:
-        require_dtype("measure.dtype", settings.dtype)
-    if reads_text(cfg):
-        running_text(cfg)
-    elif settings.text is not None:
-        raise UserError(
-            f"measure.text={settings.text!r} is read by {', '.join(OF_TEXT)}, and measure asks for none of "
-            "these: leave it out, or give measure.perplexity=true"
-        )
-    if settings.quality:
-        criteria.require("measure.quality", judged_criteria(cfg))
-        if set(judged_criteria(cfg)) & set(criteria.BESIDE_MEANS):
-            raise UserError(
-                "measure.quality judges criteria by what setting a unit to 0 does, and cannot judge "
-                f"{list(criteria.BESIDE_MEANS)}, got {judged_criteria(cfg)}"
-            )
-        if cfg.sparsity.level != 0:
-            raise UserError(
-                f"measure.quality judges criteria on the dense model: sparsity.level must be 0, got "
-                f"{cfg.sparsity.level}"
-            )
-    if settings.context:
-        check_context(cfg)
-    if settings.tasks:
-        from shadow.data.tasks import require_tasks, task_specs  # lm-eval takes seconds to import
-
-        require_tasks(settings.tasks)
-        task_specs(settings.tasks, task_root(cfg))
-
-
-def reads_text(cfg: DictConfig) -> bool:
-    return any(cfg.measure[name] for name in OF_TEXT)
-
-
-def running_text(cfg: DictConfig) -> list[str]:
-    """Of `measure.text`, so that a scorer of one kind of text can be measured on another; else of `data`."""
-    if cfg.measure.text is not None:
-        return read_documents("measure.text", cfg.measure.text, cfg.measure.column)
-    return names.calibration_data(cfg).documents("eval")
-
-
-def check_context(cfg: DictConfig) -> None:
-    asked = list(cfg.measure.context)
-    criteria.require("measure.context", asked)
-    cannot = {*criteria.STATISTICS, *criteria.BESIDE_MEANS, criteria.RANDOM}
-    if set(asked) & cannot:
-        raise UserError(
-            "measure.context ranks heads by each window's own scores, beside nothing else: it takes no "
-            f"{sorted(cannot)}, got {asked}"
-        )
-    if cfg.sparsity.level != 0 or cfg.measure.context_windows < 2:
-        raise UserError(
-            "measure.context looks at the dense model over several windows: sparsity.level must be 0 and "
-            f"measure.context_windows at least 2, got {cfg.sparsity.level} and {cfg.measure.context_windows}"
-        )
-
-
-def judged_criteria(cfg: DictConfig) -> list[str]:
-    """Those that tell of a unit that is set to 0, as the judge's are."""
-    if cfg.measure.quality == "all":
-        return [name for name in criteria.CRITERIA if name not in criteria.BESIDE_MEANS]
-    return list(cfg.measure.quality)
-
-
-def task_root(cfg: DictConfig) -> str | None:
-    return cfg.measure.root or cfg.data.get("root")
+def prompt_share(cfg: DictConfig) -> float:
+    """Of a window: the prompt is left out of the loss where it has been read before the plan was made."""
+    return cfg.measure.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
 
 
 def content_of(cfg: DictConfig) -> dict[str, Any]:
@@ -121,9 +50,7 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
     metrics: evaluation.Metrics = {}
     texts = running_text(cfg) if reads_text(cfg) else []
     if settings.perplexity:
-        # the prompt is left out of the loss only where it has been read before the plan was made
-        share = settings.prompt_share if cfg.sparsity.decided_at == "prompt" else 0.0
-        windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, share)
+        windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, prompt_share(cfg))
         metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
     if settings.choices:
         asked = questions(

@@ -1,6 +1,5 @@
 """One job: its seed, loggers and record, and how it ends."""
 
-import hashlib
 import importlib.metadata
 import logging
 import platform
@@ -25,12 +24,12 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from shadow.artifacts.files import FULL, cannot_write, write_json
 from shadow.errors import UserError
+from shadow.jobs.config import plain
 from shadow.jobs.memory import peak_memory
-from shadow.jobs.settings import plain
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "pytorch-lightning", "lm-eval", "hydra-core", "shadow-llm")
+PACKAGES = ("torch", "transformers", "pytorch-lightning", "lm-eval", "numba", "hydra-core", "shadow-llm")
 
 
 class Job:
@@ -51,7 +50,6 @@ class Job:
             "overrides": list(hydra.overrides.task),
             "seed": cfg.seed,
             "commit": commit(),
-            "code": code_digest(),
             "versions": versions(),
             "machine": {
                 "processor": platform.processor() or platform.machine(),
@@ -59,6 +57,7 @@ class Job:
             },
             "reused_from": None,
             "achieved": {},
+            "bytes": {},
             "metrics": {},
             "predictor": None,
         }
@@ -73,7 +72,7 @@ class Job:
 
 @contextmanager
 def job(cfg: DictConfig) -> Iterator[Job]:
-    """Seed first; run.json last, whatever happens. What the user can mend is told in one sentence."""
+    """Seed first; run.json last, whatever happens. What the user can mend is said in one sentence."""
     start = time.monotonic()
     logging.getLogger("pytorch_lightning").setLevel(
         logging.WARNING
@@ -86,14 +85,14 @@ def job(cfg: DictConfig) -> Iterator[Job]:
     except BaseException as error:
         cause = cause_of(error, cfg)
         mendable = isinstance(cause, UserError)
-        told = str(cause) if mendable else f"{type(cause).__name__}: {cause}"
-        this.record |= {"status": "failed", "error": told}
+        sentence = str(cause) if mendable else f"{type(cause).__name__}: {cause}"
+        this.record |= {"status": "failed", "error": sentence}
         if not mendable:
             log.exception("the job failed")
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # else a debugger may want to look
             let_go(error)
         if mendable:
-            raise CompactHydraException(told) from None
+            raise CompactHydraException(sentence) from None
         raise
     finally:
         this.record["seconds"] = round(time.monotonic() - start, 1)
@@ -109,7 +108,7 @@ def job(cfg: DictConfig) -> Iterator[Job]:
 
 
 def cause_of(error: BaseException, cfg: DictConfig) -> BaseException:
-    """What the user is told of."""
+    """What the user is to read."""
     if isinstance(error.__cause__, UserError):  # from within instantiate
         return error.__cause__
     if isinstance(error, OSError) and error.errno in FULL:  # a logger's file
@@ -152,12 +151,3 @@ def _git(root: Path, *words: str) -> str:
     return subprocess.run(
         ["git", "-C", root, *words], capture_output=True, text=True, check=True
     ).stdout.strip()
-
-
-@cache
-def code_digest() -> str:
-    """Names this package's source, so that a point measured by other code is not taken for this one's."""
-    found = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]

@@ -18,28 +18,27 @@ from shadow.criteria import BESIDE_MEANS
 from shadow.criteria.one_pass import require_seen
 from shadow.data.batches import Example
 from shadow.data.calibration import CalibrationExamples
-from shadow.jobs import resources as plan
-from shadow.jobs.checks import require_windows
-from shadow.jobs.loading import digest, require_weights
-from shadow.jobs.memory import peak_memory
-from shadow.jobs.settings import (
-    STRATEGIES,
+from shadow.jobs import resources
+from shadow.jobs.calibration import (
     asked_criteria,
     asked_parts,
     asked_size,
     calibration_data,
-    fill_of,
     holds,
-    shares_weights,
-    trace_settings,
     trace_taps,
-    traces_folder,
 )
+from shadow.jobs.config import STRATEGIES, shares_weights
+from shadow.jobs.keys import trace_settings, traces_folder
+from shadow.jobs.loading import digest, require_weights
+from shadow.jobs.memory import peak_memory
+from shadow.jobs.method import stand_in_of
+from shadow.jobs.trace_checks import require_windows
 from shadow.models.kinds import find_sites, structure_of, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.load import LM
 from shadow.models.sharded import ShareWeights
 from shadow.models.sites import SiteKey, count_units
+from shadow.plans.stand_ins import Mean, StandIn, Zero
 from shadow.traces import store as traces
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.traces.sparse_states import PrunedStates
@@ -72,9 +71,9 @@ def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[SiteKe
     return traces.read_means(traces_folder(cfg))
 
 
-def get_fill(cfg: DictConfig, lm: LM) -> dict[SiteKey, Tensor] | None:
+def get_stand_in(cfg: DictConfig, lm: LM) -> StandIn:
     """What stands in a dropped unit's place, as `sparse` takes it."""
-    return get_means(cfg, lm) if fill_of(cfg) == "mean" and cfg.sparsity.level > 0 else None
+    return Mean(get_means(cfg, lm)) if stand_in_of(cfg) == "mean" and cfg.sparsity.level > 0 else Zero()
 
 
 def open_store(cfg: DictConfig, folder: Path, manifest: dict) -> Traces:
@@ -256,7 +255,7 @@ def bytes_of(
     mean = sum(lengths) // len(lengths)
     total = 0.0
     for part in {part for parts in missing.values() for part in parts}:
-        row = plan.part_bytes(lm.model, part, len(keeping.taps), mean, keeping.dtype, keeping.top)
+        row = resources.part_bytes(lm.model, part, len(keeping.taps), mean, keeping.dtype, keeping.top)
         for windows in (slice(n * size, ends[n]) for n, parts in missing.items() if part in parts):
             total += row.of(len(lengths[windows]), sum(sampled[windows]), 1)
     return total

@@ -16,7 +16,8 @@ class Traits(NamedTuple):
     same for every token. looks: whether it must see a sample, or a prompt, before the sparse pass. steps: how
     many times it scores in one pass, each time other layers. first: the first layer that it scores. pooled:
     whether it reads whole prompts and scores no single token. compiled: whether it is made of nets that a
-    compiled step can ask.
+    compiled step can ask. by_criterion: whether it goes by the criterion of the job, so that what a dropped
+    unit says may be the mean that the criterion measures from.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Traits(NamedTuple):
     first: int = 0
     pooled: bool = False
     compiled: bool = False
+    by_criterion: bool = True
 
 
 @dataclass(frozen=True)

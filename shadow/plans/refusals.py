@@ -21,12 +21,14 @@ def refusal(facts: Facts) -> str | None:
 
 def _of_kinds(facts: Facts) -> str | None:
     policy, scorer = facts.policy, facts.scorer
-    if not set(policy.kinds) <= scorer.kinds:
+    kinds = list(policy.kinds or ())
+    if not set(kinds) <= scorer.kinds:
         return (
             f"sparsity.kinds must be among {sorted(scorer.kinds)}, which are all that {scorer.name} scores, "
-            f"got {list(policy.kinds)}"
+            f"got {kinds}"
         )
-    if "neuron" in policy.kinds and policy.scope != "layer" and facts.experts > 1:
+    of_the_site = policy.scope == "threshold" and scorer.points <= {"gate", "up", "site"}
+    if facts.experts > 1 and kinds != ["head"] and policy.scope != "layer" and not of_the_site:
         return (
             "neurons of experts are ranked within their expert, of which each loses the same share, and need "
             f"sparsity.scope=layer, got {policy.scope}: use that, or sparsity.kinds=[head]"

@@ -6,26 +6,37 @@ from typing import NamedTuple, Protocol, Self
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from shadow.data.batches import Loss
 from shadow.models.sites import Kind, Point, Site, SiteKey
 from shadow.plans.facts import Facts, Traits
+from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal
 
 
 class Needs(NamedTuple):
-    """Of calibration. traces: mean scores by the criterion; means: of activations; fit: a trained net."""
+    """Of calibration. traces: mean scores by the criterion; means: of activations; fit: a trained predictor,
+    and then parts: what its traces hold beside the features and the criterion."""
 
     traces: bool = False
     means: bool = False
     fit: bool = False
+    parts: tuple[str, ...] = ()
 
 
 class Ingredients(Protocol):
     """What a job has found or made; each is made when it is asked for."""
 
-    seed: int
-    criterion: str
-    loss: str  # of traces: `answer` or `next_token`
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def criterion(self) -> str: ...
+
+    @property
+    def loss(self) -> Loss:
+        """That of the traces."""
+        ...
 
     def static(self) -> Mapping[SiteKey, Tensor]:
         """[U] of each site: the criterion's mean over the calibration."""
@@ -35,33 +46,44 @@ class Ingredients(Protocol):
         """[U, D] of each site: the activation's mean over the calibration."""
         ...
 
-    def predictor(self) -> Scorer:
+    def predictor(self) -> Predicted:
         """The trained net of these settings."""
         ...
 
 
 class Recipe(Protocol):
-    """The settings of a method, as its YAML gives them by `_target_`; what is no value it refuses at once."""
+    """The settings of a method, as its YAML gives them by `_target_`; its `__init__` refuses bad values."""
 
-    def traits(self, criterion: str) -> Traits: ...
+    def traits(self, criterion: str, layers: int) -> Traits:
+        """What its scorer will be, of a model of so many layers."""
+        ...
 
     def needs(self, criterion: str) -> Needs: ...
 
     def refuses(self, criterion: str, facts: Facts) -> str | None:
-        """One sentence that names setting, rule and value, with the cure; None if nothing is wrong."""
+        """One sentence that names setting, rule and value, with the cure; None if nothing is wrong.
+
+        Said here is what concerns this method alone: how any scorer and its policy fit each other is said in
+        `plans.refusals`.
+        """
         ...
 
     def build(self, model: PreTrainedModel, have: Ingredients) -> Scorer: ...
 
 
 class TrainingFree:
-    """A scorer that is its own recipe: it needs nothing, refuses nothing, and is built as it is."""
+    """A scorer for which nothing is collected or fitted is its own recipe.
+
+    A class that inherits from this one says which kinds it scores and at which points it reads, and has
+    `signals` and `scores`; its `__init__` takes the keys of its YAML.
+    """
 
     kinds: frozenset[Kind]
     points: frozenset[Point]
 
-    def traits(self, criterion: str) -> Traits:
-        return Traits(type(self).__name__, self.kinds, self.points, steps=2)
+    def traits(self, criterion: str, layers: int) -> Traits:
+        steps = layers if self.points else 0
+        return Traits(type(self).__name__, self.kinds, self.points, steps=steps, by_criterion=False)
 
     def needs(self, criterion: str) -> Needs:
         return Needs()
@@ -73,7 +95,9 @@ class TrainingFree:
         return self
 
     def signals(self, sites: Sequence[Site]) -> Sequence[Signal]:
+        """As a `Scorer` has them."""
         raise NotImplementedError
 
     def scores(self, signal: Signal, x: Tensor, pool: Tensor | None) -> Mapping[SiteKey, Tensor]:
+        """As a `Scorer` has them."""
         raise NotImplementedError

@@ -15,9 +15,7 @@ SMALL = [
     "traces.batch_size=4",
     "traces.shard_windows=8",
     "traces.tokens_per_window=6",
-    "predictor.epochs=2",
-    "predictor.rank=4",
-    "predictor.batch_size=32",
+    "trainer.max_epochs=2",  # of any predictor: options that are not trained have no such key of their own
 ]
 SMALL_MEASURE = [
     "measure.windows=4",

@@ -24,8 +24,7 @@ SMALL = [
     *(
         "traces.shard_windows=8",
         "traces.tokens_per_window=4",
-        "predictor.epochs=1",
-        "predictor.batch_size=32",
+        "trainer.max_epochs=1",
     ),
     *("measure.windows=4", "measure.tokens=16", "measure.questions=4", "measure.context_windows=4"),
     *("callbacks.progress=null", "+trainer.enable_progress_bar=false", "sparsity.level=0.0,0.5"),
@@ -43,7 +42,6 @@ CRITERION = ["criterion=l2_norm", "traces.criteria=[l2_norm]"]
 CONTENDERS = ["contender=[static,l2_norm],[oracle,l2_norm]", "sparsity.kinds=[head,neuron]"]
 TARGETS = ["criterion=l2_norm,plainact", "traces.criteria=[l2_norm,plainact]"]
 GAP = ["predictor=static,random", "hydra.callbacks.curve.against=static"]
-CONTENDER = [one for one in TASKS if not one.startswith("predictor.")]  # whose settings are its recipe's
 SEVEN = [
     "contender=[static,token],[prompt_activation,prompt]",
     "measure.dtype=bfloat16",
@@ -61,7 +59,7 @@ SWEEPS = {
     "predictor_target": ("grid", [*SMALL, *TARGETS]),
     "context": ("context", [*SMALL[:-1], "sparsity.level=0.0", "measure.context=[l2_norm,plainact]"]),
     "fewshot": ("report", [*TASKS, *CRITERION, "data.num_fewshot=0,1", "sparsity.level=0.5"]),
-    "seven_tasks": ("report", [*CONTENDER, *CRITERION, *SEVEN]),
+    "seven_tasks": ("report", [*TASKS, *CRITERION, *SEVEN]),
     "task_gap": ("task_gap", [*TASKS, *CRITERION, *GAP, "data.num_fewshot=1", "sparsity.level=0.5"]),
 }
 

@@ -11,11 +11,10 @@ from shadow.artifacts.hub import save_predictor
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import batched
 from shadow.errors import UserError
-from shadow.front import sparse
 from shadow.fit import budgets
 from shadow.fit.budgets import Cost, by_rank, hull, learn, probes, share_out, slope
-from shadow.jobs import checks, loading, measures, points, scorers, settings
-from shadow.models.sites import Ranking
+from shadow.front import sparse
+from shadow.jobs import calibration, checks, ingredients, keys, loading, measures, point_records, policies
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
@@ -225,13 +224,13 @@ def job(compose, *overrides):
 def test_budgets_are_learnt_once_and_found_again(compose, monkeypatch):
     cfg = job(compose)
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
-    first = scorers.get_policy(cfg, lm, scorer, None)
-    kept = json.loads(settings.budgets_file(cfg).read_text())
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    first = policies.get_policy(cfg, lm, scorer, None)
+    kept = json.loads(keys.budgets_file(cfg).read_text())
     assert (kept["windows"], kept["passes"]) == (4, 19)
     assert len(kept["costs"]) == 18
     monkeypatch.setattr(budgets, "learn", None)
-    assert scorers.get_policy(cfg, lm, scorer, None) == first
+    assert policies.get_policy(cfg, lm, scorer, None) == first
     assert sum(level for (_, kind), level in first.levels.items() if kind == "neuron") == pytest.approx(1.5)
     checks.check_scorer(compose("evaluate", *SMALL))
 
@@ -239,14 +238,14 @@ def test_budgets_are_learnt_once_and_found_again(compose, monkeypatch):
 def test_the_ranking_over_layers_is_by_the_means_of_the_calibration(compose):
     cfg = job(compose, "sparsity.budgets=global", "predictor=static")
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
-    policy = scorers.get_policy(cfg, lm, scorer, None)
-    scores = scorers.static_scores(cfg, lm)
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    policy = policies.get_policy(cfg, lm, scorer, None)
+    scores = ingredients.JobIngredients(cfg, lm).static()
     assert policy.levels == by_rank(scores, SparsityPolicy(0.5), Structure(group=2))
     assert len(set(policy.levels.values())) > 1
     of_oracle = job(compose, "sparsity.budgets=global", "predictor=oracle")
-    assert scorers.get_policy(of_oracle, lm, scorer, None) == policy
-    assert settings.needs_traces(of_oracle)
+    assert policies.get_policy(of_oracle, lm, scorer, None) == policy
+    assert calibration.needs_traces(of_oracle)
 
 
 @pytest.mark.parametrize("predictor", ["oracle", "unified"])
@@ -256,7 +255,7 @@ def test_a_ranking_over_layers_waits_for_its_traces(compose, make_net, config_of
     if predictor == "unified":
         lm = loading.load_lm(cfg)
         net = make_net(lm, [1])
-        save_predictor(settings.predictor_folder(cfg), net, config_of(net, lm))
+        save_predictor(keys.predictor_folder(cfg), net, config_of(net, lm))
     with pytest.raises(UserError, match=r"no trace store .* make_missing=true"):
         checks.check_scorer(cfg)
 
@@ -265,7 +264,7 @@ def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_mode
     for overrides in (["sparsity.budgets=uniform"], ["sparsity.level=0"]):
         cfg = job(compose, *overrides)
         lm = loading.load_lm(cfg)
-        policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
+        policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
         assert policy.levels is None
     assert not artifacts.exists()
 
@@ -273,12 +272,12 @@ def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_mode
 def test_budgets_of_other_weights_are_refused(compose):
     cfg = job(compose)
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
-    scorers.get_policy(cfg, lm, scorer, None)
-    file = settings.budgets_file(cfg)
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    policies.get_policy(cfg, lm, scorer, None)
+    file = keys.budgets_file(cfg)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "0" * 16}))
     with pytest.raises(UserError, match="other weights"):
-        scorers.get_policy(cfg, lm, scorer, None)
+        policies.get_policy(cfg, lm, scorer, None)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +287,7 @@ def test_budgets_of_other_weights_are_refused(compose):
         (["measure.windows=3"], True),
         (["sparsity.budget_windows=3"], False),
         (["sparsity.level=0.3"], False),
-        (["sparsity.fill=mean"], False),
+        (["sparsity.stand_in=mean"], False),
         (["sparsity.decided_at=prompt"], False),
         (["predictor=oracle"], False),
         (["data.tokens=13"], False),
@@ -297,16 +296,15 @@ def test_budgets_of_other_weights_are_refused(compose):
     ids=str,
 )
 def test_budgets_are_named_by_what_decides_them(compose, overrides, same):
-    assert (settings.budgets_file(job(compose, *overrides)) == settings.budgets_file(job(compose))) == same
+    assert (keys.budgets_file(job(compose, *overrides)) == keys.budgets_file(job(compose))) == same
 
 
-def test_points_know_the_budgets_and_the_windows_of_the_greedy_ones_alone(compose):
+def test_points_know_the_budgets_and_their_windows_and_the_dense_one_neither(compose):
     def key(*overrides):
         cfg = job(compose, *overrides)
-        return points.settings_of(cfg, {"code": "code", "content": measures.content_of(cfg)})
+        return point_records.settings_of(cfg, {"content": measures.content_of(cfg)})
 
     uniform = "sparsity.budgets=uniform"
-    assert key(uniform) == key(uniform, "sparsity.budget_windows=3")
     assert key() != key("sparsity.budget_windows=3")
     assert key() != key(uniform)
     assert key("sparsity.level=0") == key("sparsity.level=0", uniform)

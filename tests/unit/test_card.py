@@ -18,8 +18,9 @@ def config(tiny_opt, make_net, config_of):
 
 def row(point="a", level=0.5, value=12.5, **others):
     found = {"point": point, "level": level, "decided_at": "token", "scope": "layer", "data": "builtin"}
-    found |= {"fill": "mean", "other": "dense_fed=True"}
-    found |= {"achieved_head": 0.375, "achieved_neuron": 0.25, "code": "c0de", "commit": None}
+    found |= {"tokens": "all", "scored": "all", "stand_in": "mean", "other": "dense_fed=True"}
+    found |= {"bytes_skipped": 0.25, "bytes_skipped_of_layers": 0.3125}
+    found |= {"achieved_head": 0.375, "achieved_neuron": 0.25, "commit": None}
     return found | {"perplexity": value, "perplexity_stderr": 0.125} | others
 
 
@@ -101,12 +102,14 @@ def test_a_card_counts_the_means_that_lie_beside_the_net(config):
     assert "| means | 384 numbers" in card(config | {"means": 384}, [])
 
 
-def test_a_row_of_before_there_was_a_choice_of_what_stands_in_keeps_its_place(config, tmp_path):
+def test_rows_of_another_format_are_left_out(config, tmp_path):
+    """They have other columns, which would be taken for metrics."""
     curve.add(tmp_path, config, row("a"))
-    old = (tmp_path / "curve.csv").read_text().replace("fill,", "").replace("mean,", "")
+    old = (tmp_path / "curve.csv").read_text().replace(",format,", ",fill,")
     (tmp_path / "curve.csv").write_text(old)
     curve.add(tmp_path, config, row("b", 0.3))
-    assert [(found["point"], found["fill"]) for found in rows_of(tmp_path)] == [("a", ""), ("b", "mean")]
+    assert [found["point"] for found in rows_of(tmp_path)] == ["b"]
+    assert "fill" not in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("taps", "ahead", "first"), [([2], 0, 2), ([0, 1], 2, 2), ([3], 0, 3)])
@@ -131,10 +134,11 @@ def test_a_card_has_a_curve_when_points_were_measured(config):
     assert "## Curve" not in card(config, [])
     rows = [{name: "" if value is None else str(value) for name, value in row().items()}]
     assert (
-        "| level | decided at | scope | fill | data | other settings | heads skipped | neurons skipped | "
-        "perplexity |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        "| 0.5 | token | layer | mean | builtin | dense_fed=True | 0.375 | 0.25 | 12.5 ± 0.125 |\n"
+        "| level | decided at | scope | sparse tokens | scored | stand-in | data | other settings "
+        "| weight bytes skipped | of the layers | heads skipped | neurons skipped | perplexity |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        "| 0.5 | token | layer | all | all | mean | builtin | dense_fed=True | 0.25 | 0.3125 | 0.375 | 0.25 "
+        "| 12.5 ± 0.125 |\n"
     ) in card(config, rows)
 
 
@@ -144,7 +148,8 @@ def test_a_card_has_a_curve_when_points_were_measured(config):
 def test_a_row_is_kept_as_it_was_given(config, tmp_path):
     curve.add(tmp_path, config, row())
     (found,) = rows_of(tmp_path)
-    assert found == {name: "" if value is None else str(value) for name, value in row().items()}
+    given = {name: "" if value is None else str(value) for name, value in row().items()}
+    assert found == given | {"format": curve.FORMAT}
     assert {file.name for file in tmp_path.iterdir()} == {"curve.csv", "README.md"}
 
 

@@ -9,14 +9,12 @@ from observed import drawn_means
 
 from shadow.criteria import CONTEXTUAL, CRITERIA, STATISTICS
 from shadow.criteria.one_pass import score
-from shadow.data.batches import collate
+from shadow.data.batches import collate, last_of, mean_of
 from shadow.data.calibration import CalibrationExamples, Numbered
+from shadow.models.kinds import find_sites
 from shadow.models.load import random_llama
 from shadow.models.sites import KINDS, watch
-from shadow.models.kinds import find_sites
-from shadow.signals import hook_sites
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
-from shadow.data.batches import last_of, mean_of
 from shadow.traces.packing import decode, encode, unpack
 from shadow.traces.store import (
     EMBEDDINGS,

@@ -14,7 +14,18 @@ from omegaconf import OmegaConf
 
 from shadow.criteria import CRITERIA, REMOVAL
 from shadow.front import sparse
-from shadow.jobs import checks, fits, loading, measures, scorers, settings
+from shadow.jobs import (
+    calibration,
+    checks,
+    config,
+    fitting,
+    ingredients,
+    loading,
+    measure_checks,
+    measures,
+    method,
+    trace_checks,
+)
 from shadow.jobs.command_line import refuse_null_groups
 from shadow.models.kinds import find_sites
 from shadow.scorers.fixed import Fixed, random_scores
@@ -30,11 +41,11 @@ SMALL = (
     "traces.batch_size=2",
     "traces.shard_windows=4",
     "traces.tokens_per_window=5",
-    "predictor.epochs=1",
     "callbacks.progress=null",
     "+trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
 )
+TRAINING_FREE = ("static", "random", "oracle", "prompt_activation", "svd")
 MEASURE = (
     "measure.windows=3",
     "measure.tokens=16",
@@ -114,11 +125,10 @@ def test_every_option_says_in_its_first_line_when_to_choose_it(group, option):
     assert line.startswith("# ")
 
 
-@pytest.mark.parametrize(
-    "group", ["model", "criterion", "predictor", "sparsity", "measure", "trainer", "traces", "paths"]
-)
+@pytest.mark.parametrize("group", ["model", "criterion", "sparsity", "measure", "trainer", "traces", "paths"])
 def test_the_options_of_a_group_have_the_same_keys(compose, group):
-    """So that a sweep over the options can set any of them. (Data and loggers are classes of their own.)"""
+    """So that a sweep over the options can set any of them. (Data, loggers, predictors and executors are
+    classes of their own.)"""
     keys = {
         option: set(compose("evaluate", f"{group}={option}")[group])
         for other, option in OPTIONS
@@ -162,29 +172,32 @@ def test_every_data_gives_calibration_examples(compose, text_files, task_root, t
             "data.num_fewshot=1",
         ],
     }[option]
-    data = settings.calibration_data(compose("train", f"data={option}", *more))
+    data = calibration.calibration_data(compose("train", f"data={option}", *more))
     examples = data.examples(tiny_llama)
     assert len(examples) == 4
     assert all(0 < example.prompt < len(example.ids) for example in examples)
     assert data.fingerprint() == data.fingerprint()
 
 
-@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "predictor"])
+@pytest.mark.parametrize(
+    "option", [option for group, option in OPTIONS if group == "predictor" and option != "own"]
+)
 def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, option):
     more = {
         "prompt_activation": ["sparsity.decided_at=prompt"],
-        "linear_heads": ["sparsity.kinds=[head]"],
         "unified_paper": ["sparsity.decided_at=prompt"],
         "unified_paper_global": ["sparsity.decided_at=prompt"],
         "unified_sequence": ["sparsity.decided_at=prompt"],
         "layerwise_paper": ["sparsity.decided_at=prompt"],
     }.get(option, [])
-    cfg = compose("evaluate", f"predictor={option}", *SMALL, "data.windows=10", "data.tokens=12", *more)
+    few = [] if option in TRAINING_FREE else ["predictor.epochs=1"]
+    small = [*SMALL, *few, "data.windows=10", "data.tokens=12"]
+    cfg = compose("evaluate", f"predictor={option}", *small, *more)
     assert cfg.predictor.name == option
-    checks.check_predictor(cfg)
+    checks.check_method(cfg)
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
-    with sparse(lm.model, scorer, settings.policy_of(cfg), cfg.sparsity.decided_at) as run:
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)
     assert run.achieved("head") == 0.375
     assert run.achieved("neuron") == (0 if option == "linear_heads" else 0.375)
@@ -198,17 +211,18 @@ def test_a_predictor_decides_at_the_prompt_with_every_pooling(compose, batch):
             "data.windows=10",
             "data.tokens=12",
             "sparsity.decided_at=prompt",
+            "predictor.epochs=1",
             f"predictor.pooling={pooling}",
         )
         lm = loading.load_lm(cfg)
-        with sparse(lm.model, scorers.get_scorer(cfg, lm, []), settings.policy_of(cfg), "prompt") as run:
+        with sparse(lm.model, ingredients.get_scorer(cfg, lm, []), method.policy_of(cfg), "prompt") as run:
             run.logits(batch)
         assert run.achieved("neuron") == 0.375
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sparsity"])
 def test_every_sparsity_is_a_policy(compose, option):
-    policy = settings.policy_of(compose("train", f"sparsity={option}", "sparsity.level=0.25"))
+    policy = method.policy_of(compose("train", f"sparsity={option}", "sparsity.level=0.25"))
     assert policy.level == 0.25
     assert policy.scope == option
 
@@ -228,11 +242,11 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
         "context": ["sparsity.level=0"],
     }
     cfg = compose("evaluate", f"measure={option}", *SMALL, *MEASURE, *more.get(option, []))
-    measures.check_measure(cfg)
-    checks.check_executor(cfg)
+    measure_checks.check_measure(cfg)
+    checks.check_latency(cfg)
     lm = loading.load_lm(cfg)
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
-    with sparse(lm.model, scorer, settings.policy_of(cfg), executor=cfg.executor.name) as run:
+    with sparse(lm.model, scorer, method.policy_of(cfg), **method.sparse_options(cfg)) as run:
         metrics = measures.measure(cfg, lm, run)
     expected = {
         "default": {"perplexity", "word_perplexity", "choices/acc"},
@@ -255,7 +269,7 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
 def test_every_trainer_builds_with_the_callbacks(compose, option):
     cfg = compose("train", f"trainer={option}")
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
-    strategy = settings.STRATEGIES[cfg.trainer.strategy]
+    strategy = config.STRATEGIES[cfg.trainer.strategy]
     trainer = instantiate(
         cfg.trainer, strategy=strategy, callbacks=callbacks, logger=False, enable_checkpointing=False
     )
@@ -294,7 +308,7 @@ def test_values_that_are_null_and_loggers_that_are_none_are_no_groups():
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "traces"])
 def test_every_trace_setting_is_accepted(compose, option):
-    checks.check_traces(compose("train", f"traces={option}"))
+    trace_checks.check_traces(compose("train", f"traces={option}"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -306,7 +320,7 @@ def test_every_experiment_passes_the_checks_before_a_model_is_loaded(compose, te
     else:
         cfg = compose(script, f"experiment={option}", "make_missing=true", *files)
         checks.check_scorer(cfg)
-        measures.check_measure(cfg)
+        measure_checks.check_measure(cfg)
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "sweep"])
@@ -331,17 +345,15 @@ def test_every_sweep_is_a_multirun_over_settings_that_there_are(compose, option)
                 OmegaConf.update(job, name, value)
         for job in jobs:
             checks.check_predictor(job)
-            checks.check_traces(job)
-            settings.policy_of(job)
+            trace_checks.check_traces(job)
+            method.policy_of(job)
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "debug"])
 def test_every_debug_run_collects_and_fits_in_no_time(compose, option, batch):
-    cfg = compose(
-        "train", f"debug={option}", *(s for s in SMALL if not s.startswith("predictor")), "data.tokens=16"
-    )
+    cfg = compose("train", f"debug={option}", *SMALL, "data.tokens=16")
     lm = loading.load_lm(cfg)
-    folder = fits.get_predictor(cfg, lm, [])
+    folder = fitting.get_predictor(cfg, lm, [])
     assert (folder / "config.json").is_file()
 
 
@@ -392,14 +404,13 @@ def test_the_configs_are_a_package_with_every_file():
 def test_paper_mode_names_the_conditions_of_the_reference_and_what_replaces_them(compose):
     def condition(name):
         cfg = compose("evaluate", "experiment=paper_mode", f"condition={name}", "hydra.mode=RUN")
-        checks.check_predictor(cfg)
-        checks.check_scored(cfg)
+        checks.check_method(cfg)
         return (
             cfg.predictor.name,
             cfg.sparsity.decided_at,
             list(cfg.sparsity.kinds),
-            cfg.measure.raw_inputs,
-            cfg.measure.dense_fed,
+            cfg.predictor.raw_inputs,
+            cfg.predictor.dense_fed,
         )
 
     heads, both = ["head"], ["head", "neuron"]

@@ -15,19 +15,18 @@ from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, collate
 from shadow.errors import UserError
 from shadow.front import sparse
-from shadow.jobs.estimate import plan_of
+from shadow.jobs.estimate import estimate_of
 from shadow.jobs.resources import forward_flops, weightless
 from shadow.jobs.stores import get_traces
-from shadow.models.load import LM, byte_tokenizer, random_weights
-from shadow.models.layouts import LAYOUTS
-from shadow.models.sites import column_norms, count_units, watch
-from shadow.models.neuron_paths import find_neuron_paths
 from shadow.models.kinds import find_sites, structure_of
-from shadow.signals import hook_sites
+from shadow.models.layouts import LAYOUTS
+from shadow.models.load import LM, byte_tokenizer, random_weights
+from shadow.models.neuron_paths import find_neuron_paths
+from shadow.models.sites import column_norms, count_units, watch
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
-from shadow.scorers.oracle import Oracle
 from shadow.scorers.low_rank import LowRankCopy
+from shadow.scorers.oracle import Oracle
 
 PLAIN = {
     "vocab_size": 257,
@@ -503,8 +502,8 @@ NEURONS = {"falcon-7b": 18176, "phi-3-mini": 8192, "mixtral-8x7b": 114688}
 
 
 @pytest.mark.parametrize("option", NEURONS)
-def test_a_plan_of_a_family_is_made_without_the_hub(compose, option):
-    found = plan_of(compose("train", f"model={option}"))
+def test_an_estimate_of_a_family_is_made_without_the_hub(compose, option):
+    found = estimate_of(compose("train", f"model={option}"))
     assert found["layers"] == 32
     assert found["units"]["neuron"] == NEURONS[option]
     # of 47 billion weights a token meets 13 billion

@@ -25,16 +25,26 @@ from shadow.artifacts import hub
 from shadow.artifacts.files import alone, require_room, writing
 from shadow.data.calibration import TextFiles
 from shadow.errors import UserError
-from shadow.front import sparse
 from shadow.fit.checkpoints import WholeCheckpoints
-from shadow.jobs import checks, fits, loading, measures, scorers, settings, stores
-from shadow.jobs import estimate as planning
-from shadow.jobs.estimate import plan_of
+from shadow.front import sparse
+from shadow.jobs import (
+    checks,
+    config,
+    estimate,
+    fitting,
+    ingredients,
+    keys,
+    loading,
+    measures,
+    method,
+    policies,
+    stores,
+)
 from shadow.jobs.folders import require_writable
 from shadow.jobs.run import job
 from shadow.measures.evaluation import perplexity, task_metrics
-from shadow.models.load import LM, load, random_llama
 from shadow.models.kinds import find_sites
+from shadow.models.load import LM, load, random_llama
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 
@@ -45,9 +55,6 @@ SMALL = [
     "traces.batch_size=4",
     "traces.shard_windows=8",
     "traces.tokens_per_window=6",
-    "predictor.epochs=2",
-    "predictor.rank=4",
-    "predictor.batch_size=32",
     "callbacks.progress=null",
     "trainer.accelerator=cpu",
     "measure.windows=4",
@@ -55,6 +62,7 @@ SMALL = [
     "measure.choices=false",
 ]
 TINY = partial(random_llama, 2, 16, 4, 2, 32, 64, 0)
+FIT = ["predictor.epochs=2", "predictor.rank=4", "predictor.batch_size=32"]
 TRAIN = [word for word in SMALL if not word.startswith("measure")]
 
 
@@ -78,7 +86,7 @@ def left(folder: Path) -> list[str]:
 
 def test_a_disk_that_is_full_while_traces_are_written_is_one_sentence_and_loses_no_shard(compose):
     cfg = compose("train", *TRAIN)
-    lm, folder = loading.load_lm(cfg), settings.traces_folder(cfg)
+    lm, folder = loading.load_lm(cfg), keys.traces_folder(cfg)
     with (
         files_of_at_most(25_000),
         pytest.raises(UserError, match=r"l2_norm-00000.*could not be written.*room"),
@@ -103,8 +111,8 @@ def test_a_disk_that_is_full_while_traces_are_written_is_one_sentence_and_loses_
 )
 def test_a_store_that_the_disk_has_no_room_for_is_refused_before_it_is_collected(compose, monkeypatch, asked):
     cfg = compose("train", *TRAIN, *asked)
-    lm, folder = loading.load_lm(cfg), settings.traces_folder(cfg)
-    sizes = plan_of(cfg)["bytes"]
+    lm, folder = loading.load_lm(cfg), keys.traces_folder(cfg)
+    sizes = estimate.estimate_of(cfg)["bytes"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=sum(sizes.values()) - 1))
     with pytest.raises(UserError, match=r"needs another .* GB, and its disk has .* GB left: make room"):
         stores.get_traces(cfg, lm)
@@ -273,12 +281,12 @@ class Touch:
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty:UserWarning")
 def test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing(compose, tmp_path):
-    cfg = compose("train", *TRAIN)
-    folder = settings.predictor_folder(cfg)
+    cfg = compose("train", *TRAIN, *FIT)
+    folder = keys.predictor_folder(cfg)
     folder.mkdir(parents=True)
     torch.save({"state_dict": Touch(tmp_path / "run")}, folder / "last.ckpt")
     with pytest.raises(UserError, match=r"last\.ckpt must hold tensors and plain values alone.*remove it"):
-        fits.get_predictor(cfg, loading.load_lm(cfg), [])
+        fitting.get_predictor(cfg, loading.load_lm(cfg), [])
     assert not (tmp_path / "run").exists()
 
 
@@ -310,24 +318,24 @@ class Own(OPTConfig):
 def test_code_beside_a_model_is_run_only_if_that_is_asked_for(compose, model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SHADOW_TEST_RUN", str(tmp_path / "run"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    config = json.loads((model_folder / "config.json").read_text())
+    known = json.loads((model_folder / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
-    (model_folder / "config.json").write_text(json.dumps(config | own))
+    (model_folder / "config.json").write_text(json.dumps(known | own))
     (model_folder / "own.py").write_text(CODE)
     with pytest.raises(UserError, match=r"Python code of its own.*model\.trust_remote_code=true, got false"):
         load(TINY, str(model_folder), "float32", None)
     assert not (tmp_path / "run").exists()
     cfg = compose("train", f"model.path={model_folder}", "model.trust_remote_code=true")
     with pytest.raises(UserError, match="no layout"):  # its config is another family's
-        loading._load_lm(json.dumps(settings.plain(cfg.model)), False)
+        loading._load_lm(json.dumps(config.plain(cfg.model)), False)
     assert (tmp_path / "run").is_dir()
 
 
 def test_no_model_is_trusted_unasked(compose):
-    for option in Path(settings.__file__).parents[2].glob("conf/model/*.yaml"):
+    for option in Path(keys.__file__).parents[2].glob("conf/model/*.yaml"):
         assert yaml.safe_load(option.read_text())["trust_remote_code"] is False
     plain, trusted = (
-        settings.model_settings(compose("train", f"model.trust_remote_code={said}")) for said in (False, True)
+        keys.model_settings(compose("train", f"model.trust_remote_code={said}")) for said in (False, True)
     )
     assert plain | {"trust_remote_code": True} == trusted
 
@@ -404,11 +412,11 @@ def test_what_is_longer_than_the_context_is_refused_before_the_model_is_loaded(
 
 
 def test_windows_as_long_as_the_context_are_not_refused(compose):
-    planning.check_context(compose("evaluate", "model=tiny-llama", "data.tokens=512", "measure.tokens=512"))
+    estimate.check_context(compose("evaluate", "model=tiny-llama", "data.tokens=512", "measure.tokens=512"))
 
 
 def test_training_takes_experiments_that_set_keys_of_measures(compose):
-    planning.check_context(compose("train", "model=tiny-llama", "experiment=wikitext"))
+    estimate.check_context(compose("train", "model=tiny-llama", "experiment=wikitext"))
 
 
 # Settings
@@ -419,7 +427,7 @@ def test_training_takes_experiments_that_set_keys_of_measures(compose):
 def test_a_level_that_is_no_share_is_refused_before_the_model_is_loaded(compose, sparsity, level):
     cfg = compose("evaluate", f"sparsity={sparsity}", f"sparsity.level={level}")
     with pytest.raises(UserError, match=r"sparsity\.level .* must be in \[0, 1\), got"):
-        settings.policy_of(cfg)
+        method.policy_of(cfg)
     with pytest.raises(UserError, match=r"sparsity\.level .* must be in \[0, 1\), got"):
         checks.check_train(compose("train", f"sparsity={sparsity}", f"sparsity.level={level}"))
 
@@ -448,13 +456,13 @@ def test_budgets_are_json_though_a_threshold_is_minus_infinity(compose):
         "sparsity.min_units=100000",
     )
     lm = loading.load_lm(cfg)
-    policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
+    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
     assert set(policy.thresholds.values()) == {-math.inf}
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
-    known = json.loads(settings.budgets_file(cfg).read_text(), parse_constant=refuse)
+    known = json.loads(keys.budgets_file(cfg).read_text(), parse_constant=refuse)
     assert {value for _, _, value in known["thresholds"]} == {None}
 
 
@@ -480,10 +488,11 @@ def test_a_tokenizer_without_a_padding_token_changes_no_figure(tiny_opt, task_ro
 def test_a_model_in_half_precision_is_collected_fitted_and_measured_on_the_cpu(compose, dtype):
     found = {}
     for asked in ("float32", dtype):
-        cfg = compose("evaluate", *SMALL, f"model.dtype={asked}", "make_missing=true", "predictor.epochs=1")
+        job = [*SMALL, *FIT, f"model.dtype={asked}", "make_missing=true", "predictor.epochs=1"]
+        cfg = compose("evaluate", *job)
         lm = loading.load_lm(cfg)
-        scorer = scorers.get_scorer(cfg, lm, [])
-        with sparse(lm.model, scorer, settings.policy_of(cfg), "token") as run:
+        scorer = ingredients.get_scorer(cfg, lm, [])
+        with sparse(lm.model, scorer, method.policy_of(cfg), "token") as run:
             found[asked] = measures.measure(cfg, lm, run)["perplexity"].value
         assert run.achieved("neuron") == pytest.approx(0.375)
     assert found[dtype] == pytest.approx(found["float32"], rel=0.1)  # other units go where scores are close

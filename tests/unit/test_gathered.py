@@ -16,15 +16,14 @@ from shadow.executors.cpu.storage import CHUNK, LINE, STORAGES, adds, allocate, 
 from shadow.executors.cpu.weights import pack
 from shadow.executors.run import Run
 from shadow.front import sparse
-from shadow.models.load import LM
-from shadow.models.sites import KINDS
 from shadow.models.kinds import find_sites
+from shadow.models.load import LM
+from shadow.models.sites import KINDS, SiteKey
 from shadow.plans.policy import SparsityPolicy
-from shadow.models.sites import SiteKey
 from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.nets import TapNet
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
-from shadow.scorers.nets import TapNet
 
 TOKENS = 64
 PLANS = {

@@ -11,11 +11,10 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[
 from shadow.data.batches import collate
 from shadow.errors import UserError
 from shadow.executors.gpu.run import DeviceRun, on_device
-from shadow.executors.masked import SparseRun
 from shadow.front import sparse
+from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, count_units
-from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.nets import NetShape, TapNet

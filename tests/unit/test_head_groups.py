@@ -5,10 +5,9 @@ import torch
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.front import sparse
 from shadow.fit import budgets, thresholds
-from shadow.jobs import settings
-from shadow.models.sites import Ranking
+from shadow.front import sparse
+from shadow.jobs import keys, method
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import keep_top, kept
 from shadow.scorers.fixed import Fixed
@@ -124,8 +123,7 @@ def test_another_unit_is_refused():
         SparsityPolicy(0.5, head_unit="key")
 
 
-def test_names_of_points_tell_groups_from_query_heads_and_stay_what_they_were(compose):
+def test_names_of_points_tell_groups_from_query_heads(compose):
     query, group = (compose("evaluate", f"sparsity.head_unit={unit}") for unit in ("query", "group"))
-    assert settings.policy_of(group).head_unit == "group"
-    assert "head_unit" not in settings.scorer_settings(query)["sparsity"]
-    assert settings.scorer_settings(group)["sparsity"]["head_unit"] == "group"
+    assert method.policy_of(group).head_unit == "group"
+    assert keys.method_settings(query) != keys.method_settings(group)

@@ -67,7 +67,7 @@ def test_importing_the_package_and_its_configs_imports_no_torch(root):
 
 
 def test_the_package_gives_what_it_says_and_nothing_else():
-    from shadow.executors.masked import sparse
+    from shadow.front import sparse
     from shadow.plans.policy import SparsityPolicy
 
     assert set(shadow.__all__) == set(shadow.HOMES)

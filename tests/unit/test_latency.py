@@ -18,9 +18,9 @@ from shadow.measures.latency import (
     stock_copy,
     time_generation,
 )
-from shadow.models.sites import count_units
-from shadow.models.layouts import find_layers
 from shadow.models.kinds import find_sites
+from shadow.models.layouts import find_layers
+from shadow.models.sites import count_units
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.nets import NetShape, TapNet

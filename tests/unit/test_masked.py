@@ -6,8 +6,8 @@ import torch
 from shadow.data.batches import collate
 from shadow.errors import UserError
 from shadow.front import sparse
-from shadow.models.load import random_opt
 from shadow.models.kinds import find_sites
+from shadow.models.load import random_opt
 from shadow.models.sites import watch
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores

@@ -11,7 +11,6 @@ from torch import nn
 from shadow.criteria import CONTEXTUAL
 from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.executors.masked import SparseRun
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy

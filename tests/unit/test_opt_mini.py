@@ -15,10 +15,9 @@ from torch.nn.functional import cross_entropy
 
 from shadow.data.texts import builtin_topics
 from shadow.errors import UserError
+from shadow.models.kinds import find_sites
 from shadow.models.load import from_installed, load
 from shadow.models.sites import count_units
-from shadow.models.kinds import find_sites
-from shadow.signals import hook_sites
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "opt-mini"

@@ -7,17 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from shadow.artifacts.hub import load_predictor, save_predictor
-from shadow.data.batches import Example, collate
+from shadow.data.batches import Example, collate, last_of
 from shadow.errors import UserError
 from shadow.front import sparse
-from shadow.models.sites import count_units, watch
 from shadow.models.kinds import find_sites
-from shadow.signals import hook_sites
+from shadow.models.sites import count_units, watch
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.predicted import DenseFed, Predicted
 from shadow.scorers.nets import TapNet
 from shadow.scorers.paper_nets import MinMax, MLPShape, min_max, read_raw
-from shadow.data.batches import last_of
+from shadow.scorers.predicted import DenseFed, Predicted
 
 E, LAYERS, UNITS = 32, 4, {"head": 4, "neuron": 64}
 

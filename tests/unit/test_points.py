@@ -10,10 +10,11 @@ import pytest
 
 from shadow.artifacts.hub import save_predictor
 from shadow.errors import UserError
-from shadow.jobs import checks, measures, points, settings
+from shadow.jobs import config, disjoint, keys, measure_checks, measures, point_records, predictor_curve
+from shadow.jobs.run import versions
 from shadow.measures.evaluation import Metric
 
-CODE = "0123456789abcdef"
+UNREAD = {"skipped": 0.25, "skipped_of_layers": 0.375, "by_kind": {"head": 0.125}, "added": 0.0}
 METRICS = {
     "perplexity": Metric(12.5, 0.25, [2.0, 3.0]),
     "choices/acc": Metric(0.5, None, [0.0, 1.0]),
@@ -21,25 +22,29 @@ METRICS = {
 }
 
 
-def record_of(cfg, code=CODE, **others):
-    return {"code": code, "content": measures.content_of(cfg), **others}
+def record_of(cfg, **others):
+    run = {"commit": {"sha": "abc"}, "versions": {"torch": "1"}, "machine": {"threads": 3}}
+    return {"content": measures.content_of(cfg), **run, **others}
 
 
 def keep(cfg, **others):
-    points.keep(cfg, record_of(cfg, **others), {"head": 0.375, "neuron": 0.375}, METRICS)
+    record = record_of(cfg, **others)
+    point_records.keep(cfg, record, {"head": 0.375, "neuron": 0.375}, UNREAD, METRICS)
+    predictor_curve.add_to_curve(cfg, record)
 
 
-def is_found(cfg, code=CODE) -> bool:
-    return points.find(cfg, record_of(cfg, code)) is not None
+def is_found(cfg) -> bool:
+    return point_records.find(cfg, record_of(cfg)) is not None
 
 
 def test_a_point_is_found_with_its_figures(compose):
     cfg = compose("evaluate", "predictor=random")
-    keep(cfg, versions={"torch": "1"}, machine={"threads": 3})
+    keep(cfg)
     record = record_of(cfg, versions={"torch": "2"}, machine={"threads": 4})
-    assert points.find(cfg, record).is_file()
+    assert point_records.find(cfg, record).is_file()
     assert (record["versions"], record["machine"]) == ({"torch": "1"}, {"threads": 3})
     assert record["achieved"] == {"head": 0.375, "neuron": 0.375}
+    assert record["bytes"] == UNREAD
     assert record["metrics"] == {
         "perplexity": {"value": 12.5, "stderr": 0.25},
         "choices/acc": {"value": 0.5, "stderr": None},
@@ -66,7 +71,7 @@ def test_a_point_of_a_net_is_found_with_its_size_though_the_net_is_gone(compose,
     keep(cfg)
     shutil.rmtree(folder)
     record = record_of(cfg)
-    assert points.find(cfg, record)
+    assert point_records.find(cfg, record)
     assert record["predictor"] == {
         "taps": 1,
         "rank": 8,
@@ -81,7 +86,7 @@ def test_a_point_that_no_net_decides_has_no_size(compose, trained, job):
     trained(compose("evaluate", *NET))
     cfg = compose("evaluate", *NET, *job)
     record = record_of(cfg)
-    points.keep(cfg, record, {"head": 0, "neuron": 0}, METRICS)
+    point_records.keep(cfg, record, {"head": 0, "neuron": 0}, UNREAD, METRICS)
     assert record["predictor"] is None
 
 
@@ -98,9 +103,12 @@ OTHER = [
     "sparsity.level=0.3",
     "sparsity=global",
     "sparsity.min_units=2",
-    "sparsity.fill=mean",
+    "sparsity.stand_in=mean",
     "sparsity.dense_layers=[0,1]",
     "sparsity.kinds=[head]",
+    "sparsity.tokens=decode",
+    "sparsity.slots=[o]",
+    "executor=gathered",
     "sparsity.decided_at=prompt",
     "criterion=fisher",
     "seed=2",
@@ -124,8 +132,8 @@ def test_a_point_is_found_whatever_does_not_concern_it(compose, override):
 def test_a_point_is_found_whether_its_fill_is_said_or_follows_from_the_criterion(compose):
     job = ["predictor=random", "criterion=l2_deviation"]
     keep(compose("evaluate", *job))
-    assert is_found(compose("evaluate", *job, "sparsity.fill=mean"))
-    assert not is_found(compose("evaluate", *job, "sparsity.fill=zero"))
+    assert is_found(compose("evaluate", *job, "sparsity.stand_in=mean"))
+    assert not is_found(compose("evaluate", *job, "sparsity.stand_in=zero"))
 
 
 @pytest.mark.parametrize("override", OTHER)
@@ -160,18 +168,14 @@ COPY = ["predictor=svd"]
         (STATIC, "traces.shard_windows=32", False),
         (STATIC, "traces.criteria=all", True),  # of the same store, what is used is the same
         (STATIC, "traces.batch_size=4", True),
-        (STATIC, "predictor.rank=3", True),
         (ORACLE, "traces.loss=next_token", False),
         (ORACLE, "traces.summed=prompt", True),
         (ORACLE, "data.windows=100", True),
         (DRAWN, "data.windows=100", True),
-        (DRAWN, "traces.loss=next_token", True),
         (PROMPT, "criterion=griffin", False),
-        (PROMPT, "traces.loss=next_token", True),  # the loss is that of the prompt's own tokens
         (PROMPT, "data.windows=100", True),
         (COPY, "predictor.rank=3", False),
         (COPY, "data.windows=100", False),
-        (COPY, "predictor.lr=0.1", True),
         ([*COPY, "criterion=random"], "predictor.rank=3", False),
         ([*COPY, "criterion=random"], "data.windows=100", True),
     ],
@@ -190,14 +194,46 @@ def test_the_dense_point_is_the_same_for_every_scorer(compose):
             compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "criterion=fisher")
         )
         assert is_found(
-            compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "sparsity.fill=mean")
+            compose("evaluate", "sparsity.level=0.0", f"predictor={predictor}", "sparsity.stand_in=mean")
         )
     assert not is_found(compose("evaluate", "sparsity.level=0.1"))
 
 
-def test_a_point_of_other_code_is_not_found(compose):
-    keep(compose("evaluate", "predictor=random"))
-    assert not is_found(compose("evaluate", "predictor=random"), code="another")
+@pytest.mark.parametrize(
+    ("library", "executor", "same"),
+    [
+        ("torch", "masked", False),
+        ("transformers", "masked", False),
+        ("lm-eval", "masked", False),
+        ("numba", "gathered", False),
+        ("numba", "masked", True),
+        ("hydra-core", "masked", True),
+    ],
+)
+def test_a_point_of_other_libraries_is_not_found(compose, monkeypatch, library, executor, same):
+    cfg = compose("evaluate", "predictor=random", f"executor={executor}")
+    keep(cfg)
+    known = versions()
+    monkeypatch.setattr(point_records, "versions", lambda: known | {library: "99"})
+    assert is_found(cfg) is same
+
+
+def test_a_point_of_another_format_is_not_found(compose, monkeypatch):
+    """What a change of code that changes figures must raise; nothing else of the code counts."""
+    cfg = compose("evaluate", "predictor=random")
+    keep(cfg)
+    monkeypatch.setattr(point_records, "POINT_FORMAT", point_records.POINT_FORMAT + 1)
+    assert not is_found(cfg)
+
+
+def test_every_setting_of_method_and_executor_is_in_the_key(compose):
+    """Also those of a class that this project does not know."""
+    cfg = compose("evaluate", "executor=gathered", "measure.text=null")
+    settings = point_records.settings_of(cfg, record_of(cfg))
+    assert settings["predictor"] == config.plain(cfg.predictor)
+    assert settings["executor"] == config.plain(cfg.executor)
+    assert settings["sparsity"].keys() == cfg.sparsity.keys()
+    assert settings["measure"].keys() == cfg.measure.keys() - {"root", "text", "column"}
 
 
 def test_reuse_can_be_refused(compose):
@@ -250,8 +286,8 @@ def trained(compose, tiny_opt, make_net, config_of):
 
     def make(cfg):
         net = make_net(tiny_opt, [1])
-        save_predictor(settings.predictor_folder(cfg), net, config_of(net, tiny_opt))
-        return settings.predictor_folder(cfg)
+        save_predictor(keys.predictor_folder(cfg), net, config_of(net, tiny_opt))
+        return keys.predictor_folder(cfg)
 
     return make
 
@@ -266,20 +302,26 @@ def rows_of(folder):
 def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, trained):
     cfg = compose("evaluate", *NET)
     folder = trained(cfg)
-    points.keep(cfg, record_of(cfg, commit={"sha": "abc"}), {"head": 0.25, "neuron": 0.125}, METRICS)
+    record = record_of(cfg)
+    point_records.keep(cfg, record, {"head": 0.25, "neuron": 0.125}, UNREAD, METRICS)
+    predictor_curve.add_to_curve(cfg, record)
     (row,) = rows_of(folder)
     assert len(row.pop("point")) == 10
     assert row == {
         "level": "0.3",
         "decided_at": "prompt",
         "scope": "layer",
-        "fill": "zero",
+        "tokens": "all",
+        "scored": "behind the prompt",
+        "stand_in": "zero",
         "data": "builtin",
         "other": "",
+        "bytes_skipped": "0.25",
+        "bytes_skipped_of_layers": "0.375",
         "achieved_head": "0.25",
         "achieved_neuron": "0.125",
-        "code": CODE,
         "commit": "abc",
+        "format": "2",
         "perplexity": "12.5",
         "perplexity_stderr": "0.25",
         "choices/acc": "0.5",
@@ -287,9 +329,10 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "seconds": "0.5",
         "seconds_stderr": "",
     }
-    assert "| 0.3 | prompt | layer | zero | builtin |  | 0.25 | 0.125 | 0.5 | 12.5 ± 0.25 | 0.5 |" in (
-        folder / "README.md"
-    ).read_text(encoding="utf-8")
+    assert (
+        "| 0.3 | prompt | layer | all | behind the prompt | zero | builtin |  | 0.25 | 0.375 | 0.25 | 0.125 "
+        "| 0.5 | 12.5 ± 0.25 | 0.5 |"
+    ) in (folder / "README.md").read_text(encoding="utf-8")
     assert {file.name for file in folder.iterdir()} == {
         "config.json",
         "predictor.safetensors",
@@ -301,7 +344,7 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
 def test_points_that_differ_in_more_than_the_columns_say_in_what(compose, trained):
     folder = trained(compose("evaluate", *NET))
     for others in (
-        ["measure.dense_fed=true"],
+        ["predictor.dense_fed=true"],
         ["sparsity.kinds=[head]", "sparsity.dense_layers=[0,1]"],
         ["executor=gathered", "executor.storage=int8"],
     ):
@@ -317,7 +360,7 @@ def test_times_are_of_so_many_threads_and_other_figures_of_any(compose, monkeypa
     def keys():
         timed = ["executor=gathered", "measure=latency"]
         cfgs = [compose("evaluate", *others) for others in (timed, [])]
-        return [points.settings_of(cfg, record_of(cfg)) for cfg in cfgs]
+        return [point_records.settings_of(cfg, record_of(cfg)) for cfg in cfgs]
 
     before = keys()
     monkeypatch.setattr("torch.get_num_threads", lambda: 99)
@@ -326,16 +369,19 @@ def test_times_are_of_so_many_threads_and_other_figures_of_any(compose, monkeypa
     assert before[1] == after[1]
 
 
-def test_a_point_measured_by_other_code_replaces_itself_and_no_point_of_other_settings(compose, trained):
-    folder = trained(compose("evaluate", *NET))
-    for code, others in (
+def test_a_point_measured_by_other_libraries_replaces_itself_and_no_point_of_other_settings(
+    compose, trained, monkeypatch
+):
+    folder, known = trained(compose("evaluate", *NET)), versions()
+    for torch, others in (
         ("old", []),
         ("new", []),
         ("new", ["sparsity.level=0.4"]),
         ("new", ["measure=choices"]),
     ):
-        keep(compose("evaluate", *NET, *others), code=code)
-    assert sorted((row["level"], row["code"]) for row in rows_of(folder)) == [
+        monkeypatch.setattr(point_records, "versions", lambda torch=torch: known | {"torch": torch})
+        keep(compose("evaluate", *NET, *others), commit={"sha": torch})
+    assert sorted((row["level"], row["commit"]) for row in rows_of(folder)) == [
         ("0.3", "new"),
         ("0.3", "new"),
         ("0.4", "new"),
@@ -358,8 +404,8 @@ def test_a_point_whose_job_was_killed_before_its_curve_was_told_is_told_by_the_r
     told = (folder / "curve.csv").read_bytes()
     (folder / "curve.csv").unlink()
     record = record_of(cfg)
-    assert points.find(cfg, record)
-    points.tell(cfg, record)
+    assert point_records.find(cfg, record)
+    predictor_curve.add_to_curve(cfg, record)
     assert (folder / "curve.csv").read_bytes() == told
 
 
@@ -368,7 +414,7 @@ def test_a_point_whose_job_was_killed_before_its_curve_was_told_is_told_by_the_r
 
 def test_a_point_is_described_in_the_words_of_a_curve(compose):
     cfg = compose("evaluate", "model=tiny-opt", "predictor=oracle", "criterion=fisher", "sparsity.level=0.3")
-    assert points.describe(cfg) == {
+    assert point_records.describe(cfg) == {
         "model": "tiny-opt",
         "data": "builtin",
         "criterion": "fisher",
@@ -376,12 +422,14 @@ def test_a_point_is_described_in_the_words_of_a_curve(compose):
         "decided_at": "token",
         "scope": "layer",
         "level": 0.3,
+        "tokens": "all",
+        "scored": "all",
         "seed": 1234,
     }
 
 
 def test_a_local_model_is_called_by_its_folder(compose):
-    assert points.describe(compose("evaluate", "model.path=/some/my-model"))["model"] == "my-model"
+    assert point_records.describe(compose("evaluate", "model.path=/some/my-model"))["model"] == "my-model"
 
 
 @pytest.mark.parametrize(
@@ -402,7 +450,7 @@ def test_a_local_model_is_called_by_its_folder(compose):
 )
 def test_a_measure_that_cannot_be_is_refused_before_the_model_is_loaded(compose, job, message):
     with pytest.raises(UserError, match=message):
-        measures.check_measure(compose("evaluate", *job))
+        measure_checks.check_measure(compose("evaluate", *job))
 
 
 @pytest.mark.usefixtures("tasks")
@@ -415,13 +463,14 @@ def test_a_measure_that_cannot_be_is_refused_before_the_model_is_loaded(compose,
 )
 def test_tasks_that_cannot_be_are_refused_before_the_model_is_loaded(compose, job, message):
     with pytest.raises(UserError, match=message):
-        measures.check_measure(compose("evaluate", "measure=tasks", *job))
+        measure_checks.check_measure(compose("evaluate", "measure=tasks", *job))
 
 
 def test_the_folder_of_the_tasks_of_calibration_is_that_of_measuring_unless_another_is_given(compose):
-    assert measures.task_root(compose("evaluate", "data=tasks", "data.root=/a")) == "/a"
-    assert measures.task_root(compose("evaluate", "data=tasks", "data.root=/a", "measure.root=/b")) == "/b"
-    assert measures.task_root(compose("evaluate")) is None
+    assert measure_checks.task_root(compose("evaluate", "data=tasks", "data.root=/a")) == "/a"
+    other = compose("evaluate", "data=tasks", "data.root=/a", "measure.root=/b")
+    assert measure_checks.task_root(other) == "/b"
+    assert measure_checks.task_root(compose("evaluate")) is None
 
 
 def test_a_scorer_of_tasks_can_be_measured_on_a_text_of_its_own(compose, tmp_path):
@@ -429,18 +478,18 @@ def test_a_scorer_of_tasks_can_be_measured_on_a_text_of_its_own(compose, tmp_pat
     file.write_text(json.dumps({"body": "words of another kind"}) + "\n")
     job = ["data=tasks", "measure=perplexity", f"measure.text={file}"]
     cfg = compose("evaluate", *job, "measure.column=body")
-    measures.check_measure(cfg)
-    assert measures.running_text(cfg) == ["words of another kind"]
-    assert points.unusual(cfg) == "text=other.jsonl"
+    measure_checks.check_measure(cfg)
+    assert measure_checks.running_text(cfg) == ["words of another kind"]
+    assert predictor_curve.unusual(cfg) == "text=other.jsonl"
     with pytest.raises(UserError, match=r"measure\.text.*'page'"):
-        measures.check_measure(compose("evaluate", *job))
+        measure_checks.check_measure(compose("evaluate", *job))
 
 
 def test_a_text_that_no_measure_reads_is_refused(compose, tmp_path):
     (tmp_path / "a.txt").write_text("words")
     job = ["data=tasks", "measure=tasks", "measure.tasks=[piqa]", f"measure.text={tmp_path / 'a.txt'}"]
     with pytest.raises(UserError, match=r"measure\.text=.*measure asks for none"):
-        measures.check_measure(compose("evaluate", *job))
+        measure_checks.check_measure(compose("evaluate", *job))
 
 
 @pytest.mark.parametrize("setting", ["data.eval", "measure.text"])
@@ -462,11 +511,11 @@ def test_what_was_calibrated_on_is_not_measured_on(compose, tmp_path, setting, j
     other = file("other.jsonl", "title", "else " * 100)
     both = file("both.jsonl", "title", "else " * 100, "長" * 150)
     job = ["data=text", f"data.train={train}", f"data.eval={other}", "make_missing=true", *job]
-    checks.check_disjoint(compose("evaluate", *job))  # a title is no window
+    disjoint.check_disjoint(compose("evaluate", *job))  # a title is no window
     cfg = compose("evaluate", *job, f"{setting}={both}")
     with pytest.raises(UserError, match=rf"{setting} must have no document of data\.train.* 1 of its 3 "):
-        checks.check_disjoint(cfg)
-    checks.check_disjoint(compose("evaluate", *job, f"{setting}={both}", "sparsity.level=0"))
+        disjoint.check_disjoint(cfg)
+    disjoint.check_disjoint(compose("evaluate", *job, f"{setting}={both}", "sparsity.level=0"))
 
 
 def test_a_point_is_of_the_text_that_was_measured_wherever_it_lies(compose, tmp_path):

@@ -13,9 +13,9 @@ from shadow.data.texts import builtin_topics, questions, text_windows
 from shadow.front import sparse
 from shadow.measures.evaluation import choice_accuracy, perplexity
 from shadow.measures.harness import SparseHFLM
+from shadow.models.kinds import find_sites
 from shadow.models.load import load
 from shadow.models.sites import count_units
-from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle

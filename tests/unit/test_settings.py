@@ -2,26 +2,18 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
 from shadow.artifacts.files import write_json
 from shadow.criteria import CRITERIA, RANDOM
 from shadow.errors import UserError
-from shadow.jobs.checks import check_executor, check_scorer, check_train, train_command
-from shadow.jobs.settings import (
-    asked_criteria,
-    asked_parts,
-    asked_size,
-    holds,
-    needs_traces,
-    predictor_folder,
-    predictor_taps,
-    pruned_folder,
-    pruned_settings,
-    reads,
-    traces_folder,
-)
+from shadow.jobs.calibration import asked_criteria, asked_parts, asked_size, holds, needs_traces
+from shadow.jobs.checks import check_evaluate, check_scorer, check_train
+from shadow.jobs.keys import predictor_folder, pruned_folder, traces_folder
+from shadow.jobs.method import is_trained, net_of, policy_of
+from shadow.jobs.missing import train_command
 
 
 @pytest.fixture
@@ -52,6 +44,8 @@ NEITHER = [
     "tags=[a,b]",
     "callbacks.progress=null",
     "stage=traces",
+    "predictor.dense_fed=true",  # how it is used
+    "predictor.raw_inputs=true",
     "trainer.devices=2",
     "traces.criteria=[l2_norm]",  # a store is added what it misses
     "traces.criteria=all",
@@ -231,11 +225,11 @@ def test_the_means_are_of_the_first_shard_alone(compose):
 @pytest.mark.parametrize(
     "job",
     [
-        ["predictor=random", "sparsity.fill=mean"],
-        ["predictor=oracle", "sparsity.fill=mean"],
+        ["predictor=random", "sparsity.stand_in=mean"],
+        ["predictor=oracle", "sparsity.stand_in=mean"],
         ["predictor=oracle", "criterion=l2_deviation"],
-        ["predictor=static", "sparsity.fill=mean"],
-        ["predictor=static", "criterion=random", "sparsity.fill=mean"],
+        ["predictor=static", "sparsity.stand_in=mean"],
+        ["predictor=static", "criterion=random", "sparsity.stand_in=mean"],
         ["predictor=prompt_activation", "criterion=l2_deviation", "sparsity.decided_at=prompt"],
     ],
     ids=str,
@@ -253,7 +247,7 @@ def test_means_that_are_needed_and_missing_are_answered_with_the_command(compose
 
 def test_what_stands_in_for_dropped_units_names_only_what_has_seen_it(compose):
     """Fits whose later rounds ran under it, and the states that those rounds left."""
-    filled = "sparsity.fill=mean"
+    filled = "sparsity.stand_in=mean"
     first = predictor_folder(compose("train"))
     assert predictor_folder(compose("train", filled)) == first
     later = predictor_folder(compose("train", "predictor.rounds=1"))
@@ -261,7 +255,6 @@ def test_what_stands_in_for_dropped_units_names_only_what_has_seen_it(compose):
     zero, mean = (compose("train", *more) for more in ([], [filled]))
     assert pruned_folder(zero, 0.5) != pruned_folder(mean, 0.5)
     assert traces_folder(zero) == traces_folder(mean)
-    assert "fill" not in pruned_settings(zero, 0.5)  # stores of before keep their names
 
 
 def test_the_unit_of_heads_names_what_later_rounds_have_pruned(compose):
@@ -270,15 +263,14 @@ def test_the_unit_of_heads_names_what_later_rounds_have_pruned(compose):
     assert predictor_folder(compose("train", job, grouped)) != predictor_folder(compose("train", job))
     query, group = (compose("train", *more) for more in ([], [grouped]))
     assert pruned_folder(query, 0.5) != pruned_folder(group, 0.5)
-    assert "head_unit" not in pruned_settings(query, 0.5)  # stores of before keep their names
 
 
 def test_what_stands_in_for_dropped_units_is_one_of_three(compose):
     for check, script in ((check_scorer, "evaluate"), (check_train, "train")):
         with pytest.raises(
-            UserError, match=r"sparsity\.fill must be one of \['auto', 'mean', 'zero'\], got 'median'"
+            UserError, match=r"sparsity\.stand_in must be one of \['auto', 'mean', 'zero'\], got 'median'"
         ):
-            check(compose(script, "sparsity.fill=median"))
+            check(compose(script, "sparsity.stand_in=median"))
 
 
 # The command that makes what is missing
@@ -289,7 +281,7 @@ JOBS = [
     ["sparsity=global", "sparsity.level=0.7"],
     ["sparsity.decided_at=prompt", "predictor.pooling=mean"],
     ["seed=7"],
-    ["predictor.rounds=1", "sparsity.fill=mean"],
+    ["predictor.rounds=1", "sparsity.stand_in=mean"],
     ["predictor.rounds=1", "sparsity.head_unit=group"],
     ["debug=fdr"],
     ["model=tiny-opt", "model.source.layers=3"],
@@ -313,22 +305,23 @@ def overrides_of(command: str) -> list[str]:
     return words[2:]
 
 
+def folders(cfg) -> list[Path]:
+    return [traces_folder(cfg), *([predictor_folder(cfg)] if is_trained(cfg) else [])]
+
+
 @pytest.mark.parametrize("job", JOBS, ids=[" ".join(job) or "defaults" for job in JOBS])
 def test_the_command_makes_what_the_job_misses(compose, job):
     if not any(override.startswith("criterion") for override in job):
         job = ["criterion=l2_norm", *job]
     cfg = compose("evaluate", *job)
-    wanted = traces_folder(cfg), predictor_folder(cfg)
-    command = train_command()
-    cfg = compose("train", *overrides_of(command))
-    assert (traces_folder(cfg), predictor_folder(cfg)) == wanted
+    wanted = folders(cfg)
+    assert folders(compose("train", *overrides_of(train_command()))) == wanted
 
 
 def test_the_command_of_an_experiment_makes_what_the_job_misses(compose, text_files):
     cfg = compose("evaluate", "experiment=wikitext", *text_files("with space"))
-    wanted = traces_folder(cfg), predictor_folder(cfg)
-    cfg = compose("train", *overrides_of(train_command()))
-    assert (traces_folder(cfg), predictor_folder(cfg)) == wanted
+    wanted = folders(cfg)
+    assert folders(compose("train", *overrides_of(train_command()))) == wanted
 
 
 @pytest.mark.parametrize(
@@ -388,7 +381,7 @@ def test_nothing_is_missing_where_nothing_is_needed(compose, job):
     [("each", 4, [1, 2, 3]), (1, 30, [1]), (2, 30, [1, 15]), (4, 30, [1, 8, 15, 22]), (9, 4, [1, 2, 3])],
 )
 def test_so_many_taps_are_spread_evenly_over_the_layers_from_1_on(compose, asked, layers, taps):
-    assert predictor_taps(compose("train", f"predictor.taps={asked}"), layers) == taps
+    assert net_of(compose("train", f"predictor.taps={asked}")).taps_in(layers) == taps
 
 
 @pytest.mark.parametrize(
@@ -405,11 +398,11 @@ def test_so_many_taps_are_spread_evenly_over_the_layers_from_1_on(compose, asked
 )
 def test_taps_that_look_ahead_lie_so_many_layers_before_what_they_score(compose, asked, ahead, layers, taps):
     cfg = compose("train", f"predictor.taps={asked}", f"predictor.ahead={ahead}")
-    assert predictor_taps(cfg, layers) == taps
+    assert net_of(cfg).taps_in(layers) == taps
 
 
 def test_the_real_dejavu_reads_the_layer_before(compose):
-    assert predictor_taps(compose("train", "predictor=dejavu"), 30) == list(range(29))
+    assert net_of(compose("train", "predictor=dejavu")).taps_in(30) == list(range(29))
 
 
 @pytest.mark.parametrize(
@@ -422,12 +415,12 @@ def test_the_real_dejavu_reads_the_layer_before(compose):
 )
 def test_taps_that_look_beyond_the_last_layer_are_refused(compose, taps, ahead, message):
     with pytest.raises(UserError, match=message):
-        predictor_taps(compose("train", f"predictor.taps={taps}", f"predictor.ahead={ahead}"), 4)
+        net_of(compose("train", f"predictor.taps={taps}", f"predictor.ahead={ahead}")).taps_in(4)
 
 
 def test_a_tap_beyond_the_model_is_refused_once_its_layers_are_known(compose):
     with pytest.raises(UserError, match=r"predictor\.taps.*\[0, 4\).*\[1, 4\]"):
-        predictor_taps(compose("train", "predictor.taps=[1,4]"), 4)
+        net_of(compose("train", "predictor.taps=[1,4]")).taps_in(4)
 
 
 @pytest.mark.parametrize("levels", ["[]", "[0.5,1.0]", "[0]", "0.5", "[0.5,0.5]", "[half]"])
@@ -461,27 +454,23 @@ def test_taps_whose_states_are_not_kept_are_refused(compose):
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        (["predictor=layerwise", "sparsity=global"], r"sparsity\.scope=global .*several taps.*taps=each"),
-        (["predictor=few_taps", "sparsity=global"], r"sparsity\.scope=global .*several taps.*taps=4"),
+        (["predictor=layerwise", "sparsity=global"], r"scope=global .*predictor=layerwise with 29 taps"),
+        (["predictor=few_taps", "sparsity=global"], r"scope=global .*predictor=few_taps with 4 taps"),
         (["predictor=unified", "sparsity.dense_layers=[]"], r"sparsity\.dense_layers .*\(1\), got \[\]"),
         (["predictor=dejavu", "predictor.ahead=3"], r"sparsity\.dense_layers .*\(3\), got \[0\]"),
         (["executor=gathered", "sparsity=global"], r"executor=gathered .*scope=layer or threshold"),
-        (["executor=gathered", "measure.dense_fed=true"], r"executor=gathered .*measure\.dense_fed=True"),
+        (["executor=gathered", "predictor.dense_fed=true"], r"executor=gathered runs no predictor=unified"),
         (
             ["executor=gathered", "predictor=unified_paper", "sparsity.decided_at=prompt"],
-            r"executor=gathered .*predictor\.source=context",
+            r"executor=gathered .*predictor=unified_paper reads head_output",
         ),
         (["executor=gathered", "predictor=svd"], r"executor=gathered .*predictor=svd is none"),
     ],
     ids=str,
 )
 def test_what_an_executor_cannot_run_is_refused_before_anything_is_collected(compose, job, message):
-    def check(cfg):
-        check_executor(cfg)
-        check_scorer(cfg)
-
     with pytest.raises(UserError, match=message):
-        check(compose("evaluate", "make_missing=true", *job))
+        check_scorer(compose("evaluate", "make_missing=true", *job))
 
 
 @pytest.mark.parametrize(
@@ -519,8 +508,8 @@ def test_the_papers_nets_descend_as_its_code_does(compose):
     ids=str,
 )
 def test_raw_inputs_are_of_nets_that_were_trained_on_scaled_ones(compose, net):
-    asked = ["make_missing=true", "measure.raw_inputs=true", *net]
-    with pytest.raises(UserError, match=r"measure\.raw_inputs .*measure\.raw_inputs=false"):
+    asked = ["make_missing=true", "predictor.raw_inputs=true", *net]
+    with pytest.raises(UserError, match=r"predictor\.raw_inputs .*predictor\.raw_inputs=false"):
         check_scorer(compose("evaluate", *asked))
 
 
@@ -605,7 +594,7 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.rounds=-1", r"predictor\.rounds.*-1"),
         ("predictor.loss=mse", r"predictor\.loss.*'log_mse', 'listwise', 'pairwise', 'cutoff', 'bce'.*'mse'"),
         ("predictor.floor=-0.1", r"predictor\.floor.*at least 0, got -0\.1"),
-        ("predictor.name=unifed", r"predictor\.name.*unifed"),
+        ("predictor._target_=my.Net", r"predictor\._target_ must name a class.*got 'my\.Net'"),
         ("criterion.name=magnitude", r"criterion .*l2_norm.*magnitude"),
         ("stage=fit", r"stage .*traces.*'fit'"),
         ("trainer.devices=2", r"trainer\.devices=2 .*trainer\.strategy=ddp, .*got auto"),
@@ -756,36 +745,25 @@ def test_a_loss_that_there_is_not_is_refused_for_every_scorer_that_has_one(compo
 
 def test_a_kind_that_the_predictor_does_not_score_is_not_pruned(compose):
     job = ["predictor=linear_heads", "make_missing=true"]
-    check_train(compose("train", *job[:1]))  # which prunes nothing
-    check_scorer(compose("evaluate", *job, "sparsity.kinds=[head]"))
-    check_scorer(compose("evaluate", *job, "sparsity.level=0"))
-    message = r"sparsity\.kinds.*predictor\.kinds=\['head'\].*\['head', 'neuron'\]"
+    assert policy_of(compose("evaluate", *job)).kinds == ["head"]  # unless others are named
+    check_scorer(compose("evaluate", *job))
+    both = "sparsity.kinds=[head,neuron]"
+    check_train(compose("train", *job[:1], both))  # which prunes nothing
+    check_scorer(compose("evaluate", *job, both, "sparsity.level=0"))
+    message = r"sparsity\.kinds.*\['head'\], which are all that predictor=linear_heads scores, got .*'neuron'"
     with pytest.raises(UserError, match=message):
-        check_scorer(compose("evaluate", *job))
-
-
-def test_an_unknown_scorer_is_refused_by_name(compose):
-    with pytest.raises(UserError, match=r"predictor\.name.*unified.*'unifed'"):
-        check_scorer(compose("evaluate", "predictor.name=unifed"))
+        check_scorer(compose("evaluate", *job, both))
 
 
 def test_what_a_predictor_reads_follows_its_pooling(compose):
-    assert reads(compose("train")) == ("token", "state", "features")
-    assert reads(compose("train", "predictor.pooling=mean", "sparsity.decided_at=sequence")) == (
-        "window",
-        "sequence/mean",
-        "features",
-    )
-    assert reads(compose("train", "predictor=unified_paper", "sparsity.decided_at=prompt")) == (
-        "window",
-        "prompt/last",
-        "contexts",
-    )
-    assert reads(compose("train", "predictor=unified_sequence", "sparsity.decided_at=sequence")) == (
-        "window",
-        "sequence",
-        "embeddings",
-    )
+    def reads(*overrides: str, at: str) -> tuple:
+        return net_of(compose("train", *overrides)).reading(at)
+
+    assert reads(at="token") == ("token", "state", "features")
+    mean = reads("predictor.pooling=mean", at="sequence")
+    assert mean == ("window", "sequence/mean", "features")
+    assert reads("predictor=unified_paper", at="prompt") == ("window", "prompt/last", "contexts")
+    assert reads("predictor=unified_sequence", at="sequence") == ("window", "sequence", "embeddings")
 
 
 @pytest.mark.parametrize(
@@ -794,7 +772,7 @@ def test_what_a_predictor_reads_follows_its_pooling(compose):
         ("predictor.taps=[1]", r"predictor\.taps=\[0\] and predictor\.source=state, got \[1\] and state"),
         ("predictor.source=context", r"got \[0\] and context"),
         ("predictor.mlp=null", r"pooling=attention .* needs predictor\.mlp, got null"),
-        ("sparsity.decided_at=token", r"predictor=unified\w* reads a whole prompt .* got token"),
+        ("sparsity.decided_at=token", r"pooling=attention reads a whole prompt .* got token"),
         ("predictor.rounds=1", r"predictor\.rounds=1 needs predictor\.pooling=scores"),
     ],
 )
@@ -833,13 +811,15 @@ def test_contexts_are_collected_for_those_who_read_them(compose):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["executor.name=fast"], "executor.name must be one of"),
+        (["executor._target_=shadow.fast"], r"executor\._target_ must name a class.*got 'shadow.fast'"),
+        (["+executor.compact=true"], r"executor\._target_=.*Masked does not take \['compact'\]"),
         (["executor=gathered", "executor.storage=int4"], "executor.storage must be one of"),
         (["executor=gathered", "executor.kv_policy=none"], "executor.kv_policy must be one of"),
-        (["executor.prefill=whole"], "executor.prefill must be one of"),
         (["executor=gathered", "predictor=oracle"], "executor=gathered runs no predictor=oracle"),
-        (["executor.compact=true"], "executor.compact copies what .*gathered reads, got .*masked"),
-        (["executor=gathered", "executor.compact=true"], "decided_at=prompt, got token with .*unified"),
+        (
+            ["executor=gathered", "executor.compact=true"],
+            "decided_at=prompt, .* token with predictor=unified",
+        ),
         (["measure=latency"], "give executor=gathered"),
         (
             ["measure=latency", "executor=gathered", "measure.rounds=1"],
@@ -853,9 +833,9 @@ def test_contexts_are_collected_for_those_who_read_them(compose):
 )
 def test_what_no_executor_does_is_refused_before_work(compose, overrides, message):
     with pytest.raises(UserError, match=message):
-        check_executor(compose("evaluate", *overrides))
+        check_evaluate(compose("evaluate", "make_missing=true", *overrides))
 
 
 @pytest.mark.parametrize("predictor", ["oracle", "svd"])
 def test_the_gathered_executor_keeps_everything_of_any_scorer_at_level_0(compose, predictor):
-    check_executor(compose("evaluate", "executor=gathered", f"predictor={predictor}", "sparsity.level=0"))
+    check_scorer(compose("evaluate", "executor=gathered", f"predictor={predictor}", "sparsity.level=0"))

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from shadow.front import sparse
-from shadow.jobs import loading, measures, scorers, settings
+from shadow.jobs import ingredients, loading, measures, method
+from shadow.models.kinds import find_sites
 from shadow.models.load import LM, load, random_llama, random_opt
 from shadow.models.sites import column_norms, values_of
-from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.oracle import Oracle
 from shadow.scorers.low_rank import LowRankCopy
+from shadow.scorers.oracle import Oracle
 
 SOURCES = {
     "opt": partial(random_opt, 4, 32, 4, 64, 512, 0),
@@ -108,8 +108,8 @@ def test_a_job_collects_fits_and_measures_the_same(compose, folder, family, monk
         cfg.model.device_map = where
         lm = loading.load_lm(cfg)
         assert hasattr(lm.model, "hf_device_map") == (where is not None)
-        scorer = scorers.get_scorer(cfg, lm, [])
-        with sparse(lm.model, scorer, settings.policy_of(cfg)) as run:
+        scorer = ingredients.get_scorer(cfg, lm, [])
+        with sparse(lm.model, scorer, method.policy_of(cfg)) as run:
             metrics = measures.measure(cfg, lm, run)
         files = sorted((tmp_path / name / "artifacts").rglob("*.safetensors"))
         left.append(({file.name: load_file(file) for file in files}, metrics, run.achieved("neuron")))

@@ -5,12 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from shadow.errors import UserError
-from shadow.models.load import random_opt
-from shadow.models.layouts import LAYOUTS, find_layers, require_layout
-from shadow.models.sites import Site, column_norms, count_units, watch
-from shadow.signals import differentiable_embeddings, hook_projections, hook_sites
-from shadow.models.neuron_paths import find_neuron_paths
 from shadow.models.kinds import find_sites
+from shadow.models.layouts import LAYOUTS, find_layers, require_layout
+from shadow.models.load import random_opt
+from shadow.models.neuron_paths import find_neuron_paths
+from shadow.models.sites import Site, column_norms, count_units, watch
+from shadow.signals import differentiable_embeddings
 
 
 def layer_of(lm, index):

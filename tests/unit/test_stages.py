@@ -21,19 +21,19 @@ from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.criteria.one_pass import score as score_batch
 from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.front import sparse
 from shadow.fit.module import Descent, PredictorModule, Reading, TraceData
 from shadow.fit.objectives import LogSquares
-from shadow.jobs import checks, fits, loading, scorers, settings, stores
-from shadow.jobs.estimate import plan_of
+from shadow.front import sparse
+from shadow.jobs import calibration, checks, fitting, ingredients, keys, loading, method, stores
+from shadow.jobs.estimate import estimate_of
 from shadow.models.kinds import find_sites
 from shadow.models.sites import watch
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed
+from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
-from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.prompt import PromptActivation
 from shadow.traces.store import (
     EMBEDDINGS,
@@ -57,12 +57,15 @@ SMALL = (
     "traces.batch_size=5",
     "traces.shard_windows=10",
     "traces.tokens_per_window=6",
+    *QUIET,
+)
+NET = (
+    *SMALL,
     "predictor.epochs=6",
     "predictor.batch_size=16",
     "predictor.rank=4",
     "predictor.hidden=16",
     "predictor.depth=1",
-    *QUIET,
 )
 STORE = (
     "model=tiny-llama",
@@ -140,7 +143,7 @@ def score(composed):
     def run(*overrides: str) -> dict:
         cfg = composed("evaluate", "make_missing=true", *overrides)
         checks.check_scorer(cfg)
-        scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
+        scorer = ingredients.get_scorer(cfg, loading.load_lm(cfg), [])
         assert isinstance(scorer, Fixed)
         return scorer.scores
 
@@ -334,7 +337,7 @@ def test_deviations_are_collected_from_the_stores_own_means(collect, composed, e
     store = collect(asked)
     lm = loading.load_lm(composed("train"))
     means = read_means(store.folder)
-    window = settings.calibration_data(composed("train")).examples(lm)[7]
+    window = calibration.calibration_data(composed("train")).examples(lm)[7]
     found = {}
 
     def receive(name, site, seen):
@@ -379,7 +382,7 @@ def test_a_predictor_of_fewer_windows_is_the_same_from_a_larger_store(composed, 
 
     def fit(*more):
         cfg = composed("train", *overrides, *more)
-        return fits.get_predictor(cfg, loading.load_lm(cfg), [])
+        return fitting.get_predictor(cfg, loading.load_lm(cfg), [])
 
     larger = fit(*SEVENTY)
     of_more = fit(*FORTY)
@@ -638,10 +641,10 @@ def fit(compose, shelf):
     """fit(*overrides): the folder of the predictor of these settings, fitted as far as it is not there."""
 
     def run(*overrides: str) -> Path:
-        cfg = compose("train", *SMALL, *overrides)
+        cfg = compose("train", *NET, *overrides)
         lm = loading.load_lm(cfg)
-        shelf(settings.traces_folder(cfg), lambda: stores.get_traces(cfg, lm))
-        return fits.get_predictor(cfg, lm, [])
+        shelf(keys.traces_folder(cfg), lambda: stores.get_traces(cfg, lm))
+        return fitting.get_predictor(cfg, lm, [])
 
     return run
 
@@ -651,7 +654,7 @@ def fitted(compose, fit, shelf):
     """fitted(*overrides): the same, perhaps fitted for an earlier test."""
 
     def run(*overrides: str) -> Path:
-        folder = settings.predictor_folder(compose("train", *SMALL, *overrides))
+        folder = keys.predictor_folder(compose("train", *NET, *overrides))
         shelf(folder, lambda: fit(*overrides))
         return folder
 
@@ -693,7 +696,7 @@ def test_the_size_of_a_predictor_is_reported_in_parameters_and_as_share_of_the_m
 ):
     folder = fitted(f"predictor={predictor}")
     config = json.loads((folder / "config.json").read_text())
-    lm = loading.load_lm(compose("train", *SMALL))
+    lm = loading.load_lm(compose("train", *NET))
     taps = {"unified": 1, "layerwise": 3}[predictor]
     down = taps * (32 * 4 + 4)  # state to rank, and a bias
     down += taps * (32 * 16 + 16 + 16 * 4)  # state to rank by a hidden layer
@@ -705,9 +708,9 @@ def test_the_size_of_a_predictor_is_reported_in_parameters_and_as_share_of_the_m
 def test_a_predictor_carries_the_means_of_its_store(fit, compose):
     """They are no parameters of it."""
     folder = fit()
-    cfg = compose("train", *SMALL)
-    means = read_means(settings.traces_folder(cfg))
-    loaded = fits.load_predictor(folder, loading.load_lm(cfg))
+    cfg = compose("train", *NET)
+    means = read_means(keys.traces_folder(cfg))
+    loaded = fitting.load_predictor(folder, loading.load_lm(cfg))
     assert loaded.means.keys() == means.keys() == {(n, kind) for n in range(4) for kind in ("head", "neuron")}
     assert all(torch.equal(loaded.means[unit], values) for unit, values in means.items())
     assert json.loads((folder / "config.json").read_text())["means"] == 4 * (32 + 64)
@@ -733,7 +736,7 @@ def test_a_loaded_predictor_says_what_the_trained_one_said(fit, compose, monkeyp
         PredictorModule, "configure_optimizers", lambda self: nets.append(self.net) or setup(self)
     )
     folder = fit()
-    loaded = fits.load_predictor(folder, loading.load_lm(compose("train", *SMALL)))
+    loaded = fitting.load_predictor(folder, loading.load_lm(compose("train", *NET)))
     states = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
     for unit, values in Predicted(nets[0], "scores").at(1, states, None).items():
         assert torch.equal(loaded.at(1, states, None)[unit], values)
@@ -756,7 +759,7 @@ def test_the_config_of_a_predictor_that_looks_ahead_says_so(fitted, compose):
     folder = fitted("predictor=layerwise", "predictor.ahead=1", "predictor.epochs=1")
     config = json.loads((folder / "config.json").read_text())
     assert (config["taps"], config["ahead"]) == ([0, 1, 2], 1)
-    loaded = fits.load_predictor(folder, loading.load_lm(compose("train", *SMALL)))
+    loaded = fitting.load_predictor(folder, loading.load_lm(compose("train", *NET)))
     assert (loaded.taps, loaded.first) == ([0, 1, 2], 1)
 
 
@@ -766,7 +769,7 @@ RIDGE = ("predictor=ridge", "predictor.epochs=0", "predictor.depth=0")
 @pytest.mark.parametrize("taps", [[1], [1, 3]], ids=str)
 def test_the_ridge_is_the_closed_form_of_the_training_rows(fit, compose, taps):
     folder = fit(*RIDGE, f"predictor.taps={taps}", "predictor.rank=99")
-    cfg = compose("train", *SMALL, *RIDGE)
+    cfg = compose("train", *NET, *RIDGE)
     store = stores.get_traces(cfg, loading.load_lm(cfg))
     data = TraceData([store], "l2_norm", taps, Reading("token", "state", FEATURES), 0.1, 16, cfg.seed)
     net = TapNet(taps, 4, 32, {"head": 4, "neuron": 64}, NetShape(32, 1, 0))
@@ -790,22 +793,19 @@ def test_a_fit_without_descent_has_the_metrics_of_one_with_it_and_is_found_again
 
 @pytest.mark.parametrize("predictor", ["unified", "layerwise", "dejavu", "linear_heads", "ridge"])
 def test_a_plan_tells_the_size_that_the_fitted_predictor_has(fitted, compose, predictor):
-    job = (
-        (f"predictor={predictor}", "predictor.epochs=0")
-        if predictor == "ridge"
-        else (f"predictor={predictor}",)
-    )
+    closed = ("predictor.epochs=0", "predictor.depth=0") if predictor == "ridge" else ()
+    job = (f"predictor={predictor}", *closed)
     config = json.loads((fitted(*job) / "config.json").read_text())
-    assert plan_of(compose("train", *SMALL, *job))["predictor_parameters"] == config["parameters"]
+    assert estimate_of(compose("train", *NET, *job))["predictor_parameters"] == config["parameters"]
 
 
 def test_a_plan_tells_the_size_of_a_net_that_attends_and_of_what_it_reads(fit, compose):
     job = ("predictor=unified_sequence", "predictor.epochs=1", "sparsity.decided_at=prompt")
     config = json.loads((fit(*job) / "config.json").read_text())
-    cfg = compose("train", *SMALL, *job)
-    told = plan_of(cfg)
+    cfg = compose("train", *NET, *job)
+    told = estimate_of(cfg)
     assert told["predictor_parameters"] == config["parameters"]
-    files = sorted(settings.traces_folder(cfg).glob(f"{EMBEDDINGS}-*"))
+    files = sorted(keys.traces_folder(cfg).glob(f"{EMBEDDINGS}-*"))
     assert len(files) == 2
     stored = sum(values.nbytes for file in files for values in load_file(file).values())
     assert told["bytes"][EMBEDDINGS] == stored
@@ -816,15 +816,15 @@ ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "pr
 
 @pytest.mark.parametrize("fill", ["zero", "mean"])
 def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_before_leave(fit, compose, fill):
-    asked = (*ROUNDS, f"sparsity.fill={fill}")
+    asked = (*ROUNDS, f"sparsity.stand_in={fill}")
     first, second = fit(*asked), fit(*asked, "predictor.rounds=1")
-    cfg = compose("train", *SMALL, *asked)
+    cfg = compose("train", *NET, *asked)
     lm = loading.load_lm(cfg)
     dense = stores.get_traces(cfg, lm)
     rows = torch.arange(dense.count("token"))
     of_dense = dense.read("token", FEATURES, "state", rows)[:, [dense.taps.index(1), dense.taps.index(3)]]
     for level in (0.25, 0.75):
-        pruned = Traces(settings.pruned_folder(cfg, level))
+        pruned = Traces(keys.pruned_folder(cfg, level))
         assert (pruned.taps, pruned.criteria) == ([1, 3], [])
         for name in ("window", "position"):
             assert torch.equal(
@@ -832,12 +832,12 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
             )
         states = pruned.read("token", FEATURES, "state", rows)
         assert torch.equal(states[:, 0], of_dense[:, 0])  # nothing is pruned before the first tap
-        predictor = fits.load_predictor(first, lm)
+        predictor = fitting.load_predictor(first, lm)
         seen = in_one_pass(
             lm,
             predictor,
             level,
-            settings.calibration_data(cfg).examples(lm),
+            calibration.calibration_data(cfg).examples(lm),
             predictor.means if fill == "mean" else None,
         )
         windows, positions = (dense.read("token", FEATURES, name, rows) for name in ("window", "position"))
@@ -849,37 +849,35 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
 
 
 def test_the_last_round_alone_is_logged(compose, monkeypatch, tmp_path):
-    cfg = compose("train", *SMALL, *ROUNDS, "predictor.rounds=2", "predictor.levels=[0.5]")
-    logged, fit = {}, fits.fit
+    cfg = compose("train", *NET, *ROUNDS, "predictor.rounds=2", "predictor.levels=[0.5]")
+    logged, fit = {}, fitting.fit
 
     def noted(cfg, lm, store, pruned, folder, loggers):
         logged[cfg.predictor.rounds] = list(loggers)
         fit(cfg, lm, store, pruned, folder, loggers)
 
-    monkeypatch.setattr(fits, "fit", noted)
+    monkeypatch.setattr(fitting, "fit", noted)
     mine = CSVLogger(tmp_path)
-    fits.get_predictor(cfg, loading.load_lm(cfg), [mine])
+    fitting.get_predictor(cfg, loading.load_lm(cfg), [mine])
     assert logged == {0: [], 1: [], 2: [mine]}
 
 
 def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both(fit, compose):
     job = (*ROUNDS, "predictor.levels=[0.5]")
     rounds = [fit(*job, f"predictor.rounds={n}") for n in (0, 1, 2)]
-    lm = loading.load_lm(compose("train", *SMALL))
-    folders = [
-        settings.pruned_folder(compose("train", *SMALL, *job, f"predictor.rounds={n}"), 0.5) for n in (0, 1)
-    ]
-    examples = settings.calibration_data(compose("train", *SMALL)).examples(lm)
+    lm = loading.load_lm(compose("train", *NET))
+    folders = [keys.pruned_folder(compose("train", *NET, *job, f"predictor.rounds={n}"), 0.5) for n in (0, 1)]
+    examples = calibration.calibration_data(compose("train", *NET)).examples(lm)
     for folder, before in zip(folders, rounds[:2], strict=True):
         pruned = Traces(folder)
         rows = torch.arange(pruned.count("token"))
         windows, positions = (pruned.read("token", FEATURES, name, rows) for name in ("window", "position"))
-        seen = in_one_pass(lm, fits.load_predictor(before, lm), 0.5, examples, None)
+        seen = in_one_pass(lm, fitting.load_predictor(before, lm), 0.5, examples, None)
         states = pruned.read("token", FEATURES, "state", rows)[:, 1]
         torch.testing.assert_close(states, seen[windows, positions], rtol=1e-3, atol=1e-3)
     rows_of = [json.loads((folder / "config.json").read_text())["rows"]["train"] for folder in rounds]
     assert rows_of == [rows_of[0], 2 * rows_of[0], 2 * rows_of[0]]
-    told = plan_of(compose("train", *SMALL, *job, "predictor.rounds=2"))
+    told = estimate_of(compose("train", *NET, *job, "predictor.rounds=2"))
     files = [file for folder in folders for file in folder.glob(f"{FEATURES}-*")]
     stored = sum(values.nbytes for file in files for values in load_file(file).values())
     assert (told["pruned_passes"], told["pruned_bytes"]) == (2, stored)
@@ -909,18 +907,18 @@ def test_a_later_round_prunes_heads_or_their_groups_as_plans_are_to_do(fit, comp
         *ROUNDS,
         "predictor.kinds=[head]",
         "predictor.levels=[0.75]",  # three of four heads, or one of two groups
-        "sparsity.fill=zero",
+        "sparsity.stand_in=zero",
         f"sparsity.head_unit={head_unit}",
     )
     first, _ = fit(*asked), fit(*asked, "predictor.rounds=1")
-    cfg = compose("train", *SMALL, *asked)
+    cfg = compose("train", *NET, *asked)
     lm = loading.load_lm(cfg)
-    pruned, predictor = Traces(settings.pruned_folder(cfg, 0.75)), fits.load_predictor(first, lm)
+    pruned, predictor = Traces(keys.pruned_folder(cfg, 0.75)), fitting.load_predictor(first, lm)
     rows = torch.arange(pruned.count("token"))
     states, windows, positions = (
         pruned.read("token", FEATURES, name, rows) for name in ("state", "window", "position")
     )
-    examples = settings.calibration_data(cfg).examples(lm)
+    examples = calibration.calibration_data(cfg).examples(lm)
     for unit in ("query", "group"):
         seen = in_one_pass(lm, predictor, 0.75, examples, None, unit)[windows, positions]
         assert torch.allclose(states[:, 1], seen, rtol=1e-3, atol=1e-4) == (unit == head_unit)
@@ -953,7 +951,7 @@ def test_a_predictor_learns_from_ranks_what_it_learns_from_half_precision(compos
     for dtype in ("float16", "ranks"):
         cfg = compose(
             "train",
-            *SMALL,
+            *NET,
             "model.source.neurons=512",  # more than 256: else ranks are not used
             "data.windows=60",
             "data.tokens=24",
@@ -962,7 +960,7 @@ def test_a_predictor_learns_from_ranks_what_it_learns_from_half_precision(compos
             "predictor.batch_size=128",
             f"traces.dtype={dtype}",
         )
-        folder = fits.get_predictor(cfg, loading.load_lm(cfg), [])
+        folder = fitting.get_predictor(cfg, loading.load_lm(cfg), [])
         found[dtype] = json.loads((folder / "config.json").read_text())["metrics"]
         assert found[dtype]["val/loss"] < found[dtype]["val/static_loss"]
     for name in ("val/recall@50", "val/static_recall@50"):
@@ -1076,9 +1074,9 @@ def test_a_checkpoint_that_a_kill_left_half_written_does_not_stop_the_rerun(fitt
 
 def test_the_static_scorer_is_the_mean_over_the_calibration_windows(compose):
     cfg = compose("evaluate", *SMALL, "predictor=static", "criterion=fisher")
-    scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
+    scorer = ingredients.get_scorer(cfg, loading.load_lm(cfg), [])
     assert isinstance(scorer, Fixed)
-    store = Traces(settings.traces_folder(cfg))
+    store = Traces(keys.traces_folder(cfg))
     for kind in ("head", "neuron"):
         mean = store.read("window", "fisher", kind, torch.arange(20)).mean(0)
         for layer in range(4):
@@ -1103,16 +1101,16 @@ def test_scores_drawn_at_random_need_no_traces(score, composed, artifacts):
 
 def test_the_oracle_has_the_criterion_that_is_asked_for(compose):
     cfg = compose("evaluate", *SMALL, "predictor=oracle", "criterion=grad_norm")
-    scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
+    scorer = ingredients.get_scorer(cfg, loading.load_lm(cfg), [])
     assert isinstance(scorer, Oracle)
     assert (scorer.criterion, scorer.loss) == ("grad_norm", "answer")
     cfg = compose("evaluate", *SMALL, "predictor=oracle", "traces.loss=next_token")
-    assert scorers.get_scorer(cfg, loading.load_lm(cfg), []).loss == "next_token"
+    assert ingredients.get_scorer(cfg, loading.load_lm(cfg), []).loss == "next_token"
 
 
 def test_a_prompt_is_scored_by_the_criterion_that_is_asked_for(compose, artifacts):
     cfg = compose("evaluate", *SMALL, "predictor=prompt_activation", "criterion=griffin")
-    scorer = scorers.get_scorer(cfg, loading.load_lm(cfg), [])
+    scorer = ingredients.get_scorer(cfg, loading.load_lm(cfg), [])
     assert isinstance(scorer, PromptActivation)
     assert scorer.criterion == "griffin"
     assert not artifacts.exists()
@@ -1122,26 +1120,27 @@ def test_a_prompt_is_scored_by_the_criterion_that_is_asked_for(compose, artifact
 def test_a_copy_of_weights_has_the_rank_that_is_asked_for_and_the_static_scorers_heads(compose, criterion):
     cfg = compose("evaluate", *SMALL, "predictor=svd", "predictor.rank=3", f"criterion={criterion}")
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
+    scorer = ingredients.get_scorer(cfg, lm, [])
     assert isinstance(scorer, LowRankCopy)
     assert scorer.parameters == 3 * 2 * 3 * (32 + 64)
     cfg = compose("evaluate", *SMALL, "predictor=static", f"criterion={criterion}")
-    static = scorers.get_scorer(cfg, lm, []).scores
+    static = ingredients.get_scorer(cfg, lm, []).scores
     for layer in range(1, 4):
         assert torch.equal(scorer.heads[layer], static[layer, "head"])
 
 
 def test_means_stand_in_for_what_is_dropped_if_that_is_asked_for(compose, artifacts, batch):
     """Whatever the scorer; one that needs no traces of its own gets a store of the means alone."""
-    cfg = compose("evaluate", *SMALL, "predictor=random", "sparsity.fill=mean")
+    cfg = compose("evaluate", *SMALL, "predictor=random", "sparsity.stand_in=mean")
     lm = loading.load_lm(cfg)
-    fill = stores.get_fill(cfg, lm)
-    assert set(read_manifest(settings.traces_folder(cfg))["parts"]) == {MEANS}
-    for unit, values in read_means(settings.traces_folder(cfg)).items():
+    fill = stores.get_stand_in(cfg, lm)
+    assert set(read_manifest(keys.traces_folder(cfg))["parts"]) == {MEANS}
+    for unit, values in read_means(keys.traces_folder(cfg)).items():
         assert torch.equal(fill[unit], values)
     zero = compose("evaluate", *SMALL, "predictor=random")
-    assert stores.get_fill(zero, lm) is None
-    assert stores.get_fill(compose("evaluate", *SMALL, "sparsity.fill=mean", "sparsity.level=0"), lm) is None
+    assert stores.get_stand_in(zero, lm) is None
+    dense = compose("evaluate", *SMALL, "sparsity.stand_in=mean", "sparsity.level=0")
+    assert stores.get_stand_in(dense, lm) is None
     store = stores.get_traces(compose("train", *SMALL), lm)  # and grows to a whole one
     assert set(store.manifest["parts"]) == {MEANS, FEATURES, "l2_norm"}
     assert store.windows == 20
@@ -1151,15 +1150,15 @@ def test_means_stand_in_for_what_is_dropped_if_that_is_asked_for(compose, artifa
 def test_a_scorer_that_looks_ranks_deviations_from_the_stores_means(compose, predictor):
     cfg = compose("evaluate", *SMALL, f"predictor={predictor}", "criterion=l2_deviation")
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
-    for unit, values in read_means(settings.traces_folder(cfg)).items():
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    for unit, values in read_means(keys.traces_folder(cfg)).items():
         assert torch.equal(scorer.means[unit], values)
 
 
 def test_random_scores_follow_the_seed(compose):
     def scores(seed):
         cfg = compose("evaluate", *SMALL, "predictor=random", f"seed={seed}")
-        return scorers.get_scorer(cfg, loading.load_lm(cfg), []).scores
+        return ingredients.get_scorer(cfg, loading.load_lm(cfg), []).scores
 
     assert torch.equal(scores(1)[1, "neuron"], scores(1)[1, "neuron"])
     assert not torch.equal(scores(1)[1, "neuron"], scores(2)[1, "neuron"])
@@ -1169,7 +1168,7 @@ def test_random_scores_follow_the_seed(compose):
 def test_the_dense_model_needs_neither_traces_nor_a_predictor(compose, artifacts, predictor, batch, dense):
     cfg = compose("evaluate", *SMALL, f"predictor={predictor}", "sparsity.level=0")
     lm = loading.load_lm(cfg)
-    with sparse(lm.model, scorers.get_scorer(cfg, lm, []), settings.policy_of(cfg)) as run:
+    with sparse(lm.model, ingredients.get_scorer(cfg, lm, []), method.policy_of(cfg)) as run:
         assert torch.equal(run.logits(batch), dense(lm, batch))
     assert not artifacts.exists()
 
@@ -1188,7 +1187,7 @@ def test_a_predictor_of_other_weights_is_refused(fitted, compose):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"weights": "0" * 16}))
     with pytest.raises(UserError, match="other weights"):
-        fits.load_predictor(folder, loading.load_lm(compose("train", *SMALL)))
+        fitting.load_predictor(folder, loading.load_lm(compose("train", *NET)))
 
 
 def test_the_digest_tells_weights_apart(make_lm):

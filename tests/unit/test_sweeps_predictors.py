@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from run_records import csv_rows, write_job
 
-from shadow.jobs import checks, settings
+from shadow.jobs import checks
+from shadow.jobs.method import is_trained
 from sweeps.predictors import COLUMNS, Survey, find_surveys, front
 from sweeps.predictors_plot import draw
 from sweeps.predictors_report import rebuild, summary, table
@@ -40,8 +41,8 @@ def write_point(
         level,
         scorer,
         samples={"perplexity": [x + nats for x in DENSE]},
-        overrides=(f"contender=[{scorer},{size},token]", f"measure.dense_fed={dense_fed}"),
-        settings={"measure": {"windows": 4, "dense_fed": dense_fed}},
+        overrides=(f"contender=[{scorer},{size},token]", f"predictor.dense_fed={dense_fed}"),
+        settings={"measure": {"windows": 4}, "predictor": {"dense_fed": dense_fed}},
         predictor=net,
         **job,
     )
@@ -187,10 +188,9 @@ def test_every_contender_is_a_predictor_of_its_option_with_its_taps_and_rank(
         checks.check_predictor(cfg)
         swept = OmegaConf.to_container(cfg.predictor, resolve=True)
         option = OmegaConf.to_container(compose("evaluate", f"predictor={name}").predictor, resolve=True)
-        if name in settings.NETS:
-            option |= {"taps": taps} if option["mlp"] else {"taps": taps, "rank": rank}
+        if is_trained(cfg):
+            option |= {"taps": taps, "dense_fed": dense_fed} | ({} if option["mlp"] else {"rank": rank})
         assert swept == option
-        assert cfg.measure.dense_fed == dense_fed
         assert cfg.sparsity.decided_at == decided_at
 
 

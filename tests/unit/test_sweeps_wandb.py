@@ -10,7 +10,7 @@ import wandb
 import yaml
 from run_records import write_job
 
-from shadow.jobs import checks, settings
+from shadow.jobs import checks, method
 from sweeps import __main__, wandb_report
 from sweeps.rebuild import Rebuilt, rebuild
 from sweeps.records import RecordError
@@ -40,7 +40,7 @@ def test_the_command_of_a_wandb_sweep_composes(file: Path, compose: Callable) ->
     first, last = [compose(script, *words) for words in words_of(sweep)]
     for cfg in (first, last):
         checks.check_predictor(cfg)
-        settings.policy_of(cfg)
+        method.policy_of(cfg)
         assert "wandb" in cfg.logger
     assert first != last
 

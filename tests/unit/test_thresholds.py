@@ -9,12 +9,22 @@ import torch
 from shadow.artifacts import hub
 from shadow.data.batches import batched
 from shadow.errors import UserError
-from shadow.front import sparse
 from shadow.fit import thresholds
 from shadow.fit.thresholds import learn, threshold
-from shadow.jobs import checks, loading, measures, points, scorers, settings
-from shadow.models.sites import KINDS
+from shadow.front import sparse
+from shadow.jobs import (
+    calibration,
+    checks,
+    ingredients,
+    keys,
+    loading,
+    measures,
+    point_records,
+    policies,
+    predictor_curve,
+)
 from shadow.models.kinds import find_sites
+from shadow.models.sites import KINDS
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
@@ -210,14 +220,14 @@ def job(compose, *overrides):
 def test_thresholds_are_learnt_once_and_found_again(compose, monkeypatch):
     cfg = job(compose)
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
-    first = scorers.get_policy(cfg, lm, scorer, None)
-    kept = json.loads(settings.budgets_file(cfg).read_text())
-    assert (kept["windows"], kept["passes"]) == (4, 1)
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    first = policies.get_policy(cfg, lm, scorer, None)
+    kept = json.loads(keys.budgets_file(cfg).read_text())
+    assert kept["windows"] == 4
     assert first.thresholds.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in KINDS}
     assert first.levels is None
     monkeypatch.setattr(thresholds, "learn", None)
-    assert scorers.get_policy(cfg, lm, scorer, None) == first
+    assert policies.get_policy(cfg, lm, scorer, None) == first
     checks.check_scorer(compose("evaluate", *SMALL))
 
 
@@ -226,18 +236,20 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
 
     def measured(*overrides):
         cfg = job(compose, *net, "sparsity.level=0.25", *overrides)
-        policy = scorers.get_policy(cfg, lm, scorer, scorer.means or None)
-        told = {"code": "c0de", "content": measures.content_of(cfg), "achieved": {}, "metrics": {}}
-        points.tell(cfg, told)
+        policy = policies.get_policy(cfg, lm, scorer, scorer.means or None)
+        unread = {"skipped": 0.25, "skipped_of_layers": 0.25}
+        told = {"content": measures.content_of(cfg), "achieved": {}, "bytes": unread, "metrics": {}}
+        told["commit"] = {"sha": None}
+        predictor_curve.add_to_curve(cfg, told)
         return policy
 
     cfg = job(compose, *net)
     lm = loading.load_lm(cfg)
-    scorer = scorers.get_scorer(cfg, lm, [])
-    folder = settings.predictor_folder(cfg)
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    folder = keys.predictor_folder(cfg)
     for other in ("sparsity.kinds=[head]", "sparsity.min_units=2", "sparsity.dense_layers=[0,1]"):
         measured(other)
-    measured("sparsity.fill=mean")
+    measured("sparsity.stand_in=mean")
     assert hub.load_predictor(folder).policies == {}
     learnt = measured()
     assert hub.load_predictor(folder).policy(0.25).thresholds == learnt.thresholds
@@ -253,7 +265,7 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
 def test_a_threshold_of_minus_infinity_is_found_again(compose):
     cfg = job(compose, "sparsity.min_units=100000")
     lm = loading.load_lm(cfg)
-    policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
+    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
     assert set(policy.thresholds.values()) == {-math.inf}
 
 
@@ -261,7 +273,7 @@ def test_the_dense_model_needs_no_thresholds(compose, artifacts):
     cfg = compose("evaluate", *SMALL, "sparsity.level=0", "predictor=static")
     checks.check_scorer(cfg)
     lm = loading.load_lm(cfg)
-    policy = scorers.get_policy(cfg, lm, scorers.get_scorer(cfg, lm, []), None)
+    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
     assert policy.thresholds is None
     assert not artifacts.exists()
 
@@ -269,7 +281,7 @@ def test_the_dense_model_needs_no_thresholds(compose, artifacts):
 def test_points_know_the_thresholds(compose):
     def key(*overrides):
         cfg = job(compose, *overrides)
-        return points.settings_of(cfg, {"code": "code", "content": measures.content_of(cfg)})
+        return point_records.settings_of(cfg, {"content": measures.content_of(cfg)})
 
     assert key() != key("sparsity.budget_windows=3")
     assert key() != key("sparsity=layer")
@@ -284,7 +296,7 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
         return compose("evaluate", *data, *overrides)
 
     def learnt(*overrides):
-        return settings.budget_data(asked(*overrides))
+        return calibration.budget_data(asked(*overrides))
 
     few = learnt()
     none = learnt("sparsity.budget_fewshot=0")
@@ -293,17 +305,8 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
     assert [example.ids[example.prompt :] for example in none.examples(lm)] == [
         example.ids[example.prompt :] for example in few.examples(lm)
     ]
-    files = {settings.budgets_file(asked(f"sparsity.budget_fewshot={n}")) for n in ("null", 0, 1)}
+    files = {keys.budgets_file(asked(f"sparsity.budget_fewshot={n}")) for n in ("null", 0, 1)}
     assert len(files) == 3
-
-
-def test_what_learns_no_thresholds_asks_for_no_shots(compose):
-    def key(*overrides):
-        measured = ("measure.perplexity=false", "measure.choices=false", "sparsity=layer", *overrides)
-        cfg = compose("evaluate", *OF_TASKS, *measured)
-        return points.settings_of(cfg, {"code": "code", "content": measures.content_of(cfg)})
-
-    assert key() == key("sparsity.budget_fewshot=0")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from shadow.executors.cpu.products import across, along
 from shadow.executors.cpu.storage import Rows, read
 from shadow.executors.cpu.weights import Norms, Weights
 from shadow.executors.families import Sizes
-from shadow.models.sites import Kind, SiteKey
+from shadow.models.sites import SiteKey
 
 Keep = Callable[[SiteKey], Tensor | None]  # bool [U] or [B, 1 or T, U] of a layer's kind; None: all stay
 Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, T, E], just before it

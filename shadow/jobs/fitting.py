@@ -16,29 +16,19 @@ from shadow.artifacts import hub
 from shadow.criteria import BESIDE_MEANS
 from shadow.errors import UserError
 from shadow.fit.checkpoints import WholeCheckpoints
-from shadow.fit.module import Descent, PredictorModule, TraceData
+from shadow.fit.module import PredictorModule, TraceData
+from shadow.jobs.config import STRATEGIES, model_label
+from shadow.jobs.keys import predictor_folder, predictor_settings, pruned_folder, pruned_settings
 from shadow.jobs.loading import require_weights
 from shadow.jobs.memory import keep_memory
+from shadow.jobs.method import net_of, stand_in_of
 from shadow.jobs.run import versions
-from shadow.jobs.settings import (
-    STRATEGIES,
-    fill_of,
-    model_label,
-    objectives_of,
-    predictor_folder,
-    predictor_kinds,
-    predictor_settings,
-    predictor_shape,
-    predictor_taps,
-    pruned_folder,
-    pruned_settings,
-    reads,
-)
 from shadow.jobs.stores import complete, get_means, get_traces, keeping_of, open_store, taking_turns
 from shadow.models.kinds import find_sites, width_of
 from shadow.models.load import LM
 from shadow.models.sites import column_norms
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Mean, Zero
 from shadow.scorers.nets import TapNet
 from shadow.scorers.predicted import Predicted
 from shadow.traces import store as traces
@@ -62,22 +52,22 @@ def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
 def get_pruned_states(cfg: DictConfig, lm: LM) -> list[Traces]:
     """Of the windows and tokens of `get_traces`, the states that the predictor of the round before leaves of
     them: a store for each of `predictor.levels`. Its fit is not logged: the steps of rounds would mix."""
-    if cfg.predictor.rounds == 0:
+    if net_of(cfg).rounds == 0:
         return []
     before = cfg.copy()
     before.predictor.rounds -= 1
     predictor = load_predictor(get_predictor(before, lm, []), lm)
     stores = []
-    fill = get_means(cfg, lm) if fill_of(cfg) == "mean" else None
+    stand_in = Mean(get_means(cfg, lm)) if stand_in_of(cfg) == "mean" else Zero()
     keeping = replace(keeping_of(cfg, lm), taps=predictor.taps)
     for level in cfg.predictor.levels:
         policy = SparsityPolicy(
             level,
             dense_layers=predictor.dense_layers,
-            kinds=predictor.kinds,
+            kinds=predictor.net.kinds,
             head_unit=cfg.sparsity.head_unit,
         )
-        collector = PrunedStates(lm.model, keeping, predictor, policy, fill)
+        collector = PrunedStates(lm.model, keeping, predictor, policy, stand_in)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
         manifest = complete(cfg, lm, folder, settings, [traces.FEATURES], collector)
         stores.append(open_store(cfg, folder, manifest))
@@ -88,34 +78,33 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     """pruned: stores of states of the same rows, to learn from beside those of `store`."""
     start = time.monotonic()
     keep_memory()
-    settings, facts = cfg.predictor, store.manifest
-    reading = reads(cfg)
-    taps, kinds = predictor_taps(cfg, facts["layers"]), predictor_kinds(cfg)
+    recipe, facts = net_of(cfg), store.manifest
+    reading = recipe.reading(cfg.sparsity.decided_at)
+    taps, kinds = recipe.taps_in(facts["layers"]), recipe.scored
     data = TraceData(
         [store, *pruned],
         cfg.criterion.name,
         taps,
         reading,
-        settings.val_share,
-        settings.batch_size,
+        recipe.val_share,
+        recipe.batch_size,
         cfg.seed,
-        settings.ahead,
+        recipe.ahead,
         kinds,
     )
     torch.manual_seed(cfg.seed)  # the net starts alike whatever ran before
     units = {kind: facts["units"][kind] for kind in kinds}
-    width = width_of(lm.model, settings.source)
-    net = TapNet(taps, facts["layers"], width, units, predictor_shape(cfg), settings.ahead)
-    descent = Descent(**{name: settings[name] for name in Descent._fields})
+    width = width_of(lm.model, recipe.source)
+    net = TapNet(taps, facts["layers"], width, units, recipe.shape(), recipe.ahead)
     norms = column_norms(find_sites(lm.model))
-    module = PredictorModule(net, objectives_of(cfg), descent, norms)
-    log.info("fitting %s on %d %s rows -> %s", settings.name, len(data.train), reading.rows, folder)
+    module = PredictorModule(net, recipe.objectives(), recipe.descent(), norms)
+    log.info("fitting %s on %d %s rows -> %s", cfg.predictor.name, len(data.train), reading.rows, folder)
     last = folder / "last.ckpt"
     if last.is_file() and not zipfile.is_zipfile(last):
         log.warning("%s is damaged: the fit begins anew", last)
         last.unlink()
     if not last.is_file():
-        module.start(data, settings.ridge)
+        module.start(data, recipe.ridge)
     keeper = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
     extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
     trainer: pl.Trainer = instantiate(
@@ -126,8 +115,8 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         plugins=[WholeCheckpoints()],
         use_distributed_sampler=False,  # the data share their rows out themselves
     )
-    require_shares(settings.batch_size, trainer.world_size)
-    if settings.epochs:
+    require_shares(recipe.batch_size, trainer.world_size)
+    if recipe.epochs:
         trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -138,11 +127,11 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         "model": model_label(cfg),
         "settings": predictor_settings(cfg),
         "taps": taps,
-        "ahead": settings.ahead,
+        "ahead": recipe.ahead,
         "kinds": kinds,
         "net": net.shape._asdict(),
-        "pooling": settings.pooling,
-        "source": settings.source,
+        "pooling": recipe.pooling,
+        "source": recipe.source,
         "deviates": cfg.criterion.name in BESIDE_MEANS,
         "width": width,
         **{key: facts[key] for key in ("layers", "units", "weights")},

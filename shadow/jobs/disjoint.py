@@ -1,0 +1,32 @@
+"""That nothing is measured on what plans were calibrated on."""
+
+from omegaconf import DictConfig
+
+from shadow.errors import UserError
+from shadow.jobs.calibration import calibration_data, needs_means, needs_traces
+from shadow.jobs.measure_checks import running_text
+from shadow.jobs.method import is_trained, learns_budgets
+
+
+def check_disjoint(cfg: DictConfig) -> None:
+    """Refuse to measure on what was calibrated on. Of tasks lm-eval's splits see to that."""
+    measure = cfg.measure
+    calibrated = is_trained(cfg) or needs_traces(cfg) or needs_means(cfg) or learns_budgets(cfg)
+    if cfg.sparsity.level == 0 or not calibrated:
+        return
+    if "tasks" in cfg.data or not (measure.perplexity or measure.choices):
+        return
+    seen, texts = set(calibration_data(cfg).documents("train")), running_text(cfg)
+    lengths = {
+        "perplexity": measure.tokens,
+        "choices": measure.context_tokens + measure.continuation_tokens,
+    }
+    # of fewer bytes than tokens no window is cut: titles and empty lines may stand in both
+    shortest = min(tokens for name, tokens in lengths.items() if measure[name])
+    both = sum(text in seen and len(text.encode()) >= shortest for text in texts)
+    if both:
+        measured = "data.eval" if measure.text is None else "measure.text"
+        raise UserError(
+            f"{measured} must have no document of data.train, by which plans are calibrated, and {both} of "
+            f"its {len(texts)} are such: take them out of either file, or give another"
+        )

@@ -1,0 +1,153 @@
+"""What decides a result: all settings but those that say where, as they name it, and where it lies."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from shadow.artifacts.files import key_of
+from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
+from shadow.jobs.config import data_label, model_label, plain
+from shadow.jobs.method import is_trained, net_of, policy_of, stand_in_of
+from shadow.models.load import describe_folder
+
+# a change of code that changes what one of them holds makes a new name; nothing else of the code is in a name
+TRACE_FORMAT, PREDICTOR_FORMAT, POINT_FORMAT = 2, 3, 3
+
+# settings that decide no figure, each with the reason; every other one is in a name
+WHERE: dict[str, dict[str, str]] = {
+    "model": {
+        "path": "the folder's content counts, in place of the source",
+        "shape": "follows from the source",
+        "device_map": "on which devices",
+    },
+    "source": {"cache": "a place", "install": "a hint for people"},
+    "data": {
+        "train": "the file's content counts",
+        "eval": "the file's content counts",
+        "root": "the files' content counts",
+        **dict.fromkeys(GROWS, "a store of fewer becomes one of more; counts as `size` in all else"),
+    },
+    "traces": {
+        "criteria": "a store is added what it misses; counts as `criterion` in all else",
+        "batch_size": "how it is computed",
+    },
+    "trainer": {
+        "_target_": "always Lightning's",
+        "accelerator": "on which devices",
+        "devices": "their batches together are those of one",
+        "num_nodes": "their batches together are those of one",
+        "strategy": "on which devices",
+        "default_root_dir": "a place",
+        "log_every_n_steps": "what is shown",
+        "enable_model_summary": "what is shown",
+    },
+    "measure": {
+        "root": "the files' content counts",
+        "text": "the file's content counts",
+        "column": "the file's content counts",
+    },
+}
+
+
+def counted(cfg: DictConfig, group: str) -> dict[str, Any]:
+    """The settings of a group without those of WHERE."""
+    return {name: value for name, value in plain(cfg[group]).items() if name not in WHERE.get(group, {})}
+
+
+def model_settings(cfg: DictConfig) -> dict[str, Any]:
+    settings = counted(cfg, "model")
+    if cfg.model.path:
+        settings["source"] = describe_folder(cfg.model.path)
+    else:
+        source = settings["source"].items()
+        settings["source"] = {name: value for name, value in source if name not in WHERE["source"]}
+    if not settings["trust_remote_code"]:
+        del settings["trust_remote_code"]
+    return settings
+
+
+def trace_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What names a store: not how many windows or which criteria, for those are added to it."""
+    return {
+        "format": TRACE_FORMAT,
+        "model": model_settings(cfg),
+        "data": counted(cfg, "data"),
+        "content": calibration_data(cfg).fingerprint(),
+        "traces": counted(cfg, "traces"),
+        "seed": cfg.seed,
+    }
+
+
+def predictor_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What names a predictor that is trained: not how it is used then."""
+    net, settings = net_of(cfg), plain(cfg.predictor)
+    return {
+        "format": PREDICTOR_FORMAT,
+        "traces": trace_settings(cfg),
+        "size": asked_size(cfg),
+        "criterion": cfg.criterion.name,
+        "predictor": {name: value for name, value in settings.items() if name not in net.IN_USE},
+        "reads": net.reading(cfg.sparsity.decided_at),
+        "trainer": counted(cfg, "trainer"),
+    } | (pruned_by(cfg) if net.rounds > 0 else {})
+
+
+def pruned_by(cfg: DictConfig) -> dict[str, Any]:
+    """What plans of later rounds take from `sparsity` beside their levels."""
+    return {"stand_in": stand_in_of(cfg), "head_unit": cfg.sparsity.head_unit}
+
+
+def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
+    """What names the states that the predictor of `before` leaves of the same windows at this level."""
+    found = trace_settings(before) | {"predictor": predictor_settings(before), "level": level}
+    return found | pruned_by(before)
+
+
+def method_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What decides the plans of a job that prunes: recipe, policy, stand-in, and what they are made of.
+
+    What is left open, `sparsity.kinds=null` and `sparsity.stand_in=auto`, counts as what it stands for.
+    """
+    settings: dict[str, Any] = {
+        "predictor": counted(cfg, "predictor"),
+        "sparsity": counted(cfg, "sparsity")
+        | {"kinds": list(policy_of(cfg).kinds), "stand_in": stand_in_of(cfg)},
+        "criterion": cfg.criterion.name,
+        "loss": cfg.traces.loss,
+    }
+    if is_trained(cfg):
+        settings["fit"] = predictor_settings(cfg)
+    elif needs_traces(cfg) or needs_means(cfg):
+        settings |= {"traces": trace_settings(cfg), "size": asked_size(cfg)}
+    return settings
+
+
+def budgets_settings(cfg: DictConfig) -> dict[str, Any]:
+    return method_settings(cfg) | {
+        "format": POINT_FORMAT,
+        "model": model_settings(cfg),
+        "data": counted(cfg, "data"),
+        "content": calibration_data(cfg).fingerprint(),
+        "seed": cfg.seed,
+    }
+
+
+def traces_folder(cfg: DictConfig) -> Path:
+    name = f"{model_label(cfg)}-{data_label(cfg)}-{key_of(trace_settings(cfg))}"
+    return Path(cfg.paths.artifact_dir) / "traces" / name
+
+
+def pruned_folder(before: DictConfig, level: float) -> Path:
+    name = f"{model_label(before)}-{data_label(before)}-pruned-{key_of(pruned_settings(before, level))}"
+    return Path(before.paths.artifact_dir) / "traces" / name
+
+
+def predictor_folder(cfg: DictConfig) -> Path:
+    name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.criterion.name}-{key_of(predictor_settings(cfg))}"
+    return Path(cfg.paths.artifact_dir) / "predictors" / name
+
+
+def budgets_file(cfg: DictConfig) -> Path:
+    name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.criterion.name}-{key_of(budgets_settings(cfg))}"
+    return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"

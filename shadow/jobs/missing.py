@@ -1,0 +1,82 @@
+"""Artifacts that a job misses, and the command that makes them."""
+
+import re
+import shlex
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from shadow.artifacts.hub import CONFIG
+from shadow.errors import UserError
+from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
+from shadow.jobs.keys import budgets_file, predictor_folder, traces_folder
+from shadow.jobs.method import is_trained, learns_budgets, ranks_layers
+from shadow.jobs.trace_checks import check_traces
+from shadow.traces.store import FEATURES, MEANS, read_manifest
+
+# what an override of evaluate.py must begin with to concern the artifacts that train.py makes
+TRAINS = [
+    "model",
+    "data",
+    "traces",
+    "criterion",
+    "predictor",
+    "sparsity.decided_at",
+    "sparsity.stand_in",
+    "sparsity.head_unit",
+    "trainer",
+    "seed",
+    "paths",
+    "experiment",
+    "debug",
+]
+
+
+def check_made(cfg: DictConfig) -> None:
+    """That the predictor, what is needed of the traces, and budgets are there or may be made."""
+    if cfg.sparsity.level == 0:
+        return
+    trained = is_trained(cfg)
+    if trained or needs_traces(cfg) or needs_means(cfg):
+        check_traces(cfg)
+        if not cfg.make_missing:
+            check_predictor_made(cfg)
+            check_traces_made(cfg)
+    if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
+        greedy = cfg.sparsity.budgets == "greedy"
+        what, without = (
+            ("budgets", "sparsity.budgets=uniform") if greedy else ("thresholds", "sparsity.scope=layer")
+        )
+        raise UserError(
+            f"there are no {what} {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
+            f"give {without}"
+        )
+
+
+def check_predictor_made(cfg: DictConfig) -> None:
+    if is_trained(cfg) and not (predictor_folder(cfg) / CONFIG).is_file():
+        raise UserError(f"there is no predictor {predictor_folder(cfg)}: {cure()}")
+
+
+def check_traces_made(cfg: DictConfig) -> None:
+    parts = [MEANS] if needs_means(cfg) else []
+    if needs_traces(cfg) and (not is_trained(cfg) or ranks_layers(cfg)):
+        parts += [FEATURES, *asked_criteria(cfg)]
+    if parts and not holds(read_manifest(traces_folder(cfg)), asked_size(cfg), parts):
+        raise UserError(
+            f"there is no trace store with all that is asked for in {traces_folder(cfg)}: {cure()}"
+        )
+
+
+def cure() -> str:
+    return f"make it with `{train_command()}`, or set make_missing=true"
+
+
+def train_command() -> str:
+    """The `python train.py ...` that makes what this job misses, from this job's own overrides."""
+    kept = [
+        override
+        for override in HydraConfig.get().overrides.task
+        if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
+    ]
+    return shlex.join(["python", "train.py", *kept])

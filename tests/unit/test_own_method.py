@@ -1,0 +1,91 @@
+"""A method from a file outside the package: by `_target_`, with its settings in the point's key."""
+
+import sys
+
+import pytest
+import torch
+
+from shadow.errors import UserError
+from shadow.front import sparse
+from shadow.jobs import checks, ingredients, loading, measures, method, point_records
+from shadow.scorers.recipe import TrainingFree
+
+OWN = """
+import torch
+from shadow.scorers.recipe import TrainingFree
+
+class Growing(TrainingFree):
+    '''Units matter the more the larger their number is, times `scale`.'''
+    kinds, points = frozenset({"neuron"}), frozenset({"layer_input"})
+    taps = range(4)
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+    def at(self, tap, state, pool):
+        return {(tap, "neuron"): self.scale * torch.arange(64.0).expand(*state.shape[:2], 64)}
+
+class Nothing:
+    pass
+"""
+JOB = ("model=tiny-llama", "predictor=own", "predictor.name=growing")
+
+
+@pytest.fixture
+def own(compose, tmp_path, monkeypatch):
+    """own(*overrides): a job that is started in the folder where the method's file lies."""
+    (tmp_path / "my_method.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_method", raising=False)
+    return lambda *overrides: compose("evaluate", *JOB, *overrides)
+
+
+def test_a_class_in_the_folder_of_the_job_is_a_method(own, batch):
+    cfg = own("predictor._target_=my_method.Growing", "+predictor.scale=2.0")
+    checks.check_evaluate(cfg)
+    lm = loading.load_lm(cfg)
+    scorer, policy = ingredients.get_scorer(cfg, lm), method.policy_of(cfg)
+    assert isinstance(scorer, TrainingFree)
+    assert policy.kinds == ["neuron"]  # all that it scores
+    with sparse(lm.model, scorer, policy) as run:
+        run.logits(batch)
+    assert torch.equal(run.plan[3, "neuron"][0, 0], torch.arange(64) >= 32)
+
+
+def test_its_settings_are_in_the_key_of_a_point(own):
+    def key(scale):
+        cfg = own("predictor._target_=my_method.Growing", f"+predictor.scale={scale}")
+        return point_records.settings_of(cfg, {"content": measures.content_of(cfg)})
+
+    assert key(2.0) == key(2.0)
+    assert key(2.0) != key(3.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [],
+            r"predictor\._target_ must name a class, as my_file\.Mine of a file my_file\.py in .*, got None",
+        ),
+        (["predictor._target_=no_method.Mine"], r"must name a class.*got 'no_method\.Mine'"),
+        (["predictor._target_=my_method.Other"], r"must name a class.*got 'my_method\.Other'"),
+        (["predictor._target_=my_method.Nothing"], r"is no recipe, for it has no traits.*TrainingFree"),
+        (["predictor._target_=my_method.Growing"], r"does not take \[\]: missing .*'scale'"),
+        (
+            ["predictor._target_=my_method.Growing", "+predictor.scale=1", "+predictor.rank=3"],
+            r"does not take \['rank', 'scale'\]: got an unexpected keyword argument 'rank'",
+        ),
+        (
+            ["predictor._target_=my_method.Growing", "+predictor.scale=1", "sparsity.kinds=[head]"],
+            r"sparsity\.kinds must be among \['neuron'\], which are all that predictor=growing scores",
+        ),
+        (
+            ["predictor._target_=my_method.Growing", "+predictor.scale=1", "executor=gathered"],
+            r"nets of this framework's own alone, and predictor=growing is none",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_no_method_is_refused_in_one_sentence(own, overrides, message):
+    with pytest.raises(UserError, match=message):
+        checks.check_evaluate(own(*overrides))
