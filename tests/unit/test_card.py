@@ -59,7 +59,11 @@ def test_terms_of_use_of_the_base_model_are_named(config):
     terms = "https://ai.google.dev/gemma/terms"
     text = card(config | {"model": "gemma-3-270m", "terms": terms}, [])
     data = ModelCard(text).data
-    assert (data.license, data.license_name, data.license_link) == ("other", "gemma-3-270m terms of use", terms)
+    assert (data.license, data.license_name, data.license_link) == (
+        "other",
+        "gemma-3-270m terms of use",
+        terms,
+    )
     assert f"[terms of use]({terms})" in ModelCard(text).text
 
 

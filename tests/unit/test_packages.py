@@ -1,4 +1,4 @@
-"""Weights in installed packages: put together from parts, or refused in one sentence, and no code of theirs run."""
+"""Weights in installed packages: put together from parts, or refused in one sentence; none is imported."""
 
 import hashlib
 from functools import partial

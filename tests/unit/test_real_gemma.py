@@ -50,7 +50,9 @@ def test_every_layer_has_its_units(gemma):
 
 
 def test_level_0_is_the_dense_model_bit_for_bit(gemma, dense):
-    batch = collate([window._replace(ids=window.ids[: 30 + 2 * i]) for i, window in enumerate(windows_of(gemma))])
+    batch = collate(
+        [window._replace(ids=window.ids[: 30 + 2 * i]) for i, window in enumerate(windows_of(gemma))]
+    )
     with sparse(gemma.model, Fixed(random_scores(find_sites(gemma.model), 0)), SparsityPolicy(0.0)) as run:
         assert torch.equal(run.logits(batch), dense(gemma, batch))
 
