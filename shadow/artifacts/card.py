@@ -56,6 +56,7 @@ def card(
         "so that those which this prompt does not need can be left out "
         "([ShadowLLM](https://arxiv.org/abs/2406.16635)). It is no language model, and works with no other "
         "weights than those that it was trained for.",
+        *terms(config),
         "## Use it",
         usage(config),
         *thresholds(learnt),
@@ -76,7 +77,17 @@ def front_matter(config: Mapping[str, Any]) -> str:
     base = config["settings"]["traces"]["model"]["source"].get("hub_id")
     lines = ["---", "library_name: shadow-llm"]
     lines += [f"base_model: {json.dumps(base)}"] if base else []  # JSON's strings are YAML's
+    if config.get("terms"):
+        name = json.dumps(f"{config['model']} terms of use")
+        lines += ["license: other", f"license_name: {name}", f"license_link: {config['terms']}"]
     return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in TAGS), "---"])
+
+
+def terms(config: Mapping[str, Any]) -> list[str]:
+    """Of use of the base model, where they bind what is made of it; predictors of before name none."""
+    if not config.get("terms"):
+        return []
+    return [f"{config['model']} is used under its [terms of use]({config['terms']}), and so is this."]
 
 
 def usage(config: Mapping[str, Any]) -> str:

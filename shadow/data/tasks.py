@@ -69,7 +69,8 @@ def few_shot_examples(
     """`count` train documents of each task as prompt and gold answer, formatted and tokenised by lm-eval.
 
     The shots come from the train split too, never the document itself. Prompts longer than `max_tokens` lose
-    their beginning, as in lm-eval. The tasks take turns, so that more examples begin with the fewer.
+    their beginning, as in lm-eval, but not the BOS of a model that needs it. The tasks take turns, so that
+    more examples begin with the fewer.
     """
     manager = require_tasks(names)
     encode = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer)._encode_pair
@@ -93,13 +94,19 @@ def few_shot_examples(
             context = task.fewshot_context(document, num_fewshot)
             requests = task.construct_requests(document, context)
             before, answer = encode(*requests[gold_choice(task, document)].args)
-            ids = (before + answer)[-max_tokens:]
+            ids = last_tokens(before + answer, max_tokens, lm.bos)
             by_task[-1].append(Example(ids, len(ids) - len(answer)))
         if count > len(documents):
             log.warning(
                 "%s has only %d train documents, of %d asked for", spec["task"], len(documents), count
             )
     return [example for turn in zip_longest(*by_task) for example in turn if example is not None]
+
+
+def last_tokens(ids: list[int], tokens: int, bos: bool) -> list[int]:
+    """The last `tokens` of them, of which the first is BOS where a sequence must begin with it."""
+    kept = ids[-tokens:]
+    return ids[:1] + kept[1:] if bos else kept
 
 
 def check_shots(task: ConfigurableTask, num_fewshot: int) -> None:

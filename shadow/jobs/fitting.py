@@ -125,6 +125,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     means = traces.read_means(store.folder)
     config = {
         "model": model_label(cfg),
+        "terms": cfg.model.get("terms"),
         "settings": predictor_settings(cfg),
         "taps": taps,
         "ahead": recipe.ahead,

@@ -175,4 +175,4 @@ def token_perplexity(model: SparseHFLM, logged: Sequence[dict]) -> Metric:
     wikitext that is the detokenised page. Values of models with different tokenizers do not compare.
     """
     losses = [-float(one["filtered_resps"][0]) for one in logged]
-    return weighted_perplexity(losses, [len(model.tok_encode(one["arguments"][0][0])) for one in logged])
+    return weighted_perplexity(losses, [len(model.scored(one["arguments"][0][0])) for one in logged])

@@ -38,6 +38,8 @@ AUTO_TOKENS = 2048  # of a batch on a CPU, padding included
 class SparseHFLM(HFLM):
     """lm-eval's own `hf` model; its forward passes go through a `Run` that knows where prompts end."""
 
+    bos = False  # as `LM` has it
+
     def __init__(self, run: Run, lm: LM, batch_size: BatchSize) -> None:
         # one-token answers share a forward pass; a gradient oracle needs to see each answer by itself
         shared = not (isinstance(run.scorer, Oracle) and needs_gradient(run.scorer.criterion))
@@ -47,6 +49,7 @@ class SparseHFLM(HFLM):
             batch_size=batch_size,
             logits_cache=shared,
         )
+        self.bos = lm.bos
         self._go_through(run)
 
     def _go_through(self, run: Run) -> None:
@@ -102,8 +105,18 @@ class SparseHFLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         check_rolling(self.run)
-        self._longest = max(len(self.tok_encode(one.args[0])) for one in requests)
-        return super().loglikelihood_rolling(requests, disable_tqdm)
+        self._longest = max(len(self.scored(one.args[0])) for one in requests)
+        asked: bool | None = self.add_bos_token  # type: ignore[has-type]  # of HFLM's __init__
+        self.add_bos_token = False if self.bos else asked  # of `tok_encode`: see `scored`
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self.add_bos_token = asked
+
+    def scored(self, text: str) -> list[int]:
+        """The tokens of a text that is scored as a whole. lm-eval puts BOS before them itself, so that one
+        which the tokenizer begins with comes second, and is scored; not where BOS is context (`LM.bos`)."""
+        return self.tok_encode(text, add_special_tokens=False if self.bos else None)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._longest = max(len(self.tok_encode(one.args[0])) for one in requests)

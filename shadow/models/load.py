@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +27,18 @@ from transformers.utils import logging as transformers_logging
 from shadow.artifacts.files import alone, making
 from shadow.errors import UserError
 from shadow.models.layouts import require_layout
+from shadow.models.packages import assemble, require_package
 
 log = logging.getLogger(__name__)
 
 
 class LM(NamedTuple):
+    """bos: the model reads nothing well that does not begin with BOS: it stays where a prompt loses its
+    beginning, and is never scored. The tokenizer begins texts with it."""
+
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    bos: bool = False
 
 
 DeviceMap = str | dict[str, int | str] | None  # accelerate's: `auto`, or a device of each module
@@ -159,32 +164,56 @@ def _pretrained(
 
 
 def from_package(
-    package: str, gguf_file: str, install: str, cache: str, dtype: torch.dtype, device_map: DeviceMap
+    package: str,
+    gguf_file: str,
+    install: str,
+    cache: str,
+    dtype: torch.dtype,
+    device_map: DeviceMap,
+    parts: Sequence[str] = (),
+    sha256: str = "",
+    bos: bool = False,
 ) -> LM:
-    """The GGUF file in an installed Python package; dequantised weights are kept in `cache`."""
+    """The GGUF file in an installed Python package; dequantised weights are kept in `cache`.
+
+    parts: `package/file` of each piece, where the file comes in several; sha256: of the whole.
+    bos: as `LM` has it; without it a text begins as the file says.
+    """
     folder = Path(cache)
     if not (folder / "config.json").is_file():
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(
-                f"the model's weights come in the Python package {package!r}, which is missing: {install}"
-            )
-        source = spec.submodule_search_locations[0]
+        source = require_package(package, install)
+        pieces = [
+            require_package(name, install) / file for name, _, file in (p.partition("/") for p in parts)
+        ]
         with alone(folder):
             if not (folder / "config.json").is_file():  # else another process was faster
-                dequantise(source, gguf_file, folder)
-    return _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
+                log.info("dequantising %s once (about 30 s) -> %s", gguf_file, folder)
+                with making(folder) as unfinished:
+                    if pieces:
+                        assemble(pieces, unfinished / gguf_file, sha256, install)
+                        source = unfinished
+                    dequantise(source, gguf_file, unfinished)
+                    (unfinished / gguf_file).unlink(missing_ok=True)
+    lm = _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
+    return beginning_with_bos(lm) if bos else lm
 
 
-def dequantise(source: str, gguf_file: str, folder: Path) -> None:
-    log.info("dequantising %s once (about 30 s) -> %s", gguf_file, folder)
+def dequantise(source: Path, gguf_file: str, folder: Path) -> None:
+    """From a GGUF file in `source` to a Hugging Face model folder."""
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
     del model.config.quantization_config  # it describes the file, not these weights,
     model.hf_quantizer = None  # type: ignore[assignment]  # and with it save_pretrained refuses
-    with making(folder) as unfinished:
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def beginning_with_bos(lm: LM) -> LM:
+    """With a tokenizer that begins each text so: whoever cuts windows asks it, and so does lm-eval."""
+    lm.tokenizer.add_bos_token = True
+    begins = lm.tokenizer("")["input_ids"]
+    assert begins == [lm.tokenizer.bos_token_id], f"a text begins with {begins}"
+    return lm._replace(bos=True)
 
 
 def from_installed(module: str, dtype: torch.dtype, device_map: DeviceMap) -> LM:

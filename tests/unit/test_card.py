@@ -57,6 +57,23 @@ def test_no_base_model_is_named_that_the_hub_does_not_know(config, source):
     assert "1700000000" not in text
 
 
+def test_terms_of_use_of_the_base_model_are_named(config):
+    terms = "https://ai.google.dev/gemma/terms"
+    text = card(config | {"model": "gemma-3-270m", "terms": terms}, [])
+    data = ModelCard(text).data
+    assert (data.license, data.license_name, data.license_link) == (
+        "other",
+        "gemma-3-270m terms of use",
+        terms,
+    )
+    assert f"[terms of use]({terms})" in ModelCard(text).text
+
+
+@pytest.mark.parametrize("named", [{}, {"terms": None}])
+def test_a_base_model_of_which_no_terms_are_known_gives_no_licence(config, named):
+    assert ModelCard(card(config | named, [])).data.license is None
+
+
 @pytest.mark.parametrize(
     "said",
     [

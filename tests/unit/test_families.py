@@ -479,6 +479,7 @@ PARAMETERS = {  # as the hub counts them, in millions
     "qwen3-8b": 8191,
     "gemma-2-2b": 2614,
     "gemma-2-9b": 9242,
+    "gemma-3-270m": 268,
     "gemma-3-1b": 1000,
     "phi-3-mini": 3821,
     "pythia-160m": 162,
