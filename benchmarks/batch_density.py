@@ -28,7 +28,7 @@ from shadow.fast.weights import pack
 from shadow.hub import load_predictor
 from shadow.masked import DecidedAt, SparseRun
 from shadow.sparsity import SparsityPolicy
-from sweeps.colours import COLOURS, INK, PALE
+from sweeps.figures.looks import COLOURS, INK, PALE
 
 PLANS: tuple[DecidedAt, ...] = ("prompt", "token")
 
