@@ -109,10 +109,11 @@ def spots(chart: Chart, curve: Curve, metric: str) -> list[Spot]:
 
 def points_table(chart: Chart) -> Table:
     """A row for each level of each curve; the dense model comes once, first."""
-    labelled = [("dense", replace(chart.dense, over_dense=0.0))] if chart.dense else []
+    parts, kinds = varying(chart.records, POSITIONS), share_columns(chart.records)
+    dense = [replace(chart.dense, over_dense=0.0, achieved=dict.fromkeys(kinds, 0.0))] if chart.dense else []
+    labelled = [("dense", mark) for mark in dense]
     labelled += [(curve.label, mark) for curve in chart.curves for mark in curve.marks]
     several_seeds = any(len(mark.seeds) > 1 for _, mark in labelled)
-    parts, kinds = varying(chart.records, POSITIONS), share_columns(chart.records)
     header = ["scorer", *parts, "nominal level", *(["seeds"] if several_seeds else []), *share_header(kinds)]
     header += [chart.perplexity, "nats over dense"] if chart.perplexity else []
     table = [[*header, *(f"{name} %" for name in chart.accuracies)]]
