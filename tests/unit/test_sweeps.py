@@ -184,15 +184,12 @@ def test_methods_of_different_kinds_stand_on_the_axis_of_bytes(tmp_path: Path) -
     assert high > 0.45
 
 
-@pytest.mark.parametrize(
-    ("scope", "words"),
-    [("layer", "ranked per layer"), ("global", "ranked globally"), ("threshold", "cut at thresholds")],
-)
-def test_a_title_tells_how_plans_are_made(tmp_path: Path, scope: str, words: str) -> None:
-    write_job(tmp_path / "0", scope=scope)
-    assert title(only_chart(tmp_path)).endswith(
-        f", l2_norm, decided at each token, {words}, sparse tokens: all, scored: all"
-    )
+def test_a_title_has_how_plans_are_made(tmp_path: Path) -> None:
+    scopes = {"layer": "ranked per layer", "global": "ranked globally", "threshold": "cut at thresholds"}
+    for scope, words in scopes.items():
+        write_job(tmp_path / scope / "0", scope=scope)
+        ending = f", l2_norm, decided at each token, {words}, sparse tokens: all, scored: all"
+        assert title(only_chart(tmp_path / scope)).endswith(ending)
 
 
 def test_a_point_measured_again_counts_once_and_joins_its_metrics(tmp_path: Path) -> None:
@@ -238,12 +235,9 @@ def test_nats_are_over_the_dense_model_that_leaves_out_prompts_where_a_plan_does
     assert [row[-1] for row in rows] == ["+0.000", f"{math.log(2):+.3f}", "-"]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(135.14, "135.1"), (4321.98, "4322"), (78434.0, "78430"), (5116123.0, "5.116e+06"), (math.inf, "inf")],
-)
-def test_perplexities_are_short(value: float, text: str) -> None:
-    assert perplexity(value) == text
+def test_perplexities_are_short() -> None:
+    values = (135.14, 4321.98, 78434.0, 5116123.0, math.inf)
+    assert [perplexity(value) for value in values] == ["135.1", "4322", "78430", "5.116e+06", "inf"]
 
 
 def test_an_exploding_perplexity_leaves_the_plot_and_is_said_to(tmp_path: Path) -> None:
@@ -303,9 +297,7 @@ def test_each_model_has_its_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_every_report_gives_the_same_bytes_again_and_leaves_no_temporary_file(
-    tmp_path: Path, name: str
-) -> None:
+def test_every_report_writes_its_files_and_no_other(tmp_path: Path, name: str) -> None:
     keys = ("times_dense", "times_dense_low", "times_dense_high", "token_ms", "roofline")
     speed = {f"latency/{key}": {"value": 2.0, "stderr": None} for key in keys}
     for n, (scorer, level) in enumerate([("static", 0), ("static", 0.3), ("unified", 0.3)]):
@@ -323,12 +315,18 @@ def test_every_report_gives_the_same_bytes_again_and_leaves_no_temporary_file(
     report, out = find_report(name), tmp_path / "out"
     names = {*report.csv, f"{report.stem}.png", f"{report.name}.md", f"{report.name}.html"}
     write_report(tmp_path / "jobs", name, out)
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert before.keys() == names
+    assert {file.name for file in out.iterdir()} == names
     assert report.name == REPORTS[name].stem
-    write_report(tmp_path / "jobs", name, out)
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert all(csv_rows(out / file) for file in report.csv)
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    for n, level in enumerate((0, 0.3)):
+        write_job(tmp_path / "jobs" / str(n), level)
+    first, again = (write_report(tmp_path / "jobs", out=tmp_path / name).report.parent for name in "ab")
+    assert {file.name: file.read_bytes() for file in first.iterdir()} == {
+        file.name: file.read_bytes() for file in again.iterdir()
+    }
 
 
 def test_the_csv_has_a_row_for_each_point_and_metric(tmp_path: Path) -> None:
