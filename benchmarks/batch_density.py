@@ -28,7 +28,7 @@ from shadow.executors.cpu.weights import pack
 from shadow.measures import latency
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
-from sweeps.colours import COLOURS, INK, PALE
+from sweeps.figures.looks import COLOURS, INK, PALE
 
 PLANS: tuple[DecidedAt, ...] = ("prompt", "token")
 

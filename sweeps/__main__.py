@@ -1,33 +1,34 @@
-"""python -m sweeps FOLDER...: curves, or another look, from the run records below the folders."""
+"""python -m sweeps FOLDER...: curves, or another report, from the run records below the folders."""
 
 import argparse
 import logging
 from pathlib import Path
 
-from sweeps.records import RecordError
-from sweeps.reports import AGAINST, REPORTS, load
-from sweeps.upload import upload
+from sweeps.records.record import RecordError
+from sweeps.reports import AGAINST, REPORTS, find_report
+from sweeps.reports.write import summary, write
+from sweeps.wandb.upload import upload
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sweeps",
-        description="Redraw curves, or another look, from run.json files: CSV, PNG, Markdown and HTML.",
+        description="Redraw curves, or another report, from run.json files: CSV, PNG, Markdown and HTML.",
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="searched for run.json files, deeply"
     )
     parser.add_argument("--out", type=Path, help="where the files go (default: the first FOLDER)")
-    looks = parser.add_mutually_exclusive_group()
-    for name, report in REPORTS.items():
-        looks.add_argument(
+    reports = parser.add_mutually_exclusive_group()
+    for name, entry in REPORTS.items():
+        reports.add_argument(
             f"--{name}",
-            dest="look",
+            dest="report",
             action="store_const",
             const=name,
-            help=f"{report.about}: {report.stem}.md ...",
+            help=f"{entry.about}: {entry.stem}.md ...",
         )
-    parser.set_defaults(look="curve")
+    parser.set_defaults(report="curve")
     parser.add_argument(
         "--against",
         default=AGAINST,
@@ -42,16 +43,16 @@ def main() -> None:
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    look = load(args.look)
+    report = find_report(args.report)
     try:
-        rebuilt = look.rebuild(args.folders, args.out or args.folders[0], args.against)
-        print(look.summary(args.folders, args.against))
+        written = write(report, args.folders, args.out or args.folders[0], args.against)
+        print(summary(report, args.folders, args.against))
         if args.wandb:
-            upload(rebuilt)
+            upload(written)
         if args.wandb_report:
-            from sweeps import wandb_report
+            from sweeps.wandb import report as wandb_report
 
-            wandb_report.save(rebuilt)
+            wandb_report.save(written)
     except RecordError as error:
         parser.exit(1, f"{error}\n")
 

@@ -1,10 +1,9 @@
-"""Redraws what follows a sweep as its evaluate jobs end. Hydra imports it at every start: keep it light."""
+"""Writes a sweep's report as its evaluate jobs end. Hydra imports it at every start: keep it light."""
 
 import atexit
 import logging
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,45 +12,55 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sweeps.reports import AGAINST, REPORTS, load
+from sweeps.reports import AGAINST, REPORTS, find_report
 
 if TYPE_CHECKING:
-    from sweeps.rebuild import Rebuilt
+    from sweeps.reports.report import Written
 
 log = logging.getLogger(__name__)
 
 
-class CurveCallback(Callback):
-    """Keeps the files of a report in the folder of the sweep, and logs the table."""
+class ReportCallback(Callback):
+    """Keeps the files of a report in the folder of the sweep, and logs its tables."""
 
-    report = "curve"  # of sweeps.reports
-    overruled: str | None = None  # a pattern of overrides that the sweep's `contender` takes the place of
-    contender = ""  # an example of it
-    patience = 0  # how many times the duration of a drawing must pass before the next
     draw_from = 0.0  # on the monotonic clock
     stale = False  # whether jobs have ended since the last drawing
 
-    def __init__(self, against: str = AGAINST) -> None:
-        """against: the scorer that the others are compared with, example by example."""
-        self.against = against
+    def __init__(
+        self,
+        report: str = "curve",
+        against: str = AGAINST,
+        patience: float = 0,
+        contender_sets: Sequence[str] = (),
+        example: str = "contender=...",
+    ) -> None:
+        """against: the scorer that the others are compared with, example by example.
+
+        patience: how many times the duration of a drawing must pass before the next. contender_sets: the
+        settings that a sweep's `contender` takes the place of; example: such a contender.
+        """
+        if report not in REPORTS:
+            raise ValueError(
+                f"hydra.callbacks.curve.report must be one of {', '.join(REPORTS)}, got {report}"
+            )
+        self.report, self.against, self.patience = report, against, patience
+        self.contender_sets, self.example = tuple(contender_sets), example
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # Hydra makes a warning of an exception, and hours would go into a grid that nobody asked for
-        for override in config.hydra.overrides.task if self.overruled and "contender" in config else ():
-            if re.match(str(self.overruled), override):
+        for override in config.hydra.overrides.task if self.contender_sets else ():
+            if override.partition("=")[0] in self.contender_sets:
                 raise SystemExit(
-                    f"this sweep goes over contender and overrules {override}: choose with {self.contender}"
+                    f"this sweep goes over contender and overrules {override}: choose with {self.example}"
                 )
-        if draws(
-            config
-        ):  # when a job failed, Hydra raises after the last one and on_multirun_end never comes
+        if draws(config):  # when a job failed, Hydra raises after the last one: on_multirun_end never comes
             atexit.register(self.log_unended, folder_of(config), logs_to_wandb(config))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         self.stale = time.monotonic() < self.draw_from
         if draws(config) and not self.stale:
             start = time.monotonic()
-            guarded(lambda: self.rebuild(folder_of(config)))
+            guarded(lambda: self.write(folder_of(config)))
             self.draw_from = time.monotonic() + self.patience * (time.monotonic() - start)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -62,11 +71,15 @@ class CurveCallback(Callback):
     def log_unended(self, folder: Path, with_wandb: bool) -> None:
         guarded(lambda: self.say_unended(folder, with_wandb))
 
-    def rebuild(self, folder: Path) -> "Rebuilt":
-        return load(self.report).rebuild([folder], folder, self.against)
+    def write(self, folder: Path) -> "Written":
+        from sweeps.reports.write import write  # plotly and what it needs take a while
+
+        return write(find_report(self.report), [folder], folder, self.against)
 
     def summary(self, folder: Path) -> str:
-        return load(self.report).summary([folder], self.against)
+        from sweeps.reports.write import summary
+
+        return summary(find_report(self.report), [folder], self.against)
 
     @property
     def command(self) -> str:
@@ -74,15 +87,14 @@ class CurveCallback(Callback):
         return "python -m sweeps" + ("" if self.report == "curve" else f" --{self.report}")
 
     def finish(self, folder: Path, with_wandb: bool) -> None:
-        from sweeps.upload import upload
+        from sweeps.wandb.upload import upload
 
-        rebuilt = self.rebuild(folder)
+        written = self.write(folder)
         log.info("%s", self.summary(folder))
-        log.info(
-            "drawn -> %s", ", ".join(map(str, [*rebuilt.figures.values(), rebuilt.report, rebuilt.page]))
-        )
+        files = [*written.figures.values(), written.report, written.page]
+        log.info("drawn -> %s", ", ".join(map(str, files)))
         if with_wandb:
-            upload(rebuilt)
+            upload(written)
 
     def say_unended(self, folder: Path, with_wandb: bool) -> None:
         """Draws and uploads nothing: at exit no thread may start."""
@@ -98,48 +110,6 @@ class CurveCallback(Callback):
                 self.command,
                 folder,
             )
-
-
-class CriteriaCallback(CurveCallback):
-    """For sweep=criteria."""
-
-    report = "criteria"
-    overruled = r"(criterion|predictor)="
-    contender = "contender='[static,fisher],[oracle,fisher]'"
-    patience = 20  # hundreds of short jobs: drawing after each would take as long as they do
-
-
-class PredictorsCallback(CurveCallback):
-    """For sweep=predictors."""
-
-    report = "predictors"
-    overruled = r"predictor="
-    contender = "contender='[unified,[1],72,token,false],[oracle,[1],1,sequence,false]'"
-
-
-class GridCallback(CurveCallback):
-    """For sweep=grid and those that show how predictors rank."""
-
-    report = "grid"
-    patience = 20  # half of the jobs find the dense model again, which takes a moment
-
-
-class TaskGapCallback(CurveCallback):
-    """For sweep=task_gap."""
-
-    report = "task-gap"
-
-
-class ContextCallback(CurveCallback):
-    """For sweep=context."""
-
-    report = "context"
-
-
-class LatencyCallback(CurveCallback):
-    """For sweep=accuracy_latency."""
-
-    report = "latency"
 
 
 def draws(config: DictConfig) -> bool:
@@ -158,5 +128,5 @@ def guarded(work: Callable[[], object]) -> None:
     """Hydra makes a one-line warning of whatever a callback raises; the log gets the whole of it."""
     try:
         work()
-    except Exception:  # a curve that cannot be drawn must not end the jobs that are still to come
+    except Exception:  # a report that cannot be drawn must not end the jobs that are still to come
         log.exception("could not redraw the curve")

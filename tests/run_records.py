@@ -7,6 +7,13 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from sweeps.curves.chart import Chart
+from sweeps.records.reading import read
+from sweeps.reports import AGAINST, find_report
+from sweeps.reports.markdown import bold
+from sweeps.reports.report import Section, Written
+from sweeps.reports.write import write
+
 
 def write_job(
     folder: Path,
@@ -19,23 +26,31 @@ def write_job(
     settings: dict | None = None,
     predictor: dict | None = None,
     achieved: dict[str, float] | None = None,
+    added: float = 0.0,
     measured: dict | None = None,
     **point: str | int,
 ) -> Path:
-    """One run.json as evaluate.py writes it. With samples, metrics are their means."""
+    """One run.json as evaluate.py writes it. With samples, metrics are their means.
+
+    added: the share of weight bytes that a predictor reads. measured: what names the content of files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "samples.json").write_text(json.dumps(samples or {}))
     if samples is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "samples.json").write_text(json.dumps(samples))
         means = {name: statistics.fmean(values) for name, values in samples.items()}
-        metrics = {n: (math.exp(m) if n == "perplexity" else m, 1.0) for n, m in means.items()}
+        metrics = {n: (math.exp(m) if n.endswith("perplexity") else m, 1.0) for n, m in means.items()}
     if metrics is None:
         metrics = {"perplexity": (100 * math.exp(level), 3.0), "choices/acc": (0.8 - level / 2, 0.05)}
+    achieved = achieved or {"head": level * 0.9, "neuron": level * 0.8}
+    decided_at = point.get("decided_at", "token")
     place = {
         "model": "tiny",
         "data": "builtin",
         "criterion": "l2_norm",
-        "decided_at": "token",
+        "decided_at": decided_at,
         "scope": "layer",
+        "tokens": "all",
+        "scored": "behind the prompt" if decided_at == "prompt" else "all",
     }
     seed = point.get("seed", 1234)
     content = {
@@ -52,17 +67,49 @@ def write_job(
         "point": place | {"scorer": scorer, "level": level, "seed": seed} | point,
         "reused_from": None,
         "predictor": predictor,
-        **({"content": measured} if measured else {}),
-        "achieved": {} if error else achieved or {"head": level * 0.9, "neuron": level * 0.8},
+        "content": measured or {"text": None, "tasks": {}},
+        "achieved": {} if error else achieved,
+        "bytes": bytes_of(achieved, added),
         "metrics": {}
         if error
         else {name: {"value": value, "stderr": stderr} for name, (value, stderr) in metrics.items()},
     }
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(content))
     return folder / "run.json"
+
+
+# of all weight bytes, those of a kind's units in a model whose lm_head is a tenth of them
+OF_ALL = {"head": 0.3, "neuron": 0.6, "channel": 1.0}
+OF_LAYERS = 0.9
+
+
+def bytes_of(achieved: dict[str, float], added: float) -> dict:
+    by_kind = {kind: OF_ALL[kind] * share for kind, share in achieved.items()}
+    skipped = sum(by_kind.values()) - added
+    return {"skipped": skipped, "skipped_of_layers": skipped / OF_LAYERS, "by_kind": by_kind, "added": added}
 
 
 def csv_rows(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def write_report(
+    folder: Path, name: str = "curve", out: Path | None = None, against: str = AGAINST
+) -> Written:
+    return write(find_report(name), [folder], out or folder, against)
+
+
+def only_section(folder: Path, name: str = "curve", against: str = AGAINST) -> Section:
+    """The report of a folder of one model and data set."""
+    (section,) = find_report(name).sections(read([folder]).done, against)
+    return section
+
+
+def only_chart(folder: Path) -> Chart:
+    return only_section(folder).chart
+
+
+def table_of(section: Section, title: str) -> list[list[str]]:
+    (table,) = [one for one in section.tables if one.title == title]
+    return bold(table.rows, table.best)

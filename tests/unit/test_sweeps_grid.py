@@ -1,20 +1,16 @@
 """Run records to a grid of criterion x predictor x decided-at, on made-up records."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-from run_records import csv_rows, write_job
+from run_records import csv_rows, only_section, table_of, write_job, write_report
 
-from sweeps.callback import GridCallback
-from sweeps.grid import COLUMNS, Grid, find_grids
-from sweeps.grid_plot import draw
-from sweeps.grid_report import rebuild, summary, table
-from sweeps.records import read
+from sweeps.figures.png import draw
+from sweeps.records.reading import read
+from sweeps.reports.grid.grid import COLUMNS, Grid, find_grids
 
 DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window
 SECOND_HALF = [2.5, 3.0, 4.5, 5.0]  # where the prompt is left out
@@ -52,15 +48,20 @@ def only_grid(folder: Path) -> Grid:
 def test_each_place_where_plans_are_decided_has_a_panel_of_the_same_rows_and_columns(tmp_path: Path) -> None:
     write_some(tmp_path)
     grid = only_grid(tmp_path)
-    assert [panel.decided_at for panel in grid.panels] == ["token", "prompt", "sequence"]
-    assert [table(grid, panel) for panel in grid.panels[:2]] == [
-        [
-            ["criterion", "static", "unified"],
-            ["fisher", "+1.750 ± 0.000", "-"],
-            ["l2_norm", "+1.500 ± 0.000", "+0.500 ± 0.000"],
-        ],
-        [["criterion", "static", "unified"], ["fisher", "-", "-"], ["l2_norm", "+1.250 ± 0.000", "-"]],
+    assert [panel.place.decided_at for panel in grid.panels] == ["token", "prompt", "sequence"]
+    section = only_section(tmp_path, "grid")
+    token = "decided at token, scored all, nominal level 0.5"
+    assert table_of(section, f"Nats over dense, {token}") == [
+        ["criterion", "static", "unified"],
+        ["fisher", "+1.750 ± 0.000", "-"],
+        ["l2_norm", "+1.500 ± 0.000", "**+0.500 ± 0.000**"],
     ]
+    assert table_of(section, f"Weight bytes not read, %, {token}")[1:] == [
+        ["fisher", "37.5", "-"],
+        ["l2_norm", "37.5", "37.5"],
+    ]
+    prompt = "Nats over dense, decided at prompt, scored behind the prompt, nominal level 0.5"
+    assert table_of(section, prompt)[1:] == [["fisher", "-", "-"], ["l2_norm", "**+1.250 ± 0.000**", "-"]]
 
 
 def test_what_is_decided_at_the_prompt_is_compared_with_the_dense_model_that_leaves_it_out(
@@ -80,7 +81,7 @@ def test_what_is_decided_at_the_prompt_is_compared_with_the_dense_model_that_lea
 
 def test_the_files_have_every_cell_and_the_best_of_a_panel_is_bold(tmp_path: Path) -> None:
     write_some(tmp_path)
-    rebuilt = rebuild([tmp_path], tmp_path)
+    rebuilt = write_report(tmp_path, "grid")
     rows = csv_rows(tmp_path / "grid.csv")
     assert tuple(rows[0]) == COLUMNS
     assert {
@@ -96,7 +97,6 @@ def test_the_files_have_every_cell_and_the_best_of_a_panel_is_bold(tmp_path: Pat
     assert "| l2_norm | +1.500 ± 0.000 | **+0.500 ± 0.000** |" in report
     assert "![grid](grid.png)" in report
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
-    assert "nats over dense, decided at token, level 0.5" in summary([tmp_path])
 
 
 def test_cells_that_cannot_be_are_grey_and_have_no_figure(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_cells_that_cannot_be_are_grey_and_have_no_figure(tmp_path: Path) -> Non
         criterion="fisher",
         decided_at="token",
     )
-    figure = draw(only_grid(tmp_path))
+    figure = draw(only_section(tmp_path, "grid").figure)
     assert figure is not None
     token, prompt = figure.axes[:2]
     assert {text.get_text() for text in token.texts} == {"1.50", "1.75", "0.50", "inf"}
@@ -119,29 +119,9 @@ def test_cells_that_cannot_be_are_grey_and_have_no_figure(tmp_path: Path) -> Non
 
 def test_without_a_dense_point_there_is_a_report_yet(tmp_path: Path) -> None:
     write_point(tmp_path, "static", "l2_norm", "token", 1.5)
-    rebuilt = rebuild([tmp_path], tmp_path)
+    rebuilt = write_report(tmp_path, "grid")
     assert not rebuilt.figures
     assert "There is no dense perplexity to compare with" in rebuilt.report.read_text()
-
-
-def test_the_command_and_the_callback_give_the_same_files(tmp_path: Path) -> None:
-    write_some(tmp_path / "jobs")
-    GridCallback().rebuild(tmp_path / "jobs")
-    command = [
-        sys.executable,
-        "-m",
-        "sweeps",
-        "--grid",
-        str(tmp_path / "jobs"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"grid.csv", "grid.png", "grid.md", "grid.html"}
-    assert (tmp_path / "out" / "grid.csv").read_bytes() == (tmp_path / "jobs" / "grid.csv").read_bytes()
 
 
 def test_the_sweep_collects_every_criterion_in_one_pass(compose: Callable[..., DictConfig]) -> None:

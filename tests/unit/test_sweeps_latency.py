@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from run_records import csv_rows, write_job
+from run_records import csv_rows, only_section, write_job, write_report
 
-from sweeps.latency import ALL, DENSE, find_studies, rebuild, summary
-from sweeps.records import read
+from sweeps.reports.latency import ALL, DENSE
 
 
 def write_timed(folder: Path, level: float, times: float, perplexity: float, scorer: str = "unified") -> None:
@@ -29,7 +28,7 @@ def write_some(folder: Path) -> None:
 
 def test_every_timed_point_is_told_beside_its_quality(tmp_path):
     write_some(tmp_path)
-    rebuilt = rebuild([tmp_path], tmp_path)
+    rebuilt = write_report(tmp_path, "latency")
     spots = [(row["line"], row["x"], row["y"]) for row in csv_rows(tmp_path / "latency.csv")]
     assert spots[:4] == [
         (DENSE, "1.0", "100"),
@@ -37,26 +36,23 @@ def test_every_timed_point_is_told_beside_its_quality(tmp_path):
         ("unified", "3.5", "150"),
         ("static", "3.6", "300"),
     ]
-    row = (
-        "| unified | 0.5 | 45.0 | 40.0 | 150.00 ± 1.00 | 0.500 ± 0.050 | 17.1 | 3.50 (3.40 to 3.70) | 1.75 |"
-    )
+    shares, speed = "37.5 | 41.7 | 45.0 | 40.0", "17.1 | 3.50 (3.40 to 3.70) | 1.75 |"
+    row = f"| unified | 0.5 | {shares} | 150.00 ± 1.00 | 0.500 ± 0.050 | {speed}"
     assert row in (tmp_path / "latency.md").read_text()
     assert [file.name for file in rebuilt.figures.values()] == ["latency.png"]
-    assert "3.50 (3.40 to 3.70)" in summary([tmp_path])
 
 
 def test_a_panel_has_a_line_for_each_scorer_beside_dense(tmp_path):
     write_some(tmp_path)
-    (study,) = find_studies(read([tmp_path]).done)
-    assert [panel.title for panel in study.panels] == ["perplexity", "accuracy on choices"]
-    assert [line.name for line in study.panels[0].lines] == [DENSE, ALL, "unified", "static"]
+    (perplexity, accuracy) = only_section(tmp_path, "latency").figure.panels
+    assert [panel.title for panel in (perplexity, accuracy)] == ["perplexity", "accuracy on choices"]
+    assert [line.name for line in perplexity.lines] == [DENSE, ALL, "unified", "static"]
 
 
 def test_points_that_were_not_timed_are_left_out(tmp_path):
     write_timed(tmp_path, 0.0, 2.5, 100)
     write_job(tmp_path / "untimed", 0.5)
-    (study,) = find_studies(read([tmp_path]).done)
-    assert [line.name for line in study.panels[0].lines] == [DENSE, ALL]
+    (perplexity, accuracy) = only_section(tmp_path, "latency").figure.panels
+    assert [line.name for line in perplexity.lines] == [line.name for line in accuracy.lines] == [DENSE, ALL]
     write_job(tmp_path / "other" / "0", 0.5)
-    (study,) = find_studies(read([tmp_path / "other"]).done)
-    assert study.panels[0].lines == []
+    assert only_section(tmp_path / "other", "latency").figure.empty

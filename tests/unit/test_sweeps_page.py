@@ -7,11 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from run_records import write_job
+from run_records import only_section, write_job, write_report
 
-from sweeps.hover import curve_panels
-from sweeps.page import traces
-from sweeps.rebuild import find_points, rebuild
+from sweeps.figures.interactive import traces
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # as a reader's mouse does
@@ -24,7 +22,7 @@ def page(tmp_path: Path) -> Path:
         [("static", 0), ("static", 0.3), ("static", 0.5), ("<b>odd</b>", 0.3)]
     ):
         write_job(tmp_path / str(n), level, scorer)
-    return rebuild([tmp_path], tmp_path).page
+    return write_report(tmp_path).page
 
 
 def dom(page: Path, folder: Path) -> str:
@@ -50,16 +48,14 @@ def dom(page: Path, folder: Path) -> str:
     return done.stdout
 
 
-def test_a_browser_draws_every_curve_and_tells_of_the_point_under_the_mouse(
-    page: Path, tmp_path: Path
-) -> None:
+def test_a_browser_draws_every_curve_and_names_the_point_under_the_mouse(page: Path, tmp_path: Path) -> None:
     page.write_text(page.read_text().replace("</body>", f"{POINT_AT}</body>"))
     seen = dom(page, tmp_path)
     assert seen.count('class="trace scatter') == 6  # two scorers and dense, for accuracy and perplexity
-    told = re.findall(r'<g class="hoverlayer">.*?</g></g>', seen)
-    assert told
-    assert "level 0.5" in told[0]
-    assert "seed 1234" in told[0]
+    shown = re.findall(r'<g class="hoverlayer">.*?</g></g>', seen)
+    assert shown
+    assert "nominal level 0.5" in shown[0]
+    assert "seed 1234" in shown[0]
 
 
 def test_a_page_asks_for_nothing_from_elsewhere(page: Path) -> None:
@@ -77,9 +73,9 @@ def test_a_name_from_a_record_is_text_not_markup(page: Path) -> None:
 def test_a_page_has_every_number_of_the_curves(tmp_path: Path) -> None:
     for n, level in enumerate((0, 0.3, 0.5)):
         write_job(tmp_path / str(n), level)
-    _, (chart,) = find_points([tmp_path])
-    accuracy, dense, perplexity, _ = traces(curve_panels(chart))
+    accuracy, dense, perplexity, _ = traces(only_section(tmp_path).figure.rows)
+    assert accuracy["x"] == pytest.approx([0.225, 0.375])  # weight bytes not read
     assert accuracy["y"] == pytest.approx([0.65, 0.55])
     assert dense["y"] == [0.8, 0.8]
-    assert perplexity["text"][0].startswith("perplexity 135.0 ± 3.0<br>level 0.3")
+    assert perplexity["text"][0].startswith("perplexity 135.0 ± 3.0<br>weight bytes not read 22.5 %")
     assert perplexity["text"][0].endswith("nats over dense +0.300")

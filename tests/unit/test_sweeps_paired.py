@@ -5,23 +5,16 @@ import statistics
 from pathlib import Path
 
 import pytest
-from run_records import csv_rows, write_job
+from run_records import csv_rows, only_chart, write_job, write_report
 
-from sweeps.curves import Chart, find_charts
-from sweeps.nats import NATS, with_nats
-from sweeps.paired_table import COLUMNS, Row, find_rows
-from sweeps.points import tidy
-from sweeps.rebuild import rebuild
-from sweeps.records import read
+from sweeps.differences.nats import NATS, with_nats
+from sweeps.records.merging import one_per_point
+from sweeps.records.reading import read
+from sweeps.reports.paired_table import COLUMNS, Row, find_rows
 
 DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window
 STATIC = [4.0, 5.5, 6.0, 8.5]
 UNIFIED = [3.5, 4.5, 5.5, 7.0]
-
-
-def only_chart(folder: Path) -> Chart:
-    (chart,) = find_charts(tidy(read([folder]).done))
-    return chart
 
 
 def row(folder: Path, scorer: str, over: str, metric: str = "nats", against: str = "static") -> Row:
@@ -76,7 +69,7 @@ def test_seeds_are_paired_apart_then_averaged_and_their_spread_is_told(tmp_path:
     assert found.values == pytest.approx([-0.775, -0.675, -0.575])
     # of the windows, averaged over seeds: as with one seed
     assert found.stderr == pytest.approx(error([-0.5, -1.0, -0.5, -1.5]))
-    report = rebuild([tmp_path], tmp_path).report.read_text()
+    report = write_report(tmp_path).report.read_text()
     assert "-0.675 ± 0.239 (-0.775 to -0.575)" in report
     assert "the lowest and the highest of the seeds" in report
 
@@ -108,10 +101,7 @@ def test_every_perplexity_has_its_nats_that_of_a_task_by_its_documents(tmp_path:
         ("static", 0, DENSE, [3.0, 4.0]),
         ("unified", 0.3, UNIFIED, [3.5, 4.3]),
     ):
-        samples = {"perplexity": windows, name: documents}
-        figures = {each: (math.exp(statistics.fmean(of)), 1.0) for each, of in samples.items()}
-        write_job(tmp_path / scorer, level, scorer, samples=samples)
-        write_job(tmp_path / scorer, level, scorer, metrics=figures)
+        write_job(tmp_path / scorer, level, scorer, samples={"perplexity": windows, name: documents})
     found = row(tmp_path, "unified", "dense", f"{name}, nats").difference
     assert found.values == pytest.approx([0.4])
     assert found.stderr == pytest.approx(error([0.5, 0.3]))
@@ -124,7 +114,7 @@ def test_every_perplexity_has_its_nats_that_of_a_task_by_its_documents(tmp_path:
         ("perplexity", {"windows": 4}, False),
         ("perplexity", {"questions": 4, "batch_size": 2, "choices": False}, True),
         ("perplexity", {"text": "other.jsonl"}, False),
-        ("perplexity", {"text": None, "column": "page"}, True),  # beside a record of before there was a text
+        ("perplexity", {"text": None, "column": "page"}, True),
         ("choices/acc", {"text": "other.jsonl"}, False),
         ("choices/acc", {"questions": 4}, False),
         ("choices/acc", {"windows": 4}, True),
@@ -149,14 +139,13 @@ A = {"text": "a", "tasks": {"rte": "a", "piqa": "a"}}
         ("perplexity", {"text": "a", "tasks": {}}, True),
         ("perplexity", {"text": "b", "tasks": A["tasks"]}, False),
         ("choices/acc", {"text": "b", "tasks": {}}, False),
-        ("perplexity", None, True),  # a record of before
         ("rte/acc", {"text": None, "tasks": {"rte": "a"}}, True),
         ("rte/acc", {"text": "a", "tasks": {"rte": "b", "piqa": "a"}}, False),
         ("choices/acc", {"text": "a", "tasks": {}}, True),
     ],
 )
 def test_files_of_one_name_and_of_different_content_part_points(
-    tmp_path: Path, metric: str, measured: dict | None, compared: bool
+    tmp_path: Path, metric: str, measured: dict, compared: bool
 ) -> None:
     write_job(tmp_path / "0", scorer="static", samples={metric: [0.0, 1.0]}, measured=A)
     write_job(tmp_path / "1", samples={metric: [1.0, 1.0]}, measured=measured)
@@ -164,11 +153,11 @@ def test_files_of_one_name_and_of_different_content_part_points(
 
 
 def test_each_metric_of_a_point_of_two_sweeps_is_of_its_own_content(tmp_path: Path) -> None:
-    def write(folder: str, scorer: str, metric: str, measured: dict | None) -> None:
+    def write(folder: str, scorer: str, metric: str, measured: dict) -> None:
         write_job(tmp_path / folder, scorer=scorer, samples={metric: [1.0, 2.0]}, measured=measured)
 
     of_tasks = {"text": None, "tasks": {"rte": "a"}}
-    write("0", "static", "perplexity", None)  # a record of before
+    write("0", "static", "perplexity", A)
     write("1", "static", "choices/acc", A)
     write("2", "static", "rte/acc", of_tasks)
     write("3", "unified", "perplexity", A)
@@ -189,7 +178,7 @@ def test_the_reference_is_the_one_that_is_most_alike_and_is_named(tmp_path: Path
 
 def test_records_without_samples_have_a_difference_without_an_error(tmp_path: Path) -> None:
     write_three(tmp_path)
-    (tmp_path / "static" / "samples.json").unlink()
+    (tmp_path / "static" / "samples.json").write_text("{}")
     found = row(tmp_path, "unified", "static").difference
     assert (found.values, found.stderr) == (pytest.approx([-0.875]), None)
 
@@ -205,7 +194,7 @@ def test_a_loss_that_is_no_number_leaves_no_error(tmp_path: Path) -> None:
 def test_a_point_measured_again_has_the_samples_of_its_last_value(tmp_path: Path) -> None:
     write_job(tmp_path / "0", samples={"perplexity": UNIFIED, "choices/acc": [0.0, 1.0]})
     write_job(tmp_path / "1", metrics={"perplexity": (50.0, 1.0)})
-    (record,) = tidy(read([tmp_path]).done)
+    (record,) = one_per_point(read([tmp_path]).done)
     assert record.samples == {"choices/acc": [0.0, 1.0]}
 
 
@@ -219,7 +208,7 @@ def test_nats_over_dense_have_the_paired_error_and_the_dense_model_that_was_meas
                 write_job(tmp_path / f"{decided_at}{level}", level, samples=samples, decided_at=decided_at)
     found = {
         record.point.decided_at: record.metrics[NATS]
-        for record in with_nats(tidy(read([tmp_path]).done), "perplexity")
+        for record in with_nats(one_per_point(read([tmp_path]).done), "perplexity")
         if record.point.level > 0
     }
     assert found["token"] == pytest.approx((0.625, error([0.5, 0.5, 0.5, 1.0])))
@@ -230,10 +219,16 @@ def test_nats_over_dense_have_the_paired_error_and_the_dense_model_that_was_meas
 def test_the_csv_has_every_metric_and_the_report_a_short_table(tmp_path: Path) -> None:
     for scorer, level, windows in (("static", 0, DENSE), ("static", 0.3, STATIC), ("unified", 0.3, UNIFIED)):
         samples = {"perplexity": windows, "a/acc": [1.0, level > 0], "b/acc": [0.0, 1.0]}
-        write_job(tmp_path / f"{scorer}{level}", level, scorer, samples=samples)
-    report = rebuild([tmp_path], tmp_path).report.read_text()
+        added = 0.03 if scorer == "unified" else 0.0  # what its predictor reads
+        write_job(tmp_path / f"{scorer}{level}", level, scorer, samples=samples, added=added)
+    report = write_report(tmp_path).report.read_text()
     rows = csv_rows(tmp_path / "paired.csv")
     assert tuple(rows[0]) == COLUMNS
+    shares = {
+        (one["scorer"], one["against"]): (one["bytes_skipped"], one["against_bytes_skipped"]) for one in rows
+    }
+    assert [float(x) for x in shares["unified", "static"]] == pytest.approx([0.195, 0.225])
+    assert float(shares["unified", "dense"][1]) == 0.0
     assert {one["metric"] for one in rows} == {"nats", "mean/acc", "a/acc", "b/acc"}
     assert [(one["scorer"], one["against"]) for one in rows if one["metric"] == "nats"] == [
         ("static", "dense"),
@@ -241,8 +236,10 @@ def test_the_csv_has_every_metric_and_the_report_a_short_table(tmp_path: Path) -
         ("unified", "dense"),
     ]
     assert (
-        "| scorer | level | nats over static | nats over dense | mean accuracy, points, over static "
-        "| mean accuracy, points, over dense |" in report
+        "| scorer | nominal level | bytes % | bytes % of static | nats over static | nats over dense "
+        "| mean accuracy, points, over static | mean accuracy, points, over dense |" in report
     )
-    assert "| unified | 0.3 | -0.875 ± 0.239 | +0.625 ± 0.125 | +0.0 ± 0.0 | +25.0 ± 25.0 |" in report
-    assert "| static | 0.3 | - | +1.500 ± 0.354 | - | +25.0 ± 25.0 |" in report
+    assert "### Differences on the same examples, at equal nominal level" in report
+    row = "-0.875 ± 0.239 | +0.625 ± 0.125 | +0.0 ± 0.0 | +25.0 ± 25.0 |"
+    assert f"| unified | 0.3 | 19.5 | 22.5 | {row}" in report
+    assert "| static | 0.3 | 22.5 | - | - | +1.500 ± 0.354 | - | +25.0 ± 25.0 |" in report

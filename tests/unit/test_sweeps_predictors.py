@@ -7,14 +7,13 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from run_records import csv_rows, write_job
+from run_records import csv_rows, only_section, table_of, write_job, write_report
 
 from shadow.jobs import checks
 from shadow.jobs.method import is_trained
-from sweeps.predictors import COLUMNS, Survey, find_surveys, front
-from sweeps.predictors_plot import draw
-from sweeps.predictors_report import rebuild, summary, table
-from sweeps.records import read
+from sweeps.figures.png import draw
+from sweeps.records.reading import read
+from sweeps.reports.predictors.survey import COLUMNS, Survey, find_surveys, front
 
 SWEEP = Path(__file__).parents[2] / "conf" / "sweep" / "predictors.yaml"
 DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window
@@ -44,6 +43,7 @@ def write_point(
         overrides=(f"contender=[{scorer},{size},token]", f"predictor.dense_fed={dense_fed}"),
         settings={"measure": {"windows": 4}, "predictor": {"dense_fed": dense_fed}},
         predictor=net,
+        added=net["share_of_model"] if net else 0.0,
         **job,
     )
 
@@ -96,15 +96,33 @@ def test_the_table_goes_by_size_and_has_the_paired_error_and_the_seeds(tmp_path:
         write_point(tmp_path, 0.0, "static", level=0, seed=seed)
         write_point(tmp_path, 0.5 + shift, size=(4, 128, 6.0), seed=seed)
         write_point(tmp_path, 0.75, size=(4, 32, 2.0), seed=seed)
-    assert table(only_survey(tmp_path), 0.5)[1:] == [
-        ["few_taps *", "4", "32", "2,000,000", "2.00", "one pass", "+0.750 ± 0.000 (+0.750 to +0.750)"],
-        ["few_taps *", "4", "128", "6,000,000", "6.00", "one pass", "+0.625 ± 0.000 (+0.500 to +0.750)"],
+    assert table_of(only_section(tmp_path, "predictors"), "Nominal level 0.5")[1:] == [
+        [
+            "few_taps *",
+            "4",
+            "32",
+            "2,000,000",
+            "2.00",
+            "one pass",
+            "35.5",
+            "+0.750 ± 0.000 (+0.750 to +0.750)",
+        ],
+        [
+            "few_taps *",
+            "4",
+            "128",
+            "6,000,000",
+            "6.00",
+            "one pass",
+            "31.5",
+            "+0.625 ± 0.000 (+0.500 to +0.750)",
+        ],
     ]
 
 
 def test_the_files_have_every_entry(tmp_path: Path) -> None:
     write_some(tmp_path)
-    rebuilt = rebuild([tmp_path], tmp_path)
+    rebuilt = write_report(tmp_path, "predictors")
     rows = csv_rows(tmp_path / "predictors.csv")
     assert tuple(rows[0]) == COLUMNS
     assert [
@@ -127,15 +145,14 @@ def test_the_files_have_every_entry(tmp_path: Path) -> None:
     ]
     report = rebuilt.report.read_text()
     assert "![predictors](predictors.png)" in report
-    assert "| few_taps 4x128 | 0.5 | -1.000 ± 0.000 | +0.500 ± 0.000 |" in report
+    assert "| few_taps 4x128 | 0.5 | 31.5 | 37.5 | -1.000 ± 0.000 | +0.500 ± 0.000 |" in report
     assert (tmp_path / "predictors.png").read_bytes().startswith(b"\x89PNG")
-    assert "few_taps *" in summary([tmp_path])
 
 
 def test_each_level_has_a_panel_for_size_and_one_for_taps(tmp_path: Path) -> None:
     write_some(tmp_path)
     write_point(tmp_path, 0.25, size=(4, 32, 2.0), level=0.3)
-    figure = draw(only_survey(tmp_path))
+    figure = draw(only_section(tmp_path, "predictors").figure)
     assert figure is not None
     assert len(figure.axes) == 4
     assert {ax.get_xlabel() for ax in figure.axes} == {
@@ -147,7 +164,7 @@ def test_each_level_has_a_panel_for_size_and_one_for_taps(tmp_path: Path) -> Non
 def test_a_line_far_above_the_nets_does_not_squash_them_but_is_named_with_its_value(tmp_path: Path) -> None:
     write_some(tmp_path)
     write_point(tmp_path, 5.25, "random")
-    figure = draw(only_survey(tmp_path))
+    figure = draw(only_section(tmp_path, "predictors").figure)
     assert figure is not None
     assert figure.axes[0].get_ylim()[1] < 2
     assert "random: 5.25" in {text.get_text() for text in figure.axes[0].texts}
@@ -155,11 +172,11 @@ def test_a_line_far_above_the_nets_does_not_squash_them_but_is_named_with_its_va
 
 def test_without_nets_or_a_dense_point_there_is_a_report_yet(tmp_path: Path) -> None:
     write_point(tmp_path, 1.5, "static")
-    rebuilt = rebuild([tmp_path], tmp_path)
+    rebuilt = write_report(tmp_path, "predictors")
     assert not rebuilt.figures
     assert "There is no dense perplexity to compare with" in rebuilt.report.read_text()
     write_point(tmp_path, 0.0, "static", level=0)
-    assert rebuild([tmp_path], tmp_path).figures
+    assert write_report(tmp_path, "predictors").figures
 
 
 def test_points_of_other_windows_than_the_dense_ones_are_named_and_left_out(tmp_path: Path) -> None:
@@ -182,7 +199,8 @@ def test_every_contender_is_a_predictor_of_its_option_with_its_taps_and_rank(
 ) -> None:
     found = contenders()
     assert len({str(one) for one in found}) == len(found)
-    for name, taps, rank, decided_at, dense_fed in found:
+    last_of = {one[0]: one for one in found}  # of each predictor; composing takes a quarter of a second
+    for name, taps, rank, decided_at, dense_fed in last_of.values():
         text = f"contender=[{name},{taps},{rank},{decided_at},{dense_fed}]"
         cfg = compose("evaluate", "sweep=predictors", text)
         checks.check_predictor(cfg)

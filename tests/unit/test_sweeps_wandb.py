@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import wandb
 import yaml
-from run_records import write_job
+from run_records import write_job, write_report
 
 from shadow.jobs import checks, method
-from sweeps import __main__, wandb_report
-from sweeps.rebuild import Rebuilt, rebuild
-from sweeps.records import RecordError
-from sweeps.upload import SPARSITY, history
+from sweeps import __main__
+from sweeps.records.record import RecordError
+from sweeps.reports.report import Written
+from sweeps.wandb import report as wandb_report
+from sweeps.wandb.upload import BYTES, history
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "wandb"
 
@@ -49,13 +50,13 @@ GROUP = "logs/evaluate/multiruns/it's one"
 
 
 @pytest.fixture
-def swept(tmp_path: Path) -> Rebuilt:
+def swept(tmp_path: Path) -> Written:
     """Two curves with their dense model, one job that failed, all of them logged to W&B."""
     logger = {"wandb": {"project": "shadow", "entity": "someone", "group": GROUP, "offline": False}}
     for n, (scorer, level) in enumerate((s, x) for s in ("static", "unified") for x in (0, 0.3, 0.5)):
         write_job(tmp_path / str(n), level, scorer, settings={"logger": logger})
     write_job(tmp_path / "6", 0.7, error="boom")
-    return rebuild([tmp_path], tmp_path)
+    return write_report(tmp_path)
 
 
 def spec_of(report: object) -> dict:
@@ -63,7 +64,7 @@ def spec_of(report: object) -> dict:
     return json.loads(report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
 
 
-def test_a_report_draws_lines_that_an_upload_logs(swept: Rebuilt) -> None:
+def test_a_report_draws_lines_that_an_upload_logs(swept: Written) -> None:
     logged = list(history(swept.charts))
     grid = next(
         block for block in spec_of(wandb_report.build(swept))["blocks"] if block["type"] == "panel-grid"
@@ -72,15 +73,15 @@ def test_a_report_draws_lines_that_an_upload_logs(swept: Rebuilt) -> None:
     accuracy, perplexity = [panel["config"] for panel in panels if "Line Plot" in panel["viewType"]]
     assert (accuracy["yLogScale"], perplexity["yLogScale"]) == (False, True)
     for plot in (accuracy, perplexity):
-        assert plot["xAxis"] == SPARSITY
+        assert plot["xAxis"] == BYTES
         assert len(plot["metrics"]) == 2
         for name in plot["metrics"]:  # from the dense model on, to the right
-            x = [row[SPARSITY] for row in logged if name in row]
+            x = [row[BYTES] for row in logged if name in row]
             assert x == sorted(x)
             assert (x[0], len(x)) == (0, 3)
 
 
-def test_the_run_sets_of_a_report_are_the_sweeps_own(swept: Rebuilt) -> None:
+def test_the_run_sets_of_a_report_are_the_sweeps_own(swept: Written) -> None:
     report = wandb_report.build(swept)
     assert (report.project, report.entity) == ("shadow", "someone")
     sets = [
@@ -97,7 +98,7 @@ def test_the_run_sets_of_a_report_are_the_sweeps_own(swept: Rebuilt) -> None:
     assert "config:predictor.value.name" in sets[1]["runFeed"]["columnOrder"]
 
 
-def test_a_report_has_settings_and_failed_jobs_as_text_and_no_image_of_a_file(swept: Rebuilt) -> None:
+def test_a_report_has_settings_and_failed_jobs_as_text_and_no_image_of_a_file(swept: Written) -> None:
     (text,) = [
         block for block in wandb_report.build(swept).blocks if hasattr(block, "text") and "|" in block.text
     ]
@@ -109,7 +110,7 @@ def test_a_report_has_settings_and_failed_jobs_as_text_and_no_image_of_a_file(sw
 
 
 def test_the_command_saves_a_report_only_with_an_account(
-    swept: Rebuilt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    swept: Written, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     import wandb_workspaces.reports.v2 as wr
 
@@ -131,11 +132,11 @@ def test_the_command_saves_a_report_only_with_an_account(
 def test_a_report_of_jobs_that_did_not_log_to_wandb_is_refused(tmp_path: Path) -> None:
     write_job(tmp_path / "0")
     with pytest.raises(RecordError, match="logger=wandb"):
-        wandb_report.build(rebuild([tmp_path], tmp_path))
+        wandb_report.build(write_report(tmp_path))
 
 
 def test_a_report_without_its_extra_names_what_installs_it(
-    swept: Rebuilt, monkeypatch: pytest.MonkeyPatch
+    swept: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
     with pytest.raises(RecordError, match=r"\.\[wandb-reports\]"):

@@ -1,0 +1,1 @@
+"""Differences between points that were measured on the same examples."""

@@ -1,0 +1,142 @@
+"""Accuracy and perplexity against bytes: curve.csv, paired.csv, curve.png, report.md and report.html."""
+
+from dataclasses import replace
+
+from sweeps.curves.chart import POSITIONS, Chart, ceiling, find_charts, varying
+from sweeps.curves.curve import Curve, Mark
+from sweeps.figures.panels import Figure, Level, Line, Panel, Plot, Spot, in_rows
+from sweeps.records import points_csv
+from sweeps.records.merging import one_per_point
+from sweeps.records.metrics import MEAN_ACCURACY, MEANS
+from sweeps.records.record import Record
+from sweeps.reports import paired_table
+from sweeps.reports.cells import (
+    BYTES,
+    axis_of,
+    cell,
+    hover,
+    metric_cell,
+    over_dense,
+    percent,
+    perplexity,
+    share_cells,
+    share_columns,
+    share_header,
+)
+from sweeps.reports.provenance import what_was_run
+from sweeps.reports.report import Report, Section, Table
+
+SCOPES = {"layer": "ranked per layer", "global": "ranked globally", "threshold": "cut at thresholds"}
+
+
+def sections(records: list[Record], against: str) -> list[Section]:
+    return [of_chart(chart, against) for chart in find_charts(one_per_point(records))]
+
+
+def of_chart(chart: Chart, against: str) -> Section:
+    return Section(
+        chart,
+        Figure(title(chart), [row for row in rows(chart) if row], details(chart), notes=chart.notes),
+        legend(chart),
+        [points_table(chart), *paired_table.paired_tables(chart, against), what_was_run(chart)],
+        {
+            "curve.csv": points_csv.rows_of(chart.records),
+            "paired.csv": paired_table.csv_rows(chart, against),
+        },
+    )
+
+
+def title(chart: Chart) -> str:
+    words = [chart.name]
+    shared = (
+        *(("criterion", "{}"), ("decided_at", "decided at each {}"), ("scope", "{}")),
+        *(("tokens", "sparse tokens: {}"), ("scored", "scored: {}")),
+    )
+    for name, phrase in shared:
+        values = sorted({getattr(record.point, name) for record in chart.records if record.point.level > 0})
+        if len(values) == 1:  # where they vary, the curves' labels tell
+            words.append(SCOPES.get(values[0], phrase.format(values[0])))
+    return ", ".join(words)
+
+
+def legend(chart: Chart) -> str:
+    n_seeds = {len(mark.seeds) for curve in chart.curves for mark in curve.marks}
+    errors = ["the measure's standard error"] if 1 in n_seeds or not n_seeds else []
+    errors += ["the standard deviation over the seeds where there are several"] if n_seeds - {1} else []
+    return (
+        "Bytes: the share of the weight bytes of all projections and the lm_head that a decoded token does "
+        "not read, less what predictors and factors add; of layers: the same of the layers' projections "
+        "alone. Of each kind of unit: the share that was skipped, over the whole model. Nats over dense: log "
+        f"perplexity less that of the dense model. ± is {', or '.join(errors)}."
+    )
+
+
+def rows(chart: Chart) -> list[list[Panel | None]]:
+    """The first accuracy and the perplexity."""
+    names = [*chart.accuracies[:1], *([chart.perplexity] if chart.perplexity else [])]
+    return [[panel(chart, name) for name in names]]
+
+
+def details(chart: Chart) -> list[list[Panel | None]]:
+    """Each task, for the page."""
+    return in_rows([panel(chart, name) for name in chart.accuracies[1:]])
+
+
+def panel(chart: Chart, metric: str) -> Plot:
+    """Lines begin at the dense model, which reads everything."""
+    y = axis_of(metric)
+    dense = chart.dense.metrics.get(metric) if chart.dense else None
+    start = (0.0, dense.value) if dense else None
+    lines = [Line(curve.label, spots(chart, curve, metric), start=start) for curve in chart.curves]
+    n_tasks = len(chart.accuracies) - len(MEANS)
+    heading = f"{y.title} of {n_tasks} tasks" if metric == MEAN_ACCURACY else y.title
+    top = ceiling(chart) if metric == chart.perplexity else None
+    levels = {"dense": Level(*dense)} if dense else {}
+    return Plot(heading, BYTES, y, [line for line in lines if line.spots], levels, top or None)
+
+
+def spots(chart: Chart, curve: Curve, metric: str) -> list[Spot]:
+    found = []
+    for mark in curve.marks:
+        if metric in mark.metrics:
+            value, stderr = mark.metrics[metric]
+            lines = [f"{metric} {metric_cell(mark.metrics[metric], metric)}", *hover(mark)]
+            if metric == chart.perplexity:
+                lines.append(f"nats over dense {over_dense(mark)}")
+            found.append(Spot(mark.bytes.skipped, value, stderr, "<br>".join(lines)))
+    return found
+
+
+def points_table(chart: Chart) -> Table:
+    """A row for each level of each curve; the dense model comes once, first."""
+    parts, kinds = varying(chart.records, POSITIONS), share_columns(chart.records)
+    dense = [replace(chart.dense, over_dense=0.0, achieved=dict.fromkeys(kinds, 0.0))] if chart.dense else []
+    labelled = [("dense", mark) for mark in dense]
+    labelled += [(curve.label, mark) for curve in chart.curves for mark in curve.marks]
+    several_seeds = any(len(mark.seeds) > 1 for _, mark in labelled)
+    header = ["scorer", *parts, "nominal level", *(["seeds"] if several_seeds else []), *share_header(kinds)]
+    header += [chart.perplexity, "nats over dense"] if chart.perplexity else []
+    table = [[*header, *(f"{name} %" for name in chart.accuracies)]]
+    for label, mark in labelled:
+        row = [label, *(getattr(mark, part) for part in parts), f"{mark.level:g}"]
+        row += [str(len(mark.seeds))] if several_seeds else []
+        row += share_cells(mark, kinds)
+        row += quality(chart, mark)
+        table.append(row + [cell(mark.metrics.get(name), percent) for name in chart.accuracies])
+    return Table("Points", table, console_columns=len(header) + 1)
+
+
+def quality(chart: Chart, mark: Mark) -> list[str]:
+    if not chart.perplexity:
+        return []
+    return [cell(mark.metrics.get(chart.perplexity), perplexity), over_dense(mark)]
+
+
+REPORT = Report(
+    name="report",
+    stem="curve",
+    title="{points} points",
+    csv={"curve.csv": points_csv.COLUMNS, "paired.csv": paired_table.COLUMNS},
+    sections=sections,
+    lists_origins=True,
+)

@@ -1,0 +1,1 @@
+"""Criterion x predictor x decided-at as heat maps."""

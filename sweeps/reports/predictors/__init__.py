@@ -1,0 +1,1 @@
+"""Predictors compared by their size."""
