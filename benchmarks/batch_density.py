@@ -25,6 +25,8 @@ from transformers import AutoTokenizer
 from shadow.artifacts.hub import load_predictor
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
+from shadow.executors.planner import Planner
+from shadow.front import stand_in_of
 from shadow.measures import latency
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
@@ -49,9 +51,13 @@ def main() -> None:
     turned = copy.deepcopy(dense)
     ids = windows(args.model, args.texts, args.prompt, max(args.batch))
     predictor = load_predictor(args.predictor)
-    fill = predictor.means if predictor.deviates else None
     policy, weights, threads = SparsityPolicy(args.level), pack(turned), torch.get_num_threads()
-    runs = {at: GatheredRun(turned, SparseRun(dense, predictor, policy, at, fill), weights) for at in PLANS}
+    runs = {
+        at: GatheredRun(
+            turned, Planner(dense, predictor, policy, at, stand_in_of("auto", predictor)), weights
+        )
+        for at in PLANS
+    }
     density: dict[DecidedAt, list[np.ndarray]] = {at: [] for at in PLANS}
     print(
         f"{threads} threads, prompts of {args.prompt}, {args.tokens} tokens, {args.rounds} rounds by turns\n"

@@ -20,12 +20,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
+from shadow.executors.planner import Planner
 from shadow.measures import latency
 from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers
 from shadow.models.sites import SiteKey, count_units
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Mean, Zero
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.predicted import Predicted
@@ -64,14 +66,14 @@ def main() -> None:
     turned = copy.deepcopy(dense)
     ids = torch.randint(10, 20000, (1, args.prompt), generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
-    fill = means_of(dense) if args.means else None
+    stand_in = Mean(means_of(dense)) if args.means else Zero()
     runs: dict[tuple[str, str, float], GatheredRun] = {}
     scorers = {name: scorer_of(dense, name) for name in ["none", *args.scorer]}
     for storage in args.storage:
         weights = pack(turned, storage)
         for name, level in [("none", 0.0), *((name, level) for name in args.scorer for level in args.level)]:
             scorer, decided_at = scorers[name]
-            planner = SparseRun(dense, scorer, SparsityPolicy(level), decided_at, fill)
+            planner = Planner(dense, scorer, SparsityPolicy(level), decided_at, stand_in)
             runs[storage, name, level] = GatheredRun(
                 turned, planner, weights, compact=name == "prompt, copied"
             )

@@ -19,8 +19,10 @@ import xllamacpp
 
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
+from shadow.executors.planner import Planner
 from shadow.measures import latency
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Zero
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
         weights = pack(model, storage)
         for name, level in (("none", 0.0), ("one tap", args.level)):
             scorer, decided_at = shapes.scorer_of(model, name)
-            planner = SparseRun(model, scorer, SparsityPolicy(level), decided_at)
+            planner = Planner(model, scorer, SparsityPolicy(level), decided_at, Zero())
             run = GatheredRun(model, planner, weights)
             works[f"gathered, {storage}, {name}, level {level}"] = lambda run=run: latency.time_generation(
                 run.forward, ids, args.tokens

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.artifacts.hub import load_predictor
 from shadow.data.texts import read_documents, text_windows
 from shadow.executors.cpu.cache import GatheredCache
-from shadow.front import sparse
+from shadow.front import sparse, stand_in_of
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import Plan
@@ -110,10 +110,10 @@ def follow(
 ) -> Tensor:
     """The masked executor on another's tokens and plans -> logits [tokens, V]."""
     read = [ids, *logits[:-1].argmax(-1).view(-1, 1, 1)]
-    fill = predictor.means if predictor.deviates else None
+    stand_in = stand_in_of("auto", predictor)
     found, cache = [], None
     # a scorer without taps leaves the plan that it is given
-    with sparse(model, Fixed(random_scores(find_sites(model), 0)), policy, fill=fill) as run:
+    with sparse(model, Fixed(random_scores(find_sites(model), 0)), policy, stand_in=stand_in) as run:
         for tokens, plan in zip(read, plans, strict=True):
             run.plan = plan
             out = model(tokens, past_key_values=cache, use_cache=True)

@@ -25,10 +25,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whoever does it first
 
 from shadow.data.batches import Batch, Example, collate  # noqa: E402
-from shadow.models.kinds import find_sites
+from shadow.models.kinds import find_sites  # noqa: E402
 from shadow.models.load import LM, from_package, random_llama, random_opt  # noqa: E402
-from shadow.models.sites import KINDS, Kind, count_units
-from shadow.scorers.nets import NetShape, TapNet
+from shadow.models.sites import KINDS, Kind, count_units  # noqa: E402
+from shadow.scorers.nets import NetShape, TapNet  # noqa: E402
 
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
 

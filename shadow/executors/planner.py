@@ -145,21 +145,22 @@ class Planner:
         total = self._n_real * units
         self.total[key] += total
         self.whole[key] += self._n_whole * units
-        if self._untouched or not self.policy.prunes(key):
+        prunes = self.policy.prunes(key)
+        if self._untouched or (key not in self.plan and not prunes):
             self.kept[key] += total
             return None
         if key not in self.plan:
             raise UserError(
                 f"the scorer {type(self.scorer).__name__} says nothing of the {key[1]}s of layer {key[0]}, "
-                f"and sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave them "
-                "out by sparsity.dense_layers or sparsity.kinds"
+                f"and sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave "
+                "them out by sparsity.dense_layers or sparsity.kinds"
             )
         keep = self.plan[key]  # [U], [B, U] or [B, T, U]
         if keep.dim() == 2:
             keep = keep[:, None]
         if self._whole is not None:
             keep = keep | self._whole[..., None].to(keep.device)
-        if self._whole is None and self.policy.scope == "layer":
+        if self._whole is None and self.policy.scope == "layer" and prunes:
             if key not in self._staying:
                 one = keep.view(-1, keep.shape[-1])[0]
                 self._staying[key] = int(one.count_nonzero()) * units // len(one)

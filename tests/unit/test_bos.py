@@ -9,15 +9,15 @@ from lm_eval.models.huggingface import HFLM
 
 from shadow.data.batches import IGNORED, collate
 from shadow.data.calibration import TextFiles
-from shadow.measures.harness import SparseHFLM
-from shadow.jobs.points import settings_of
-from shadow.jobs.settings import model_settings, traces_folder
-from shadow.front import sparse
-from shadow.models.load import beginning_with_bos, byte_tokenizer, from_package, load
-from shadow.scorers.fixed import Fixed
-from shadow.plans.policy import SparsityPolicy
 from shadow.data.tasks import few_shot_examples, last_tokens
 from shadow.data.texts import cut, questions
+from shadow.front import sparse
+from shadow.jobs.keys import model_settings, traces_folder
+from shadow.jobs.point_records import settings_of
+from shadow.measures.harness import SparseHFLM
+from shadow.models.load import beginning_with_bos, byte_tokenizer, from_package, load
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.fixed import Fixed
 
 DENSE = SparsityPolicy(0.0)
 TEXT = " ".join(f"word{number}" for number in range(200))

@@ -6,6 +6,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+from drawn_sites import sites_of
 
 from shadow.artifacts.hub import save_predictor
 from shadow.criteria.one_pass import row_losses
@@ -17,6 +18,7 @@ from shadow.front import sparse
 from shadow.jobs import calibration, checks, ingredients, keys, loading, measures, point_records, policies
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Zero
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
@@ -105,7 +107,7 @@ def test_a_layer_loses_its_own_level_and_others_the_common_one():
     levels = {(1, "head"): 0.25, (2, "head"): 0.0, (2, "neuron"): 0.75}
     policy = SparsityPolicy(0.5, levels=levels)
     scores = {(n, kind): torch.rand(2, 8) for n in range(4) for kind in ("head", "neuron")}
-    gone = {unit: int((~keep).sum(-1)[0]) for unit, keep in policy.plan(scores).items()}
+    gone = {unit: int((~keep).sum(-1)[0]) for unit, keep in policy.plan(scores, sites_of(scores)).items()}
     assert gone == {(1, "head"): 2, (1, "neuron"): 4, (2, "neuron"): 6, (3, "head"): 4, (3, "neuron"): 4}
 
 
@@ -140,7 +142,7 @@ def scorer(request, lm, make_net):
 @pytest.mark.parametrize("level", [0.3, 0.5])
 def test_budgets_take_as_much_of_each_kind_as_one_level_for_all(lm, scorer, windows, level):
     policy = SparsityPolicy(level)
-    found = learn(lm.model, scorer, policy, "token", None, windows)
+    found = learn(lm.model, scorer, policy, "token", Zero(), windows)
     achieved = []
     for chosen in (policy, SparsityPolicy(level, levels=found.levels)):
         with sparse(lm.model, scorer, chosen) as run:
@@ -153,7 +155,7 @@ def test_budgets_take_as_much_of_each_kind_as_one_level_for_all(lm, scorer, wind
 
 
 def test_a_cost_is_by_how_much_the_loss_grows_when_that_alone_is_pruned(lm, scorer, windows):
-    found = learn(lm.model, scorer, SparsityPolicy(0.5), "token", None, windows)
+    found = learn(lm.model, scorer, SparsityPolicy(0.5), "token", Zero(), windows)
 
     def loss(policy):
         with sparse(lm.model, scorer, policy) as run:
@@ -171,7 +173,7 @@ def test_the_number_of_passes_is_what_is_said(lm, windows):
     passes = []
     handle = lm.model.register_forward_hook(lambda *args: passes.append(1))
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
-    found = learn(lm.model, scorer, SparsityPolicy(0.5), "token", None, windows)
+    found = learn(lm.model, scorer, SparsityPolicy(0.5), "token", Zero(), windows)
     handle.remove()
     assert found.passes == 1 + 3 * 2 * 3  # the dense model; layers, kinds and levels
     assert len(passes) == found.passes * len(windows)
@@ -181,7 +183,7 @@ def test_what_nothing_reads_costs_nothing(lm, windows):
     reader = next(site for site in find_sites(lm.model) if (site.layer, site.kind) == (2, "neuron"))
     reader.module.weight.data.zero_()
     policy = SparsityPolicy(0.3, kinds=("neuron",))
-    found = learn(lm.model, Oracle("l2_norm"), policy, "token", None, windows)
+    found = learn(lm.model, Oracle("l2_norm"), policy, "token", Zero(), windows)
     assert [cost.loss for cost in found.costs[2, "neuron"]] == [0, 0, 0]
     # of the others the first to go may be silent: OPT's neurons are behind a ReLU
     assert all(found.costs[unit][-1].loss for unit in ((1, "neuron"), (3, "neuron")))
@@ -198,10 +200,10 @@ def test_one_ranking_takes_of_each_layer_what_a_plan_over_all_layers_does():
         for kind, units in (("head", 9), ("neuron", 50))
     }
     policy = SparsityPolicy(0.5)
-    levels = by_rank(scores, policy, Structure())
-    whole = SparsityPolicy(0.5, scope="global").plan(scores)
+    levels = by_rank(scores, policy, list(sites_of(scores).values()))
+    whole = SparsityPolicy(0.5, scope="global").plan(scores, sites_of(scores))
     assert levels.keys() == whole.keys()
-    for unit, keep in SparsityPolicy(0.5, levels=levels).plan(scores).items():
+    for unit, keep in SparsityPolicy(0.5, levels=levels).plan(scores, sites_of(scores)).items():
         assert torch.equal(keep, whole[unit])
     assert levels[1, "neuron"] > 0.5 > levels[3, "neuron"]  # scores grow by layers
     assert sum(50 * levels[layer, "neuron"] for layer in (1, 2, 3)) == pytest.approx(75)
@@ -210,7 +212,7 @@ def test_one_ranking_takes_of_each_layer_what_a_plan_over_all_layers_does():
 def test_one_ranking_of_groups_of_heads_loses_whole_groups():
     scores = {(layer, "head"): torch.tensor([4.0, 1, 3, 2, 6, 5]) * 2**layer for layer in range(3)}
     policy = SparsityPolicy(0.5, kinds=("head",), head_unit="group")
-    levels = by_rank(scores, policy, Structure(group=2))
+    levels = by_rank(scores, policy, list(sites_of(scores, group=2).values()))
     assert levels == {(1, "head"): pytest.approx(2 / 3), (2, "head"): pytest.approx(1 / 3)}
 
 
@@ -225,12 +227,12 @@ def test_budgets_are_learnt_once_and_found_again(compose, monkeypatch):
     cfg = job(compose)
     lm = loading.load_lm(cfg)
     scorer = ingredients.get_scorer(cfg, lm, [])
-    first = policies.get_policy(cfg, lm, scorer, None)
+    first = policies.get_policy(cfg, lm, scorer, Zero())
     kept = json.loads(keys.budgets_file(cfg).read_text())
     assert (kept["windows"], kept["passes"]) == (4, 19)
     assert len(kept["costs"]) == 18
     monkeypatch.setattr(budgets, "learn", None)
-    assert policies.get_policy(cfg, lm, scorer, None) == first
+    assert policies.get_policy(cfg, lm, scorer, Zero()) == first
     assert sum(level for (_, kind), level in first.levels.items() if kind == "neuron") == pytest.approx(1.5)
     checks.check_scorer(compose("evaluate", *SMALL))
 
@@ -239,12 +241,12 @@ def test_the_ranking_over_layers_is_by_the_means_of_the_calibration(compose):
     cfg = job(compose, "sparsity.budgets=global", "predictor=static")
     lm = loading.load_lm(cfg)
     scorer = ingredients.get_scorer(cfg, lm, [])
-    policy = policies.get_policy(cfg, lm, scorer, None)
+    policy = policies.get_policy(cfg, lm, scorer, Zero())
     scores = ingredients.JobIngredients(cfg, lm).static()
-    assert policy.levels == by_rank(scores, SparsityPolicy(0.5), Structure(group=2))
+    assert policy.levels == by_rank(scores, SparsityPolicy(0.5), list(sites_of(scores, group=2).values()))
     assert len(set(policy.levels.values())) > 1
     of_oracle = job(compose, "sparsity.budgets=global", "predictor=oracle")
-    assert policies.get_policy(of_oracle, lm, scorer, None) == policy
+    assert policies.get_policy(of_oracle, lm, scorer, Zero()) == policy
     assert calibration.needs_traces(of_oracle)
 
 
@@ -273,11 +275,11 @@ def test_budgets_of_other_weights_are_refused(compose):
     cfg = job(compose)
     lm = loading.load_lm(cfg)
     scorer = ingredients.get_scorer(cfg, lm, [])
-    policies.get_policy(cfg, lm, scorer, None)
+    policies.get_policy(cfg, lm, scorer, Zero())
     file = keys.budgets_file(cfg)
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "0" * 16}))
     with pytest.raises(UserError, match="other weights"):
-        policies.get_policy(cfg, lm, scorer, None)
+        policies.get_policy(cfg, lm, scorer, Zero())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from shadow.data.batches import collate, last_of, mean_of
 from shadow.data.calibration import CalibrationExamples, Numbered
 from shadow.models.kinds import find_sites
 from shadow.models.load import random_llama
-from shadow.models.sites import KINDS, watch
+from shadow.models.sites import KINDS
+from shadow.signals import Signal, hook_signals, hook_sites
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.traces.packing import decode, encode, unpack
 from shadow.traces.store import (
@@ -267,7 +268,7 @@ def test_the_means_are_those_of_all_real_tokens_of_the_shard(lm, windows, tmp_pa
             unit = (site.layer, site.kind)
             total[unit] = total.get(unit, 0) + token
 
-    with visit(find_sites(lm.model), add):
+    with hook_sites(lm.model, find_sites(lm.model), add):
         for window in windows[:SHARD]:
             lm.model(torch.tensor([window.ids]))
             count += len(window.ids)
@@ -334,7 +335,7 @@ def test_a_criterion_alone_is_what_it_is_beside_others(tiny_llama, windows, name
 def test_there_is_a_backward_pass_only_if_a_missing_part_needs_it(lm, windows, parts, backward):
     """Without one, nothing on the way to a site is kept for a gradient."""
     graphs = []
-    with visit(find_sites(lm.model), lambda site, x: graphs.append(x.requires_grad)):
+    with hook_sites(lm.model, find_sites(lm.model), lambda site, x: graphs.append(x.requires_grad)):
         step(lm, windows, parts)
     assert graphs == [backward] * 8
 
@@ -378,7 +379,14 @@ def test_the_embeddings_of_all_positions_are_read_back_in_any_order(lm, windows,
     assert not states[~inside].any()
     for row, (window, count) in enumerate(zip(asked.tolist(), counts, strict=True)):
         seen = []
-        with torch.no_grad(), watch(lm.model, [0], lambda layer, x, seen=seen: seen.append(x)):
+        with (
+            torch.no_grad(),
+            hook_signals(
+                lm.model,
+                [Signal(at, "layer_input") for at in [0]],
+                lambda layer, x, seen=seen: seen.append(x),
+            ),
+        ):
             lm.model(input_ids=torch.tensor([windows[window].ids]), use_cache=False)
         torch.testing.assert_close(states[row, :count], seen[0][0, :count], rtol=1e-3, atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn_sites import sites_of
 
 from shadow.criteria import CONTEXTUAL
 from shadow.criteria.one_pass import score
@@ -12,6 +13,7 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
+from shadow.signals import Signal
 
 POLICY = SparsityPolicy(0.5)
 NETS = ["unified-scores", "unified-mean", "unified-last", "layerwise-scores", "layerwise-last"]
@@ -79,13 +81,13 @@ def test_batch_size_1_and_8_give_the_same_plans(
     rows = examples([12, 5, 9, 16, 7, 13, 10, 4])
     scorer = make_scorer(name, lm)
     together, _, run = plan_of(lm, scorer, collate(rows), decided_at)
-    kept, total = run.kept, run.total
+    kept, total = run.planner.kept, run.planner.total
     alone_kept, alone_total = type(kept)(), type(total)()
     for row, example in enumerate(rows):
         alone, _, run = plan_of(lm, scorer, collate([example]), decided_at)
         assert_same(of_row(together, row, len(example.ids)), of_row(alone, 0, len(example.ids)))
-        alone_kept += run.kept
-        alone_total += run.total
+        alone_kept += run.planner.kept
+        alone_total += run.planner.total
     assert total == alone_total
     assert {unit: kept[unit] for unit in total} == {unit: alone_kept[unit] for unit in total}
 
@@ -195,7 +197,7 @@ def test_the_oracle_takes_the_units_that_its_criterion_ranks_highest(lm, batch, 
         found[site.layer, site.kind] = seen.tokens() if pool is None else seen.window(pool)
 
     score(lm.model, batch, [name], receive)
-    assert_same(plan_of(lm, Oracle(name), batch, decided_at, policy)[0], policy.plan(found))
+    assert_same(plan_of(lm, Oracle(name), batch, decided_at, policy)[0], policy.plan(found, sites_of(found)))
 
 
 @pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
@@ -225,7 +227,7 @@ def test_the_first_tap_reads_what_the_dense_model_computes_and_later_ones_what_i
     class Spy(Predicted):
         def at(self, tap, state, pool):
             states[tap] = state.clone()
-            return super().at(tap, state, pool)
+            return super().scores(Signal(tap, "layer_input"), state, pool)
 
     plan_of(lm, Spy(make_net(lm, [1, 2, 3]), "scores"), batch, "token")
     hidden = lm.model(

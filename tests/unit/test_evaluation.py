@@ -113,7 +113,7 @@ def test_batch_size_1_and_8_give_the_same_accuracy_and_sparsity(lm, make_net, as
     results = []
     for batch_size in (1, 8):
         with sparse(lm.model, scorer, HALF, decided_at) as run:
-            results.append((choice_accuracy(run, asked[:4], batch_size), run.kept, run.total))
+            results.append((choice_accuracy(run, asked[:4], batch_size), run.planner.kept, run.planner.total))
     assert results[0] == results[1]
 
 

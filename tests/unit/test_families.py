@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, collate
 from shadow.errors import UserError
+from shadow.executors.gathered import Gathered
 from shadow.front import sparse
 from shadow.jobs.estimate import estimate_of
 from shadow.jobs.resources import forward_flops, weightless
@@ -22,11 +23,12 @@ from shadow.models.kinds import find_sites, structure_of
 from shadow.models.layouts import LAYOUTS
 from shadow.models.load import LM, byte_tokenizer, random_weights
 from shadow.models.neuron_paths import find_neuron_paths
-from shadow.models.sites import column_norms, count_units, watch
+from shadow.models.sites import column_norms, count_units
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.oracle import Oracle
+from shadow.signals import Signal, hook_signals, hook_sites
 
 PLAIN = {
     "vocab_size": 257,
@@ -201,7 +203,7 @@ def test_masking_a_unit_in_some_rows_equals_zeroing_its_columns_for_them(
     keep = torch.ones(3, site.units, dtype=torch.bool)
     keep[:2, unit] = False
     with sparse(tiny.model, Fixed({}), DENSE) as run:
-        run.plan = {(1, kind): keep}
+        run.planner.plan = {(1, kind): keep}
         masked = run.logits(small)
     assert not torch.equal(without[:2], plain[:2])
     # which rows an expert multiplies together depends on the others' routes, and with it the rounding
@@ -240,7 +242,7 @@ def make_scorer(examples):
     """Scores that are a random map of the state that enters layer 1."""
 
     class Mapped:
-        taps = (1,)
+        kinds = frozenset({"head", "neuron"})
 
         def __init__(self, lm):
             draw = torch.Generator().manual_seed(1)
@@ -250,7 +252,10 @@ def make_scorer(examples):
                 if site.layer
             }
 
-        def at(self, tap, state, pool):
+        def signals(self, sites):
+            return [Signal(1, "layer_input")]
+
+        def scores(self, signal, state, pool):
             if pool is not None:
                 state = (state * pool[..., None]).sum(1) / pool.sum(1, keepdim=True)
             return {unit: state @ values for unit, values in self.maps.items()}
@@ -261,7 +266,9 @@ def make_scorer(examples):
 @EVERY
 def test_the_state_of_a_tap_is_what_enters_the_layer(family, tiny, small):
     seen = {}
-    with watch(tiny.model, [0, 2], seen.__setitem__):
+    with hook_signals(
+        tiny.model, [Signal(at, "layer_input") for at in [0, 2]], lambda at, x: seen.__setitem__(at.layer, x)
+    ):
         found = tiny.model(
             input_ids=small.ids,
             attention_mask=small.real().long(),
@@ -285,7 +292,7 @@ def test_activation_and_gradient_of_a_unit_give_its_scores(family, tiny, small):
             leaf["x"] = x.detach().clone().requires_grad_(True)
             return leaf["x"]
 
-        with visit(find_sites(tiny.model), swap):
+        with hook_sites(tiny.model, find_sites(tiny.model), swap):
             logits = tiny.model(
                 input_ids=small.ids, attention_mask=small.real().long(), use_cache=False
             ).logits
@@ -334,12 +341,14 @@ def test_low_rank_copies_at_full_rank_are_the_neurons_where_attention_adds_nothi
     copy = LowRankCopy(model, 32, {layer: torch.zeros(4) for layer in range(3)})
     states, read = {}, {}
     with (
-        watch(model, [1], states.__setitem__),
-        visit(find_sites(model), lambda site, x: read.__setitem__((site.layer, site.kind), x)),
+        hook_signals(
+            model, [Signal(at, "layer_input") for at in [1]], lambda at, x: states.__setitem__(at.layer, x)
+        ),
+        hook_sites(model, find_sites(model), lambda site, x: read.__setitem__((site.layer, site.kind), x)),
         torch.no_grad(),
     ):
         lm.model(input_ids=small.ids, attention_mask=small.real().long(), use_cache=False)
-    said = copy.at(1, states[1], None)[1, "neuron"]
+    said = copy.scores(Signal(1, "layer_input"), states[1], None)[1, "neuron"]
     torch.testing.assert_close(said, read[1, "neuron"][..., 0].abs(), rtol=1e-3, atol=1e-4)
 
 
@@ -357,7 +366,7 @@ def test_the_gathered_executor_refuses_families_that_it_does_not_know(family, ti
     scorer = Fixed(random_scores(find_sites(tiny.model), 0))
     with (
         pytest.raises(UserError, match=r"executor=gathered knows the families .* use executor=masked"),
-        sparse(tiny.model, scorer, level=0.5, executor="gathered"),
+        sparse(tiny.model, scorer, level=0.5, executor=Gathered()),
     ):
         pass
 
@@ -374,7 +383,9 @@ def test_neurons_of_experts_are_what_their_down_projection_reads(family, tiny, s
     found, sent = {}, {}
     experts = layer_of(tiny.model, family, 1).mlp.experts
     handle = experts.register_forward_pre_hook(lambda module, args: sent.update(x=args[0], to=args[1]))
-    with visit(find_sites(tiny.model), lambda site, x: found.__setitem__((site.layer, site.kind), x)):
+    with hook_sites(
+        tiny.model, find_sites(tiny.model), lambda site, x: found.__setitem__((site.layer, site.kind), x)
+    ):
         tiny.model(input_ids=small.ids, attention_mask=small.real().long(), use_cache=False)
     handle.remove()
     seen = found[1, "neuron"].view(-1, 4, 12)
@@ -441,8 +452,8 @@ def test_plans_that_do_not_fit_experts_are_refused(family, tiny):
         ):
             pass
     with (
-        pytest.raises(UserError, match=r"experts.*sparsity\.fill=zero"),
-        sparse(tiny.model, scorer, level=0.5, fill=heads),
+        pytest.raises(UserError, match=r"experts.*sparsity\.stand_in=zero"),
+        sparse(tiny.model, scorer, level=0.5, stand_in=heads),
     ):
         pass
     with sparse(tiny.model, scorer, SparsityPolicy(0.5, "global", kinds=("head",))):

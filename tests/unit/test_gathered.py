@@ -14,6 +14,7 @@ from shadow.executors.cpu.cache import GatheredCache
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
 from shadow.executors.cpu.weights import pack
+from shadow.executors.gathered import Gathered
 from shadow.executors.run import Run
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
@@ -104,7 +105,7 @@ def test_both_executors_generate_from_the_same_logits(lm, make_scorer, plan, row
     scorer, ids = make_scorer(lm, what), prompts(rows)
     with sparse(lm.model, scorer, policy, decided_at) as run:
         expected, gone = generate(lm, ids), skipped(run)
-    with sparse(lm.model, scorer, policy, decided_at, executor="gathered") as run:
+    with sparse(lm.model, scorer, policy, decided_at, executor=Gathered()) as run:
         found, also_gone = generate(lm, ids), skipped(run)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert also_gone == gone
@@ -120,7 +121,7 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
         planned = dict(run.plan)
     dense = lm.model(ids)
     with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at) as run:
-        run.plan = planned
+        run.planner.plan = planned
         expected = lm.model(new, past_key_values=dense.past_key_values).logits
         gone = skipped(run)
     for executor in ("masked", "gathered"):
@@ -172,9 +173,9 @@ def test_of_a_batch_only_what_is_behind_the_prompts_is_sparse(lm, make_scorer, e
 def test_both_executors_let_means_stand_in_and_follow_thresholds(lm, make_scorer, decided_at):
     policy = SparsityPolicy(0.5, scope="threshold", thresholds=thresholds(lm))
     scorer, ids, fill = make_scorer(lm, [1, 2]), prompts(2), means(lm)
-    with sparse(lm.model, scorer, policy, decided_at, fill=fill) as run:
+    with sparse(lm.model, scorer, policy, decided_at, stand_in=fill) as run:
         expected, gone = generate(lm, ids), skipped(run)
-    with sparse(lm.model, scorer, policy, decided_at, fill=fill, executor="gathered") as run:
+    with sparse(lm.model, scorer, policy, decided_at, stand_in=fill, executor=Gathered()) as run:
         found, also_gone = generate(lm, ids), skipped(run)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert also_gone == gone
@@ -208,7 +209,7 @@ def test_keys_that_are_computed_late_are_the_keys_that_are_written_at_once(lm, m
     scorer, ids = make_scorer(lm, [1, 2]), prompts(3)
     found = []
     for kv_policy in ("write_all", "recompute"):
-        with sparse(lm.model, scorer, level=0.5, executor="gathered", kv_policy=kv_policy):
+        with sparse(lm.model, scorer, level=0.5, executor=Gathered(kv_policy=kv_policy)):
             found.append(generate(lm, ids))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
 
@@ -220,9 +221,7 @@ def test_generation_agrees_with_reading_everything_from_scratch(lm, make_scorer,
     asked = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with sparse(
-            lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered", kv_policy=kv_policy
-        ) as run:
+        with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered(kv_policy=kv_policy)) as run:
             ids = prompts(3)
             how = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
             found = lm.model.generate(ids, output_logits=True, return_dict_in_generate=True, **how)
@@ -260,7 +259,7 @@ def test_a_cache_grows(lm, make_scorer, monkeypatch):
 
 def test_what_lies_beyond_the_models_own_arrays_is_refused(lm, make_scorer):
     words, last = lm.model.config.vocab_size, lm.model.config.max_position_embeddings
-    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()):
         for unknown in (words, -1):
             for begun in (None, lm.model(prompts(1)).past_key_values):
                 with pytest.raises(UserError, match=rf"token {unknown}, .* 0 to {words - 1}"):
@@ -291,7 +290,7 @@ def test_rows_of_different_length_are_padded_on_the_left(lm, make_scorer):
     ids, mask = prompts(2), torch.ones(2, 10, dtype=torch.long)
     ids[0, :4], mask[0, :4] = 0, 0
     scorer = make_scorer(lm, [1])
-    with sparse(lm.model, scorer, level=0.5, executor="gathered"):
+    with sparse(lm.model, scorer, level=0.5, executor=Gathered()):
         both = generate(lm, ids, mask)
         alone = generate(lm, ids[:1, 4:])
     torch.testing.assert_close(both[:, :1], alone, rtol=1e-4, atol=1e-5)
@@ -303,7 +302,7 @@ def test_padding_on_the_right_is_refused(lm, make_scorer):
     mask = torch.ones(1, 10, dtype=torch.long)
     mask[0, 8:] = 0
     with (
-        sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"),
+        sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()),
         pytest.raises(UserError, match=r"padded on the left alone.*padding_side"),
     ):
         generate(lm, prompts(1), mask)
@@ -311,7 +310,7 @@ def test_padding_on_the_right_is_refused(lm, make_scorer):
 
 def test_dropped_heads_leave_no_keys_when_the_prompt_decides(lm, make_scorer):
     policy = SparsityPolicy(0.5)
-    with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor="gathered") as run:
+    with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=Gathered()) as run:
         cache = lm.model(prompts(1)).past_key_values
         assert isinstance(cache, GatheredCache)
         each = lm.model.config.num_attention_heads // cache.sizes.kv_heads
@@ -336,7 +335,7 @@ def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, prefill
         ("late", 0.0, "recompute"),
     ):
         policy = SparsityPolicy(level, min_units=0)
-        with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor="gathered",
+        with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=Gathered(),
                     kv_policy=kv_policy, prefill=prefill):  # fmt: skip
             cache = lm.model(prompts(3)).past_key_values
         assert cache.bytes_of_dense() == full
@@ -363,7 +362,7 @@ def test_what_is_generated_does_not_depend_on_the_number_of_threads_but_for_roun
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+            with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()):
                 found += [generate(lm, prompts(2)), generate(lm, prompts(2))]
             assert torch.get_num_threads() == count
     finally:
@@ -383,7 +382,7 @@ def test_weights_are_not_held_twice_and_the_model_works_on(lm, make_scorer):
         assert start <= linear.weight.data_ptr() < start + rows.values.nbytes
     assert pack(lm.model).down.values.ctypes.data == weights.down.values.ctypes.data
     torch.testing.assert_close(generate(lm, ids), before, rtol=1e-5, atol=1e-5)
-    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()):
         pass
     assert "forward" not in vars(lm.model)
 
@@ -408,7 +407,7 @@ def test_other_storages_give_what_a_model_of_rounded_weights_gives(lm, make_lm, 
     ids = prompts(2)
     with sparse(rounded.model, scorer, policy, decided_at) as run:
         expected, gone = generate(rounded, ids), skipped(run)
-    with sparse(lm.model, scorer, policy, decided_at, executor="gathered", storage=storage) as run:
+    with sparse(lm.model, scorer, policy, decided_at, executor=Gathered(storage=storage)) as run:
         found, also_gone = generate(lm, ids), skipped(run)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert also_gone == gone
@@ -433,7 +432,7 @@ def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan
 
 
 def test_nothing_is_copied_where_everything_stays(lm, make_scorer):
-    with sparse(lm.model, make_scorer(lm, [1]), level=0.0, executor="gathered", compact=True) as run:
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.0, executor=Gathered(compact=True)) as run:
         assert run.forward(prompts(1)).past_key_values.plan.weights is run.weights
 
 
@@ -480,7 +479,7 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
     exact.model.float()
     with sparse(exact.model, make_scorer(exact, "static"), level=0.5):
         expected = generate(exact, prompts(1))
-    with sparse(lm.model, make_scorer(lm, "static"), level=0.5, executor="gathered"):
+    with sparse(lm.model, make_scorer(lm, "static"), level=0.5, executor=Gathered()):
         found = generate(lm, prompts(1))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -494,7 +493,7 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
         ({"storage": "int8"}, "executor=gathered with storage"),
         ({"compact": True}, "executor=gathered with storage, kv_policy and compact.*True"),
         ({"executor": "gathered", "compact": True}, "plans that stay.*decided_at=prompt"),
-        ({"prefill": "some"}, "prefill must be one of .*dense.*got 'some'"),
+        ({"prefill": "some"}, "prestand_in must be one of .*dense.*got 'some'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(lm, make_scorer, settings, message):
@@ -509,14 +508,14 @@ def test_one_ranking_over_layers_cannot_be_made_token_by_token(lm, make_scorer):
     policy = SparsityPolicy(0.5, scope="global")
     with (
         pytest.raises(UserError, match=r"scope=layer or threshold.*got global"),
-        sparse(lm.model, make_scorer(lm, [1]), policy, executor="gathered"),
+        sparse(lm.model, make_scorer(lm, [1]), policy, executor=Gathered()),
     ):
         pass
 
 
 def test_stock_caches_and_beams_are_refused(lm, make_scorer):
     dense = lm.model(prompts(1)).past_key_values
-    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered") as run:
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()) as run:
         assert isinstance(run, GatheredRun)
         with pytest.raises(UserError, match="its own caches alone"):
             lm.model(prompts(1), past_key_values=dense)
@@ -528,7 +527,7 @@ def test_stock_caches_and_beams_are_refused(lm, make_scorer):
 
 def test_two_generations_by_turns_keep_their_own_plans(lm, make_scorer):
     first, second = prompts(1), prompts(1, length=7)
-    with sparse(lm.model, make_scorer(lm, [1]), SparsityPolicy(0.5), "prompt", executor="gathered"):
+    with sparse(lm.model, make_scorer(lm, [1]), SparsityPolicy(0.5), "prompt", executor=Gathered()):
         new = torch.tensor([[5]])
         alone = lm.model(new, past_key_values=lm.model(first).past_key_values).logits
         cache = lm.model(first).past_key_values
@@ -541,14 +540,14 @@ def test_two_generations_by_turns_keep_their_own_plans(lm, make_scorer):
 def test_scorers_that_must_see_the_sample_first_are_refused(lm, decided_at):
     with (
         pytest.raises(UserError, match="runs no Oracle"),
-        sparse(lm.model, Oracle("l2_norm"), SparsityPolicy(0.5), decided_at, executor="gathered"),
+        sparse(lm.model, Oracle("l2_norm"), SparsityPolicy(0.5), decided_at, executor=Gathered()),
     ):
         pass
 
 
 def test_positions_of_the_callers_own_are_refused(lm, make_scorer):
     own = torch.arange(10)[None]
-    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor="gathered"):
+    with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()):
         cache = lm.model(prompts(1), position_ids=own).past_key_values
         with pytest.raises(UserError, match="position_ids are others"):
             lm.model(prompts(1), position_ids=own + 3)

@@ -10,12 +10,15 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
+from shadow.executors.gathered import Gathered
 from shadow.executors.gpu.run import DeviceRun, on_device
-from shadow.front import sparse
+from shadow.executors.planner import Planner
+from shadow.front import sparse, stand_in_of
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, count_units
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Zero
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.predicted import Predicted
@@ -79,13 +82,13 @@ def read_on(call: Callable, rows: int, tokens: int = 2, padding: int = 0) -> Ten
 
 
 def both(
-    lm: LM, scorer: Scorer, policy: SparsityPolicy, decided_at: str, fill=None, **how: int
+    lm: LM, scorer: Scorer, policy: SparsityPolicy, decided_at: str, stand_in=None, **how: int
 ) -> tuple[Tensor, Tensor]:
     """-> logits of the masked executor and of the GPU's, after checking that they skip the same share."""
-    with sparse(lm.model, scorer, policy, decided_at, fill=fill) as run, torch.no_grad():
+    with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in) as run, torch.no_grad():
         expected, gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
-    planner = SparseRun(lm.model, scorer, policy, decided_at, fill)
-    with on_device(lm.model, planner, None, "write_all", False) as run:
+    planner = Planner(lm.model, scorer, policy, decided_at, stand_in_of(stand_in, scorer))
+    with on_device(lm.model, planner) as run:
         found, also_gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
     assert also_gone == gone
     return found, expected
@@ -138,9 +141,7 @@ def test_generating_goes_on_when_the_cache_is_full(make_lm, monkeypatch):
     how = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with sparse(lm.model, scorer, level=0.5):
         expected = lm.model.generate(ids, **how)
-    with on_device(
-        lm.model, SparseRun(lm.model, scorer, SparsityPolicy(0.5), "token"), None, "write_all", False
-    ):
+    with on_device(lm.model, Planner(lm.model, scorer, SparsityPolicy(0.5), "token", Zero())):
         assert torch.equal(lm.model.generate(ids, **how), expected)
 
 
@@ -151,7 +152,7 @@ def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executo
         before = lm.model(input_ids=batch.ids).logits
     with sparse(lm.model, scorer, policy, "prompt") as run:
         expected = run.logits(batch)
-    with on_device(lm.model, SparseRun(lm.model, scorer, policy, "prompt"), None, "write_all", False) as run:
+    with on_device(lm.model, Planner(lm.model, scorer, policy, "prompt", Zero())) as run:
         assert torch.equal(run.logits(batch), expected)
     assert hooks_on(lm.model) == 0
     assert "forward" not in vars(lm.model)
@@ -163,7 +164,7 @@ def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executo
     "settings", [("int8", "write_all", False), (None, "recompute", False), (None, "write_all", True)]
 )
 def test_settings_of_the_cpu_are_refused_on_a_gpu(lm, settings):
-    planner = SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5), "token")
+    planner = Planner(lm.model, net(lm, [1]), SparsityPolicy(0.5), "token", Zero())
     with (
         pytest.raises(UserError, match="leave storage, kv_policy and compact out"),
         on_device(lm.model, planner, *settings),
@@ -173,13 +174,15 @@ def test_settings_of_the_cpu_are_refused_on_a_gpu(lm, settings):
 
 def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
     with pytest.raises(UserError, match="scope=layer or threshold"):
-        DeviceRun(lm.model, SparseRun(lm.model, net(lm, [1]), SparsityPolicy(0.5, scope="global"), "token"))
+        DeviceRun(
+            lm.model, Planner(lm.model, net(lm, [1]), SparsityPolicy(0.5, scope="global"), "token", Zero())
+        )
     double = on(make_lm("opt", layers=LAYERS, dtype=torch.float64))
     with pytest.raises(UserError, match="got float64"):
-        DeviceRun(double.model, SparseRun(double.model, net(double, [1]), SparsityPolicy(0.5), "token"))
+        DeviceRun(double.model, Planner(double.model, net(double, [1]), SparsityPolicy(0.5), "token", Zero()))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: on the CPU executor=gathered is numba's")
 def test_a_model_on_a_gpu_is_run_by_the_kernels(lm):
-    with sparse(lm.model, net(lm, [1]), level=0.5, executor="gathered") as run:
+    with sparse(lm.model, net(lm, [1]), level=0.5, executor=Gathered()) as run:
         assert isinstance(run, DeviceRun)

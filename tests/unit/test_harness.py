@@ -115,7 +115,7 @@ def test_by_name_the_thresholds_beside_the_predictor_are_used(saved, tiny_llama)
         expected = SparseHFLM(run, tiny_llama, 3).loglikelihood(spoken(*PAIRS), disable_tqdm=True)
     assert found == expected
     assert 0 < run.achieved("neuron") != 0.375
-    for other in ("min_units=2", "fill=zero"):
+    for other in ("min_units=2", "stand_in=zero"):
         with pytest.raises(UserError, match="are not to be given, got .*" + other.partition("=")[2]):
             create(f"{args},{other}", {"device": "cpu"})
 
@@ -127,8 +127,8 @@ def test_by_name_the_thresholds_beside_the_predictor_are_used(saved, tiny_llama)
         ("predictor=PREDICTOR", "level= belong together"),
         ("level=0.5,predictor=PREDICTOR,scope=threshold,head_unit=group", "are not to be given"),
         ("level=0.5,predictor=PREDICTOR,scope=threshold", "no thresholds for level 0.5"),
-        ("level=0.5,predictor=PREDICTOR,fill=mean", "fill=mean"),
-        ("level=0.5,predictor=PREDICTOR,fill=nothing", "fill must be"),
+        ("level=0.5,predictor=PREDICTOR,stand_in=mean", "stand_in=mean"),
+        ("level=0.5,predictor=PREDICTOR,stand_in=nothing", "stand_in must be"),
         ("level=0.5,predictor=PREDICTOR,dense_layers=one", "dense_layers"),
         ("level=0.5,predictor=/no/such/folder/at/all", "no folder"),
         ("level=1.5,predictor=PREDICTOR", "sparsity.level"),
@@ -301,7 +301,7 @@ def test_trials_of_how_many_rows_fit_are_no_ones_and_are_not_counted(tiny_llama,
     for batch_size in ("auto", 2):
         with sparse(tiny_llama.model, Predicted(make_net(tiny_llama, [1]), "scores"), HALF) as run:
             told = SparseHFLM(run, tiny_llama, batch_size).loglikelihood(spoken(*PAIRS), disable_tqdm=True)
-            found.append((told, run.total.copy()))
+            found.append((told, run.planner.total.copy()))
     assert found[0] == found[1]
 
 

@@ -2,18 +2,19 @@
 
 import pytest
 import torch
+from drawn_sites import sites_of
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
+from shadow.executors.gathered import Gathered
 from shadow.fit import budgets, thresholds
 from shadow.front import sparse
 from shadow.jobs import keys, method
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import keep_top, kept
+from shadow.plans.stand_ins import Zero
 from shadow.scorers.fixed import Fixed
 from shadow.scorers.predicted import Predicted
-
-GROUPS = Structure(group=3)
 
 
 def draw(*shape, seed=0):
@@ -32,7 +33,7 @@ UNITS = {"head": 12, "neuron": 30}
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("level", [0.25, 0.5, 0.7])
 def test_whole_groups_go_as_many_as_the_level_says(scores, scope, level):
-    plan = SparsityPolicy(level, scope, head_unit="group").plan(scores, GROUPS)
+    plan = SparsityPolicy(level, scope, head_unit="group").plan(scores, sites_of(scores, group=3))
     heads = {layer: plan[layer, "head"].unflatten(-1, (4, 3)) for layer in (1, 2, 3)}
     for keep in heads.values():
         assert torch.equal(keep.any(-1), keep.all(-1))
@@ -41,19 +42,21 @@ def test_whole_groups_go_as_many_as_the_level_says(scores, scope, level):
         assert (stay.sum(-1) == kept(4, level)).all()
     else:
         assert (stay.sum((-1, -2)) == kept(12, level)).all()
-    alone = SparsityPolicy(level, scope).plan(scores)
+    alone = SparsityPolicy(level, scope).plan(scores, sites_of(scores))
     assert all(torch.equal(plan[layer, "neuron"], alone[layer, "neuron"]) for layer in (1, 2, 3))
 
 
 def test_the_groups_that_stay_are_those_whose_heads_score_highest_on_the_mean(scores):
-    plan = SparsityPolicy(0.5, head_unit="group").plan(scores, GROUPS)
+    plan = SparsityPolicy(0.5, head_unit="group").plan(scores, sites_of(scores, group=3))
     for layer in (1, 2, 3):
         means = scores[layer, "head"].unflatten(-1, (4, 3)).mean(-1)
         assert torch.equal(plan[layer, "head"][..., ::3], keep_top(means, 2))
 
 
 def test_min_units_are_groups(scores):
-    plan = SparsityPolicy(0.99, min_units=2, head_unit="group", kinds=("head",)).plan(scores, GROUPS)
+    plan = SparsityPolicy(0.99, min_units=2, head_unit="group", kinds=("head",)).plan(
+        scores, sites_of(scores, group=3)
+    )
     assert all((keep.sum(-1) == 6).all() for keep in plan.values())
 
 
@@ -79,7 +82,7 @@ def test_thresholds_are_learnt_of_groups(tiny_llama, make_net, examples):
     scorer = Predicted(make_net(tiny_llama, [1]), "scores")
     batches = [collate(examples([16] * 8))]
     policy = SparsityPolicy(0.25, "threshold", min_units=0, kinds=("head",), head_unit="group")
-    found = thresholds.learn(tiny_llama.model, scorer, policy, "token", None, batches)
+    found = thresholds.learn(tiny_llama.model, scorer, policy, "token", Zero(), batches)
     policy = SparsityPolicy(
         0.25, "threshold", min_units=0, kinds=("head",), thresholds=found, head_unit="group"
     )
@@ -93,7 +96,7 @@ def test_thresholds_are_learnt_of_groups(tiny_llama, make_net, examples):
 def test_budgets_are_learnt_of_groups(tiny_llama, examples):
     scorer = Fixed({(layer, "head"): draw(4, seed=layer) for layer in range(4)})
     policy = SparsityPolicy(0.5, min_units=0, kinds=("head",), head_unit="group")
-    found = budgets.learn(tiny_llama.model, scorer, policy, "token", None, [collate(examples([12] * 3))])
+    found = budgets.learn(tiny_llama.model, scorer, policy, "token", Zero(), [collate(examples([12] * 3))])
     assert set(found.levels.values()) <= {0.0, 0.5, 1.0}
     assert sum(found.levels.values()) == 1.5
 
@@ -104,7 +107,7 @@ def test_the_gathered_executor_agrees_or_refuses(tiny_llama, make_net, batch, de
     policy = SparsityPolicy(0.5, head_unit="group")
     with sparse(tiny_llama.model, scorer, policy, decided_at) as run:
         masked = run.logits(batch)
-    gathered = sparse(tiny_llama.model, scorer, policy, decided_at, executor="gathered")
+    gathered = sparse(tiny_llama.model, scorer, policy, decided_at, executor=Gathered())
     if decided_at == "token":
         with (
             pytest.raises(UserError, match=r"sparsity\.head_unit=query, got group"),

@@ -20,6 +20,7 @@ from shadow.errors import UserError
 from shadow.front import sparse
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.predicted import Predicted
+from shadow.signals import Signal
 
 FILES = {"config.json", "predictor.safetensors", "README.md"}
 COMMIT = "0123456789" * 4
@@ -53,7 +54,7 @@ def refusal():
 
 def same_scores(one, other):
     states = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
-    expected, found = (scorer.at(1, states, None) for scorer in (one, other))
+    expected, found = (scorer.scores(Signal(1, "layer_input"), states, None) for scorer in (one, other))
     assert found.keys() == expected.keys()
     return all(torch.equal(found[unit], expected[unit]) for unit in expected)
 
@@ -93,7 +94,7 @@ def test_a_loaded_predictor_says_what_the_saved_one_said(
     net = make_net(lm, taps, ahead=ahead, kinds=kinds)
     hub.save_predictor(tmp_path, net, config_of(net, lm))
     loaded = shadow.load_predictor(tmp_path)
-    assert (loaded.taps, loaded.first, loaded.kinds) == (taps, taps[0] + ahead, kinds)
+    assert (loaded.taps, loaded.first, loaded.net.kinds) == (taps, taps[0] + ahead, kinds)
     assert not loaded.net.training
     assert same_scores(Predicted(net, "scores"), loaded)
 
@@ -125,9 +126,9 @@ def test_the_means_come_back_with_the_predictor_and_can_stand_in_for_what_it_dro
     assert loaded.means.keys() == means.keys()
     assert all(torch.equal(loaded.means[unit], values) for unit, values in means.items())
     assert same_scores(Predicted(net, "scores"), loaded)
-    with sparse(lm.model, Predicted(net, "scores"), level=0.5, fill=means) as run:
+    with sparse(lm.model, Predicted(net, "scores"), level=0.5, stand_in=means) as run:
         expected = run.logits(batch)
-    with sparse(lm.model, loaded, level=0.5, fill=loaded.means) as run:
+    with sparse(lm.model, loaded, level=0.5, stand_in=loaded.means) as run:
         assert torch.equal(run.logits(batch), expected)
     with sparse(lm.model, loaded, level=0.5) as run:  # it was not trained on deviations
         assert not torch.allclose(run.logits(batch), expected)
@@ -138,15 +139,15 @@ def test_a_predictor_of_deviations_lets_dropped_units_say_their_means_unasked(
 ):
     hub.save_predictor(tmp_path, net, config_of(net, lm, deviates=True), drawn_means(lm))
     loaded = shadow.load_predictor(tmp_path)
-    with sparse(lm.model, loaded, level=0.5, fill=loaded.means) as run:
+    with sparse(lm.model, loaded, level=0.5, stand_in=loaded.means) as run:
         expected = run.logits(batch)
     with sparse(lm.model, loaded, level=0.5) as run:
         assert torch.equal(run.logits(batch), expected)
-    with sparse(lm.model, loaded, level=0.5, fill="mean") as run:
+    with sparse(lm.model, loaded, level=0.5, stand_in="mean") as run:
         assert torch.equal(run.logits(batch), expected)
     silent = []
     for fill in (None, "zero"):
-        with sparse(lm.model, loaded, level=0.5, fill=fill) as run:
+        with sparse(lm.model, loaded, level=0.5, stand_in=fill) as run:
             silent.append(run.logits(batch))
     assert torch.equal(*silent)
     assert not torch.allclose(silent[0], expected)

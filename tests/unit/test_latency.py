@@ -6,6 +6,7 @@ from torch import nn
 
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
+from shadow.executors.gathered import Gathered
 from shadow.front import sparse
 from shadow.measures.latency import (
     Timing,
@@ -68,7 +69,7 @@ def test_a_dense_token_reads_every_linear_layer_once(lm, storage, share):
 def test_a_sparse_token_reads_what_stays_however_prompts_are_read(lm, prefill):
     """4 heads of 8 and 64 neurons in 4 layers of width 32, of which one is dense; half of the others goes."""
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
-    with sparse(lm.model, scorer, level=0.5, executor="gathered", prefill=prefill) as run:
+    with sparse(lm.model, scorer, level=0.5, executor=Gathered(), prefill=prefill) as run:
         time_generation(lm.model, prompt(), 3)
         assert isinstance(run, GatheredRun)
         found = sparse_bytes(run)
@@ -87,7 +88,7 @@ def test_the_predictor_of_each_token_is_counted_and_that_of_a_prompt_is_not(lm):
     expected = 4 * (8 * 32 + 16 * 32 + 16 * 16 + 8 * 16 + 4 * (4 + 64) * 8)
     for decided_at, counted in (("token", expected), ("prompt", 0)):
         scorer = Predicted(net.eval(), "scores")
-        with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor="gathered") as run:
+        with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=Gathered()) as run:
             assert isinstance(run, GatheredRun)
             assert predictor_bytes(run) == counted
 
@@ -101,7 +102,7 @@ def dense_kv_bytes(lm) -> int:
 
 def test_beside_dense_tells_of_both_and_leaves_the_model_gathered(lm, make_net):
     prompts = [torch.arange(1, 9)[None], torch.arange(11, 19)[None]]
-    with sparse(lm.model, Predicted(make_net(lm, [1]), "scores"), level=0.5, executor="gathered") as run:
+    with sparse(lm.model, Predicted(make_net(lm, [1]), "scores"), level=0.5, executor=Gathered()) as run:
         found = beside_dense(run, lm.model, prompts, 4, with_compiled=False)
         assert lm.model(prompts[0]).past_key_values.length == 8
     assert found["token_ms_low"] <= found["token_ms"] <= found["token_ms_high"]
@@ -117,7 +118,7 @@ def test_beside_dense_tells_of_both_and_leaves_the_model_gathered(lm, make_net):
 def test_the_roofline_counts_dense_bytes_in_the_models_own_dtype(lm):
     prompts = [torch.arange(1, 9)[None], torch.arange(11, 19)[None]]
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
-    with sparse(lm.model, scorer, level=0.0, executor="gathered", storage="int8") as run:
+    with sparse(lm.model, scorer, level=0.0, executor=Gathered(storage="int8")) as run:
         found = beside_dense(run, lm.model, prompts, 2, with_compiled=False)
     assert 3 < found["roofline"] < 4  # of int8, scales cost a little
 
@@ -126,7 +127,7 @@ def test_a_stock_copy_answers_densely_inside_the_block(lm):
     ids = prompt()
     dense = lm.model(ids).logits
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
-    with sparse(lm.model, scorer, level=0.5, executor="gathered"):
+    with sparse(lm.model, scorer, level=0.5, executor=Gathered()):
         found = stock_copy(lm.model)
     assert torch.equal(found(ids).logits, dense)
     assert all(m.weight.is_contiguous() for m in found.modules() if isinstance(m, nn.Linear))

@@ -8,11 +8,11 @@ from shadow.errors import UserError
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
 from shadow.models.load import random_opt
-from shadow.models.sites import watch
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
+from shadow.signals import Signal, hook_signals
 
 
 @pytest.fixture
@@ -63,16 +63,18 @@ def test_achieved_counts_real_tokens_and_not_padding(lm, batch):
     real = batch.real()
     for where, achieved in ((~real, 0.0), (real, 0.25)):
         with sparse(lm.model, Fixed({}), SparsityPolicy(0.0)) as run:
-            run.plan = {(2, "neuron"): (~where)[..., None].expand(*real.shape, 64)}
+            run.planner.plan = {(2, "neuron"): (~where)[..., None].expand(*real.shape, 64)}
             run.logits(batch)
         assert run.achieved("neuron") == achieved
-        assert run.total[2, "neuron"] == 64 * int(batch.lengths.sum())
+        assert run.planner.total[2, "neuron"] == 64 * int(batch.lengths.sum())
 
 
 def test_achieved_weighs_rows_by_their_tokens(lm, examples):
     batch = collate(examples([12, 4]))
     with sparse(lm.model, Fixed({}), SparsityPolicy(0.0)) as run:
-        run.plan = {(0, "head"): torch.tensor([[True] * 4, [False] * 4])}  # the short row loses all heads
+        run.planner.plan = {
+            (0, "head"): torch.tensor([[True] * 4, [False] * 4])
+        }  # the short row loses all heads
         run.logits(batch)
     assert run.achieved("head") == 1 - (1 - 4 / 16 / 4)
 
@@ -81,7 +83,7 @@ def test_achieved_adds_up_over_calls_and_does_not_count_what_an_oracle_looks_at(
     with sparse(lm.model, Oracle("plainact"), SparsityPolicy(0.5)) as run:
         run.logits(collate(examples([10, 6])))
         run.logits(collate(examples([5])))
-    assert run.total[0, "head"] == 4 * (10 + 6 + 5)
+    assert run.planner.total[0, "head"] == 4 * (10 + 6 + 5)
     assert run.achieved("head") == 0.375
 
 
@@ -90,8 +92,8 @@ def test_the_dense_model_counts_every_unit_as_kept(lm, unified, batch):
         run.logits(batch)
     tokens = int(batch.lengths.sum())
     for layer in range(4):
-        assert run.kept[layer, "head"] == run.total[layer, "head"] == 4 * tokens
-        assert run.kept[layer, "neuron"] == run.total[layer, "neuron"] == 64 * tokens
+        assert run.planner.kept[layer, "head"] == run.planner.total[layer, "head"] == 4 * tokens
+        assert run.planner.kept[layer, "neuron"] == run.planner.total[layer, "neuron"] == 64 * tokens
 
 
 # Refusals
@@ -145,10 +147,19 @@ def test_a_predictor_that_looks_ahead_prunes_what_it_scores(lm, make_net, batch,
 @torch.no_grad()
 def test_the_plan_of_a_layer_ahead_is_of_the_state_that_the_tap_reads(lm, make_net, batch):
     scorer, found = Predicted(make_net(lm, [0, 1, 2], ahead=1), "scores"), {}
-    with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run, watch(lm.model, [0, 1, 2], found.__setitem__):
+    with (
+        sparse(lm.model, scorer, SparsityPolicy(0.5)) as run,
+        hook_signals(
+            lm.model,
+            [Signal(at, "layer_input") for at in [0, 1, 2]],
+            lambda at, x: found.__setitem__(at.layer, x),
+        ),
+    ):
         run.logits(batch)
     for tap, state in found.items():
-        for unit, keep in SparsityPolicy(0.5).plan(scorer.at(tap, state, None)).items():
+        for unit, keep in (
+            SparsityPolicy(0.5).plan(scorer.scores(Signal(tap, "layer_input"), state, None)).items()
+        ):
             assert unit[0] == tap + 1
             assert torch.equal(run.plan[unit], keep)
 
@@ -196,7 +207,7 @@ def test_what_is_refused_leaves_no_hook(lm, layerwise, hooks_on):
 
 def test_an_oracle_that_has_not_seen_the_sample_says_so(lm, batch):
     with (
-        pytest.raises(UserError, match=r"oracle.*SparseRun"),
+        pytest.raises(UserError, match=r"oracle.*Run"),
         sparse(lm.model, Oracle("fisher"), SparsityPolicy(0.5)),
     ):
         lm.model(batch.ids)
@@ -219,7 +230,7 @@ def test_a_level_is_the_default_policy_of_that_level(lm, unified, batch, level):
     with sparse(lm.model, unified, SparsityPolicy(level)) as run:
         expected = run.logits(batch)
     with sparse(lm.model, unified, level=level) as run:
-        assert run.policy == SparsityPolicy(level)
+        assert run.planner.policy == SparsityPolicy(level)
         assert torch.equal(run.logits(batch), expected)
 
 
@@ -259,8 +270,11 @@ def test_a_predictor_of_another_model_is_refused_before_anything_runs(
     ("given", "message"),
     [
         ({"policy": 0.5}, r"policy must be a SparsityPolicy, got 0\.5: a level is given as level=0\.5"),
-        ({"level": 0.5, "fill": "median"}, r"fill must be one of \['auto', 'mean', 'zero'\].*got 'median'"),
-        ({"level": 0.5, "fill": "mean"}, r"fill=mean needs a predictor that brings means"),
+        (
+            {"level": 0.5, "fill": "median"},
+            r"stand_in must be one of \['auto', 'mean', 'zero'\].*got 'median'",
+        ),
+        ({"level": 0.5, "stand_in": "mean"}, r"stand_in=mean needs a predictor that brings means"),
     ],
     ids=str,
 )
@@ -292,7 +306,7 @@ def test_a_mask_by_position_counts_as_one_by_name_and_embeddings_as_ids(lm, unif
         ((), {"inputs_embeds": embedded, "attention_mask": mask}),
     ):
         with sparse(lm.model, unified, SparsityPolicy(0.5), "prompt") as run:
-            found.append((lm.model(*args, **kwargs).logits[mask.bool()], run.total[1, "neuron"]))
+            found.append((lm.model(*args, **kwargs).logits[mask.bool()], run.planner.total[1, "neuron"]))
     for logits, total in found[1:]:
         torch.testing.assert_close(logits, found[0][0])
         assert total == found[0][1] == 64 * int(mask.sum())

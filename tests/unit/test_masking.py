@@ -11,12 +11,14 @@ from torch import nn
 from shadow.criteria import CONTEXTUAL
 from shadow.data.batches import Batch
 from shadow.errors import UserError
+from shadow.executors.masked import MaskedRun
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
+from shadow.signals import Signal
 
 DENSE = SparsityPolicy(0.0)
 SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CONTEXTUAL)]
@@ -44,7 +46,7 @@ def test_level_0_is_the_dense_model_bit_for_bit(lm, scorer, batch, dense, decide
 
 def test_level_0_is_the_dense_model_whatever_would_stand_in_for_dropped_units(lm, make_net, batch, dense):
     scorer = Predicted(make_net(lm, [1]), "scores")
-    with sparse(lm.model, scorer, DENSE, fill=drawn_means(lm)) as run:
+    with sparse(lm.model, scorer, DENSE, stand_in=drawn_means(lm)) as run:
         assert torch.equal(run.logits(batch), dense(lm, batch))
     assert run.achieved("neuron") == 0.0
 
@@ -106,11 +108,11 @@ def without(model: nn.Module, layer: int, kind: str, unit: int) -> nn.Module:
     return copy
 
 
-def keep_all_but(run: SparseRun, batch: Batch, kind: str, unit: int, where: torch.Tensor, layer: int) -> None:
+def keep_all_but(run: MaskedRun, batch: Batch, kind: str, unit: int, where: torch.Tensor, layer: int) -> None:
     """where: bool, [B] or [B, T]: there the unit goes."""
     keep = torch.ones(*where.shape, 4 if kind == "head" else 64, dtype=torch.bool)
     keep[..., unit] = ~where
-    run.plan = {(layer, kind): keep}
+    run.planner.plan = {(layer, kind): keep}
 
 
 UNITS = [("head", 0), ("head", 1), ("head", 3), ("neuron", 0), ("neuron", 37), ("neuron", 63)]
@@ -151,9 +153,12 @@ def test_masking_a_unit_at_some_positions_equals_zeroing_its_columns_there(lm, b
 class Rigged:
     """Each row of the batch loses its own head: row r scores head r % 4 lowest, in every layer from 1 on."""
 
-    taps = (1,)
+    kinds = frozenset({"head"})
 
-    def at(self, tap, state, pool):
+    def signals(self, sites):
+        return [Signal(1, "layer_input")]
+
+    def scores(self, signal, state, pool):
         rows, width = state.shape[:2]
         lowest = torch.arange(rows) % 4
         scores = torch.ones(rows, 4).scatter_(1, lowest[:, None], 0.0)
@@ -205,7 +210,7 @@ def test_dropped_units_say_their_means(lm, make_net, batch, decided_at):
     scorer = Predicted(make_net(lm, [1, 3]), "scores")
     if decided_at == "fixed":
         scorer, decided_at = Fixed(random_scores(find_sites(lm.model), 0)), "token"
-    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, fill=means) as run:
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, stand_in=means) as run:
         filled = run.logits(batch)
         plan = {}
         for unit, keep in run.plan.items():
@@ -221,7 +226,7 @@ def test_dropped_units_say_their_means(lm, make_net, batch, decided_at):
 def test_means_of_zero_are_what_happens_without(lm, make_net, batch):
     scorer = Predicted(make_net(lm, [1]), "scores")
     zeros = {unit: torch.zeros_like(mean) for unit, mean in drawn_means(lm).items()}
-    with sparse(lm.model, scorer, SparsityPolicy(0.5), fill=zeros) as run:
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), stand_in=zeros) as run:
         filled = run.logits(batch)
     with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
         assert torch.equal(run.logits(batch), filled)
@@ -238,10 +243,10 @@ def test_what_a_gathered_executor_would_add_up_is_what_the_filled_units_give(lm6
         module.register_forward_hook(lambda module, args, y: given.update(y=y)),
     ]
     keep = torch.rand(means[2, kind].shape[0], generator=torch.Generator().manual_seed(0)) < 0.5
-    with sparse(lm64.model, Fixed({}), DENSE, fill=means) as run:
+    with sparse(lm64.model, Fixed({}), DENSE, stand_in=means) as run:
         run.logits(batch)
         dense_input = inputs["x"]
-        run.plan = {(2, kind): keep}
+        run.planner.plan = {(2, kind): keep}
         run.logits(batch)
     for handle in handles:
         handle.remove()
@@ -264,8 +269,8 @@ def test_means_that_do_not_fit_the_model_are_refused(lm, make_net, lack, hooks_o
     else:
         means[3, "head"] = means[3, "head"].T
         message = r"\(4, 8\) for the heads of layer 3, and has values of shape \(8, 4\)"
-    with pytest.raises(UserError, match=message), sparse(lm.model, scorer, level=0.5, fill=means):
+    with pytest.raises(UserError, match=message), sparse(lm.model, scorer, level=0.5, stand_in=means):
         pass
     assert hooks_on(lm.model) == 0
-    with sparse(lm.model, scorer, level=0, fill=means):
+    with sparse(lm.model, scorer, level=0, stand_in=means):
         pass

@@ -18,6 +18,7 @@ from shadow.errors import UserError
 from shadow.models.kinds import find_sites
 from shadow.models.load import from_installed, load
 from shadow.models.sites import count_units
+from shadow.signals import hook_sites
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "models" / "opt-mini"
@@ -97,7 +98,7 @@ def test_many_of_its_neurons_are_silent_at_a_token_as_relu_has_it(mini, held_out
     def look(site, x):
         silent[site.kind].append((x == 0).float().mean())
 
-    with torch.no_grad(), visit(find_sites(mini.model), look):
+    with torch.no_grad(), hook_sites(mini.model, find_sites(mini.model), look):
         mini.model(input_ids=held_out[:2])
     assert torch.stack(silent["neuron"]).mean() > 0.6
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from drawn_sites import sites_of
 from torch.nn import functional as F
 
 from shadow.artifacts.hub import load_predictor, save_predictor
@@ -11,11 +12,12 @@ from shadow.data.batches import Example, collate, last_of
 from shadow.errors import UserError
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
-from shadow.models.sites import count_units, watch
+from shadow.models.sites import count_units
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.nets import TapNet
 from shadow.scorers.paper_nets import MinMax, MLPShape, min_max, read_raw
 from shadow.scorers.predicted import DenseFed, Predicted
+from shadow.signals import Signal, hook_signals, hook_sites
 
 E, LAYERS, UNITS = 32, 4, {"head": 4, "neuron": 64}
 
@@ -37,7 +39,7 @@ def contexts_of(lm, batch):
         if site.kind == "head":
             found[site.layer] = x.flatten(2).clone()
 
-    with torch.no_grad(), visit(find_sites(lm.model), keep):
+    with torch.no_grad(), hook_sites(lm.model, find_sites(lm.model), keep):
         lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False)
     return found
 
@@ -127,7 +129,7 @@ def test_one_tap_reads_what_the_first_layers_heads_give_out_at_the_prompts_end(l
     with torch.no_grad():
         said = scorer.net.reader(0)(last)
     scores = {(layer, kind): said[kind][:, layer] for layer in range(LAYERS) for kind in UNITS}
-    wanted = SparsityPolicy(0.5).plan(scores)
+    wanted = SparsityPolicy(0.5).plan(scores, sites_of(scores))
     assert made.keys() == wanted.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in UNITS}
     for unit, keep in wanted.items():
         assert torch.equal(made[unit], keep), unit
@@ -308,11 +310,18 @@ def test_the_gathered_executor_plans_by_a_net_that_attends_as_the_masked_one(lm,
 
 def test_late_taps_read_dense_states(lm, batch, make_net):
     scorer, dense, one_pass = Predicted(make_net(lm, [1, 2, 3]), "scores"), {}, {}
-    with torch.no_grad(), watch(lm.model, [1, 2, 3], dense.__setitem__):
+    with (
+        torch.no_grad(),
+        hook_signals(
+            lm.model,
+            [Signal(at, "layer_input") for at in [1, 2, 3]],
+            lambda at, x: dense.__setitem__(at.layer, x),
+        ),
+    ):
         lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False)
     wanted = {}
     for tap in scorer.taps:
-        wanted |= SparsityPolicy(0.5).plan(scorer.at(tap, dense[tap], None))
+        wanted |= SparsityPolicy(0.5).plan(scorer.scores(Signal(tap, "layer_input"), dense[tap], None))
     real = batch.real()
     for fed, made in ((DenseFed(scorer), {}), (scorer, one_pass)):
         with sparse(lm.model, fed, SparsityPolicy(0.5)) as run:

@@ -13,6 +13,7 @@ from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
+from shadow.signals import Signal
 
 UNITS = {"head": 4, "neuron": 64}
 
@@ -49,7 +50,7 @@ def test_a_tap_scores_the_layers_up_to_the_next_or_so_many_ahead(tiny_llama, mak
     of_all = scorer.net(states(2, len(taps)))
     assert {values.shape[1] for values in of_all.values()} == {4 - scorer.first}
     for tap, span in zip(taps, spans):
-        found = scorer.at(tap, states(2, 7), None)
+        found = scorer.scores(Signal(tap, "layer_input"), states(2, 7), None)
         assert set(found) == {(layer, kind) for layer in span for kind in UNITS}
         for (_, kind), values in found.items():
             assert values.shape == (2, 7, UNITS[kind])
@@ -74,7 +75,10 @@ def test_one_tap_in_every_layer_is_a_net_a_layer(tiny_llama, make_net):
         whole = net(x)
     for index, layer in enumerate((1, 2, 3)):
         for kind in UNITS:
-            assert torch.equal(scorer.at(layer, x[:, index], None)[layer, kind], whole[kind][:, index])
+            assert torch.equal(
+                scorer.scores(Signal(layer, "layer_input"), x[:, index], None)[layer, kind],
+                whole[kind][:, index],
+            )
 
 
 def test_an_untrained_net_says_the_same_of_every_state():
@@ -100,7 +104,7 @@ def test_a_rank_of_more_than_what_is_said_adds_nothing():
 def test_a_net_of_one_kind_says_nothing_of_the_other(tiny_llama, make_net):
     net = make_net(tiny_llama, [1, 2], kinds=["head"])
     assert net(states(5, 2)).keys() == {"head"}
-    assert set(Predicted(net, "scores").at(1, states(2, 7), None)) == {(1, "head")}
+    assert set(Predicted(net, "scores").scores(Signal(1, "layer_input"), states(2, 7), None)) == {(1, "head")}
 
 
 def test_the_size_of_a_net_follows_its_shape():
@@ -129,7 +133,10 @@ def test_a_pooled_row_does_not_see_what_lies_outside(tiny_llama, make_net, pooli
     inside = torch.arange(9) < torch.tensor([4, 9, 1])[:, None]
     one, other = states(3, 9), states(3, 9, seed=1)
     other[inside] = one[inside]
-    first, second = scorer.at(1, one, inside), scorer.at(1, other, inside)
+    first, second = (
+        scorer.scores(Signal(1, "layer_input"), one, inside),
+        scorer.scores(Signal(1, "layer_input"), other, inside),
+    )
     for unit, values in first.items():
         assert values.shape == (3, UNITS[unit[1]])
         assert torch.equal(values, second[unit])
@@ -139,7 +146,10 @@ def test_a_pooled_row_does_not_see_what_lies_outside(tiny_llama, make_net, pooli
 def test_a_row_of_one_position_needs_no_pooling(tiny_llama, make_net, pooling):
     scorer = Predicted(make_net(tiny_llama, [1]), pooling)
     x = states(3, 1)
-    pooled, single = scorer.at(1, x, torch.ones(3, 1, dtype=torch.bool)), scorer.at(1, x, None)
+    pooled, single = (
+        scorer.scores(Signal(1, "layer_input"), x, torch.ones(3, 1, dtype=torch.bool)),
+        scorer.scores(Signal(1, "layer_input"), x, None),
+    )
     for unit in single:
         torch.testing.assert_close(
             pooled[unit], single[unit][:, 0], rtol=1e-5, atol=1e-5
@@ -149,14 +159,17 @@ def test_a_row_of_one_position_needs_no_pooling(tiny_llama, make_net, pooling):
 def test_half_precision_states_are_read_in_float32(tiny_llama, make_net):
     scorer = Predicted(make_net(tiny_llama, [1]), "scores")
     x = states(2, 5).bfloat16()
-    for unit, values in scorer.at(1, x, None).items():
+    for unit, values in scorer.scores(Signal(1, "layer_input"), x, None).items():
         assert values.dtype == torch.float32
-        assert torch.equal(values, scorer.at(1, x.float(), None)[unit])
+        assert torch.equal(values, scorer.scores(Signal(1, "layer_input"), x.float(), None)[unit])
 
 
 def test_a_scorer_keeps_no_graph(tiny_llama, make_net):
     scorer = Predicted(make_net(tiny_llama, [1]), "scores")
-    assert not any(values.requires_grad for values in scorer.at(1, states(2, 5), None).values())
+    assert not any(
+        values.requires_grad
+        for values in scorer.scores(Signal(1, "layer_input"), states(2, 5), None).values()
+    )
 
 
 # Trivial scorers
@@ -178,7 +191,7 @@ def test_fixed_scores_read_nothing():
 
 def test_an_oracle_has_nothing_to_say_before_it_has_looked():
     with pytest.raises(ValueError, match="oracle must see the sample first"):
-        Oracle("fisher").at(0, states(1, 1), None)
+        Oracle("fisher").scores(Signal(0, "layer_input"), states(1, 1), None)
 
 
 @pytest.mark.parametrize("loss", ["answer", "next_token"])
@@ -193,7 +206,10 @@ def test_an_oracle_says_what_the_criterion_found_at_each_token_and_over_a_pool(l
         loss=loss,
     )
     oracle.look(lm.model, batch)
-    tokens, pooled = oracle.at(0, states(1, 1), None), oracle.at(0, states(1, 1), pool)
+    tokens, pooled = (
+        oracle.scores(Signal(0, "layer_input"), states(1, 1), None),
+        oracle.scores(Signal(0, "layer_input"), states(1, 1), pool),
+    )
     assert set(tokens) == set(pooled) == set(found)
     for unit, seen in found.items():
         assert torch.equal(tokens[unit], seen.tokens())
@@ -204,7 +220,7 @@ def test_an_oracles_loss_is_that_of_the_answer_unless_told_otherwise(lm, batch):
     said = []
     for oracle in (Oracle("plainact"), Oracle("plainact", "answer"), Oracle("plainact", "next_token")):
         oracle.look(lm.model, batch)
-        said.append(oracle.at(0, states(1, 1), None)[1, "neuron"])
+        said.append(oracle.scores(Signal(0, "layer_input"), states(1, 1), None)[1, "neuron"])
     assert torch.equal(said[0], said[1])
     assert not torch.equal(said[0], said[2])
 
@@ -215,8 +231,8 @@ def test_an_oracle_forgets_the_sample_before(lm, examples):
     for batch in (one, other):
         twice.look(lm.model, batch)
     once.look(lm.model, other)
-    for unit, values in once.at(0, states(1, 1), None).items():
-        assert torch.equal(twice.at(0, states(1, 1), None)[unit], values)
+    for unit, values in once.scores(Signal(0, "layer_input"), states(1, 1), None).items():
+        assert torch.equal(twice.scores(Signal(0, "layer_input"), states(1, 1), None)[unit], values)
 
 
 @pytest.mark.parametrize("criterion", [*STATISTICS, "magnitude"])
@@ -238,7 +254,7 @@ def test_an_oracle_of_removal_says_by_how_much_the_loss_is_higher_without_the_un
         return torch.nn.functional.cross_entropy(logits, batch.ids[0, example.prompt :])
 
     oracle.look(lm64.model, batch)
-    said, dense = oracle.at(0, states(1, 1), batch.real()), loss()
+    said, dense = oracle.scores(Signal(0, "layer_input"), states(1, 1), batch.real()), loss()
     assert {unit: values.shape[1] for unit, values in said.items()} == {
         (layer, kind): UNITS[kind] for layer in range(4) for kind in UNITS
     }
@@ -258,4 +274,4 @@ def test_an_oracle_of_removal_has_nothing_to_say_of_a_single_token(lm, examples)
     oracle = Oracle("removal")
     oracle.look(lm.model, collate(examples([4])))
     with pytest.raises(UserError, match=r"use sparsity\.decided_at=prompt or sequence"):
-        oracle.at(0, states(1, 1), None)
+        oracle.scores(Signal(0, "layer_input"), states(1, 1), None)

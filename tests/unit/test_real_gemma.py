@@ -9,13 +9,14 @@ import yaml
 from hydra.utils import instantiate
 
 from shadow.data.batches import collate
-from shadow.measures.evaluation import perplexity
-from shadow.front import sparse
-from shadow.models.load import load
-from shadow.scorers.fixed import Fixed, random_scores
-from shadow.models.sites import count_units, find_sites
-from shadow.plans.policy import SparsityPolicy
 from shadow.data.texts import builtin_topics, text_windows
+from shadow.front import sparse
+from shadow.measures.evaluation import perplexity
+from shadow.models.kinds import find_sites
+from shadow.models.load import load
+from shadow.models.sites import count_units
+from shadow.plans.policy import SparsityPolicy
+from shadow.scorers.fixed import Fixed, random_scores
 
 pytestmark = pytest.mark.slow
 CONF = Path(__file__).parents[2] / "conf" / "model" / "gemma-3-270m.yaml"

@@ -87,7 +87,7 @@ def test_batch_size_1_and_8_give_the_same_accuracy_and_sparsity(real, criterion)
     results = []
     for batch_size in (1, 8):
         with sparse(real.model, Oracle(criterion), SparsityPolicy(0.3), "prompt") as run:
-            results.append((choice_accuracy(run, asked, batch_size), run.kept, run.total))
+            results.append((choice_accuracy(run, asked, batch_size), run.planner.kept, run.planner.total))
     assert results[0] == results[1]
 
 

@@ -15,6 +15,7 @@ from shadow.models.sites import column_norms, values_of
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.oracle import Oracle
+from shadow.signals import Signal
 
 SOURCES = {
     "opt": partial(random_opt, 4, 32, 4, 64, 512, 0),
@@ -96,7 +97,7 @@ def test_a_low_rank_copy_is_the_same(whole_and_spread):
     heads = {layer: torch.ones(4) for layer in range(4)}
     copies = [LowRankCopy(lm.model, 4, heads) for lm in whole_and_spread]
     state = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
-    one, other = (copy.at(copy.taps[0], state, None) for copy in copies)
+    one, other = (copy.scores(Signal(copy.layers[0], "layer_input"), state, None) for copy in copies)
     assert all(torch.equal(one[unit], other[unit]) for unit in one)
 
 

@@ -9,8 +9,8 @@ from shadow.models.kinds import find_sites
 from shadow.models.layouts import LAYOUTS, find_layers, require_layout
 from shadow.models.load import random_opt
 from shadow.models.neuron_paths import find_neuron_paths
-from shadow.models.sites import Site, column_norms, count_units, watch
-from shadow.signals import differentiable_embeddings
+from shadow.models.sites import Site, column_norms, count_units
+from shadow.signals import Signal, differentiable_embeddings, hook_projections, hook_signals, hook_sites
 
 
 def layer_of(lm, index):
@@ -66,8 +66,8 @@ def test_the_first_writers_output_meets_the_non_linearity(lm, batch, dense):
     sites = find_sites(lm.model)
     writers = [writer for site in sites for writer in site.writers]
     with (
-        visit(sites, lambda site, x: read.__setitem__(site, x)),
-        overhear(writers, lambda writer, x, y: written.__setitem__(writer, y)),
+        hook_sites(lm.model, sites, lambda site, x: read.__setitem__(site, x)),
+        hook_projections(writers, lambda writer, x, y: written.__setitem__(writer, y)),
     ):
         dense(lm, batch)
     for site in sites[1::2]:
@@ -83,7 +83,7 @@ def test_the_norm_before_the_ffn_and_its_non_linearity_are_found(lm, batch, dens
         path.norm.register_forward_hook(lambda *call: said.update({call[0]: call[2]})) for path in paths
     ]
     writers = [writer for path in paths for writer in path.writers]
-    with overhear(writers, lambda writer, x, y: read.__setitem__(writer, x)):
+    with hook_projections(writers, lambda writer, x, y: read.__setitem__(writer, x)):
         dense(lm, batch)
     for handle in handles:
         handle.remove()
@@ -111,7 +111,7 @@ def test_tiny_llama_has_fewer_key_value_heads_than_query_heads(tiny_llama):
 @pytest.mark.parametrize("find", [find_sites, find_layers, find_neuron_paths])
 def test_an_architecture_without_a_layout_is_refused_naming_the_rows_there_are(find):
     config = GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-    with pytest.raises(UserError, match=r"gpt2.*shadow\.models\.sites\.LAYOUTS.*llama.*opt"):
+    with pytest.raises(UserError, match=r"gpt2.*shadow\.models\.layouts\.LAYOUTS.*llama.*opt"):
         find(AutoModelForCausalLM.from_config(config))
 
 
@@ -150,7 +150,7 @@ def test_a_visit_sees_the_true_input_of_the_projection_unit_by_unit(lm, batch, d
     def see(site, x):
         seen[site.layer, site.kind] = x.clone()
 
-    with visit(find_sites(lm.model), see):
+    with hook_sites(lm.model, find_sites(lm.model), see):
         dense(lm, batch)
 
     rows, width = batch.ids.shape
@@ -162,7 +162,7 @@ def test_a_visit_sees_the_true_input_of_the_projection_unit_by_unit(lm, batch, d
 
 def test_a_visit_that_returns_nothing_changes_nothing(lm, batch, dense):
     before = dense(lm, batch)
-    with visit(find_sites(lm.model), lambda site, x: None):
+    with hook_sites(lm.model, find_sites(lm.model), lambda site, x: None):
         assert torch.equal(dense(lm, batch), before)
 
 
@@ -175,7 +175,7 @@ def test_what_a_visit_returns_is_what_the_projection_reads(lm, batch, dense, kin
     def blank(site: Site, x: torch.Tensor) -> torch.Tensor | None:
         return torch.zeros_like(x) if (site.layer, site.kind) == (3, kind) else None
 
-    with visit(find_sites(lm.model), blank):
+    with hook_sites(lm.model, find_sites(lm.model), blank):
         dense(lm, batch)
     handle.remove()
     bias = readers_of(lm, 3)[kind].bias
@@ -184,7 +184,7 @@ def test_what_a_visit_returns_is_what_the_projection_reads(lm, batch, dense, kin
 
 
 def test_a_visit_leaves_no_hook(lm, batch, dense, hooks_on):
-    with visit(find_sites(lm.model), lambda site, x: None):
+    with hook_sites(lm.model, find_sites(lm.model), lambda site, x: None):
         assert hooks_on(lm.model) > 0
         dense(lm, batch)
     assert hooks_on(lm.model) == 0
@@ -195,14 +195,17 @@ def test_a_visit_leaves_no_hook_after_an_exception_in_the_forward_pass(lm, batch
         if site.layer == 2:
             raise RuntimeError("mid-way")
 
-    with pytest.raises(RuntimeError, match="mid-way"), visit(find_sites(lm.model), fail):
+    with pytest.raises(RuntimeError, match="mid-way"), hook_sites(lm.model, find_sites(lm.model), fail):
         dense(lm, batch)
     assert hooks_on(lm.model) == 0
 
 
 def test_a_visit_that_cannot_begin_leaves_no_hook(lm, hooks_on):
     broken = Site(0, "head", None, 4)
-    with pytest.raises(AttributeError), visit([*find_sites(lm.model), broken], lambda site, x: None):
+    with (
+        pytest.raises(AttributeError),
+        hook_sites(lm.model, [*find_sites(lm.model), broken], lambda site, x: None),
+    ):
         pass
     assert hooks_on(lm.model) == 0
 
@@ -210,7 +213,7 @@ def test_a_visit_that_cannot_begin_leaves_no_hook(lm, hooks_on):
 def test_overhearing_gives_what_went_into_a_projection_and_what_came_out(lm, batch, dense):
     projections = [*writers_of(lm, 1), readers_of(lm, 2)["head"]]
     heard = []
-    with overhear(projections, lambda projection, x, y: heard.append((projection, x, y))):
+    with hook_projections(projections, lambda projection, x, y: heard.append((projection, x, y))):
         before = dense(lm, batch)
     assert [projection for projection, _, _ in heard] == projections  # as they run
     for projection, x, y in heard:
@@ -221,15 +224,15 @@ def test_overhearing_gives_what_went_into_a_projection_and_what_came_out(lm, bat
 def test_overhearing_gives_what_a_visit_put_there(lm, batch, dense):
     heard = []
     with (
-        visit(find_sites(lm.model), lambda site, x: torch.zeros_like(x)),
-        overhear([readers_of(lm, 1)["head"]], lambda projection, x, y: heard.append(x)),
+        hook_sites(lm.model, find_sites(lm.model), lambda site, x: torch.zeros_like(x)),
+        hook_projections([readers_of(lm, 1)["head"]], lambda projection, x, y: heard.append(x)),
     ):
         dense(lm, batch)
     assert not heard[0].any()
 
 
 def test_overhearing_leaves_no_hook(lm, batch, dense, hooks_on):
-    with overhear(writers_of(lm, 0), lambda projection, x, y: None):
+    with hook_projections(writers_of(lm, 0), lambda projection, x, y: None):
         assert hooks_on(lm.model) == len(writers_of(lm, 0))
     assert hooks_on(lm.model) == 0
 
@@ -238,13 +241,16 @@ def test_overhearing_leaves_no_hook_after_an_exception(lm, batch, dense, hooks_o
     def fail(projection, x, y):
         raise RuntimeError("mid-way")
 
-    with pytest.raises(RuntimeError, match="mid-way"), overhear(writers_of(lm, 0), fail):
+    with pytest.raises(RuntimeError, match="mid-way"), hook_projections(writers_of(lm, 0), fail):
         dense(lm, batch)
     assert hooks_on(lm.model) == 0
 
 
 def test_overhearing_that_cannot_begin_leaves_no_hook(lm, hooks_on):
-    with pytest.raises(AttributeError), overhear([*writers_of(lm, 0), None], lambda projection, x, y: None):
+    with (
+        pytest.raises(AttributeError),
+        hook_projections([*writers_of(lm, 0), None], lambda projection, x, y: None),
+    ):
         pass
     assert hooks_on(lm.model) == 0
 
@@ -252,7 +258,9 @@ def test_overhearing_that_cannot_begin_leaves_no_hook(lm, hooks_on):
 def test_watch_sees_the_input_of_the_layer(lm, batch, dense):
     """Transformers' own `hidden_states[i]` is the input of layer i."""
     seen = {}
-    with watch(lm.model, [0, 1, 3], seen.__setitem__):
+    with hook_signals(
+        lm.model, [Signal(at, "layer_input") for at in [0, 1, 3]], lambda at, x: seen.__setitem__(at.layer, x)
+    ):
         found = lm.model(
             input_ids=batch.ids,
             attention_mask=batch.real().long(),
@@ -268,13 +276,19 @@ def test_watch_leaves_no_hook_after_an_exception(lm, batch, dense, hooks_on):
     def fail(layer, state):
         raise RuntimeError("mid-way")
 
-    with pytest.raises(RuntimeError, match="mid-way"), watch(lm.model, [0, 2], fail):
+    with (
+        pytest.raises(RuntimeError, match="mid-way"),
+        hook_signals(lm.model, [Signal(at, "layer_input") for at in [0, 2]], fail),
+    ):
         dense(lm, batch)
     assert hooks_on(lm.model) == 0
 
 
 def test_watching_a_layer_that_is_not_there_leaves_no_hook(lm, hooks_on):
-    with pytest.raises(IndexError), watch(lm.model, [0, 99], lambda layer, state: None):
+    with (
+        pytest.raises(IndexError),
+        hook_signals(lm.model, [Signal(at, "layer_input") for at in [0, 99]], lambda layer, state: None),
+    ):
         pass
     assert hooks_on(lm.model) == 0
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from drawn_sites import sites_of
 
 from shadow.errors import UserError
 from shadow.plans.policy import SparsityPolicy
@@ -38,7 +39,7 @@ def test_never_more_than_the_level_goes_and_less_than_one_unit_too_few(units, le
 
 @pytest.mark.parametrize("level", LEVELS[1:])
 def test_exactly_the_level_goes_in_every_row_layer_and_kind(scores, level):
-    plan = SparsityPolicy(level, dense_layers=()).plan(scores)
+    plan = SparsityPolicy(level, dense_layers=()).plan(scores, sites_of(scores))
     assert set(plan) == set(scores)
     for (layer, kind), keep in plan.items():
         assert keep.shape == scores[layer, kind].shape
@@ -47,7 +48,7 @@ def test_exactly_the_level_goes_in_every_row_layer_and_kind(scores, level):
 
 
 def test_what_stays_scores_higher_than_what_goes(scores):
-    for unit, keep in SparsityPolicy(0.5, dense_layers=()).plan(scores).items():
+    for unit, keep in SparsityPolicy(0.5, dense_layers=()).plan(scores, sites_of(scores)).items():
         lowest_kept = scores[unit].masked_fill(~keep, 2.0).amin(-1)
         highest_gone = scores[unit].masked_fill(keep, -1.0).amax(-1)
         assert (lowest_kept > highest_gone).all()
@@ -56,7 +57,7 @@ def test_what_stays_scores_higher_than_what_goes(scores):
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("min_units", [0, 1, 5])
 def test_plans_are_nested_as_the_level_grows(scores, scope, min_units):
-    plans = [SparsityPolicy(level, scope, min_units).plan(scores) for level in LEVELS[1:]]
+    plans = [SparsityPolicy(level, scope, min_units).plan(scores, sites_of(scores)) for level in LEVELS[1:]]
     for wider, narrower in pairwise(plans):
         for unit in wider:
             assert not (narrower[unit] & ~wider[unit]).any()
@@ -64,12 +65,12 @@ def test_plans_are_nested_as_the_level_grows(scores, scope, min_units):
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_level_0_plans_nothing(scores, scope):
-    assert SparsityPolicy(0.0, scope, dense_layers=()).plan(scores) == {}
+    assert SparsityPolicy(0.0, scope, dense_layers=()).plan(scores, sites_of(scores)) == {}
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_dense_layers_and_other_kinds_are_not_in_the_plan(scores, scope):
-    plan = SparsityPolicy(0.5, scope, dense_layers=(0, 2), kinds=("neuron",)).plan(scores)
+    plan = SparsityPolicy(0.5, scope, dense_layers=(0, 2), kinds=("neuron",)).plan(scores, sites_of(scores))
     assert set(plan) == {(1, "neuron"), (3, "neuron")}
 
 
@@ -79,7 +80,7 @@ def test_a_layer_keeps_min_units_of_a_kind_or_all_it_has(scores, scope, min_unit
     for unit, values in scores.items():
         if unit[0] == 1:
             values.mul_(1e-3)  # a layer that a global ranking would empty
-    for keep in SparsityPolicy(0.99, scope, min_units).plan(scores).values():
+    for keep in SparsityPolicy(0.99, scope, min_units).plan(scores, sites_of(scores)).values():
         assert (keep.sum(-1) >= min(min_units, keep.shape[-1])).all()
 
 
@@ -99,7 +100,7 @@ def test_a_layer_may_be_emptied_when_min_units_is_0():
 
 @pytest.mark.parametrize("level", LEVELS[1:])
 def test_global_scope_removes_the_share_of_a_kind_over_all_pruned_layers(scores, level):
-    plan = SparsityPolicy(level, "global", min_units=0).plan(scores)
+    plan = SparsityPolicy(level, "global", min_units=0).plan(scores, sites_of(scores))
     for kind, units in (("head", 36), ("neuron", 300)):
         gone = sum((~keep).sum(-1) for unit, keep in plan.items() if unit[1] == kind)
         assert (gone == math.floor(Fraction(str(level)) * units)).all()
@@ -108,7 +109,7 @@ def test_global_scope_removes_the_share_of_a_kind_over_all_pruned_layers(scores,
 def test_global_scope_takes_the_lowest_wherever_they_are(scores):
     for unit, values in scores.items():
         values.add_(unit[0])
-    plan = SparsityPolicy(1 / 3 + 1e-9, "global", 0).plan(scores)
+    plan = SparsityPolicy(1 / 3 + 1e-9, "global", 0).plan(scores, sites_of(scores))
     assert not plan[1, "head"].any()
     assert plan[2, "head"].all()
     assert plan[3, "head"].all()
@@ -116,13 +117,13 @@ def test_global_scope_takes_the_lowest_wherever_they_are(scores):
 
 def test_global_scope_removes_the_right_total_although_min_units_protects_a_layer(scores):
     scores[1, "head"].mul_(1e-3)
-    plan = SparsityPolicy(0.5, "global", min_units=4).plan(scores)
+    plan = SparsityPolicy(0.5, "global", min_units=4).plan(scores, sites_of(scores))
     assert (plan[1, "head"].sum(-1) == 4).all()
     assert (sum(keep.sum(-1) for unit, keep in plan.items() if unit[1] == "head") == 18).all()
 
 
 def test_a_global_plan_is_the_same_for_a_row_alone(scores):
-    whole = SparsityPolicy(0.5, "global").plan(scores)
+    whole = SparsityPolicy(0.5, "global").plan(scores, sites_of(scores))
     alone = SparsityPolicy(0.5, "global").plan({unit: values[1:] for unit, values in scores.items()})
     for unit, keep in alone.items():
         assert torch.equal(keep, whole[unit][1:])

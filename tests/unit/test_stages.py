@@ -27,7 +27,6 @@ from shadow.front import sparse
 from shadow.jobs import calibration, checks, fitting, ingredients, keys, loading, method, stores
 from shadow.jobs.estimate import estimate_of
 from shadow.models.kinds import find_sites
-from shadow.models.sites import watch
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed
 from shadow.scorers.low_rank import LowRankCopy
@@ -35,6 +34,7 @@ from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.prompt import PromptActivation
+from shadow.signals import Signal, hook_signals
 from shadow.traces.store import (
     EMBEDDINGS,
     FEATURES,
@@ -738,8 +738,8 @@ def test_a_loaded_predictor_says_what_the_trained_one_said(fit, compose, monkeyp
     folder = fit()
     loaded = fitting.load_predictor(folder, loading.load_lm(compose("train", *NET)))
     states = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
-    for unit, values in Predicted(nets[0], "scores").at(1, states, None).items():
-        assert torch.equal(loaded.at(1, states, None)[unit], values)
+    for unit, values in Predicted(nets[0], "scores").scores(Signal(1, "layer_input"), states, None).items():
+        assert torch.equal(loaded.scores(Signal(1, "layer_input"), states, None)[unit], values)
 
 
 @pytest.mark.parametrize(
@@ -887,9 +887,12 @@ def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both
 def in_one_pass(lm, predictor, level, examples, fill, head_unit="query"):
     """-> [N, T, E]: the states before layer 3 of a model that is sparse before it."""
     found = []
-    policy = SparsityPolicy(level, kinds=predictor.kinds, head_unit=head_unit)
-    dropping = sparse(lm.model, predictor, policy, fill=fill)
-    with dropping as run, watch(lm.model, [3], lambda _, x: found.append(x)):
+    policy = SparsityPolicy(level, kinds=predictor.net.kinds, head_unit=head_unit)
+    dropping = sparse(lm.model, predictor, policy, stand_in=fill)
+    with (
+        dropping as run,
+        hook_signals(lm.model, [Signal(at, "layer_input") for at in [3]], lambda _, x: found.append(x)),
+    ):
         run.logits(collate(examples))
     return found[0]
 

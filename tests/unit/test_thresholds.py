@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from drawn_sites import sites_of
 
 from shadow.artifacts import hub
 from shadow.data.batches import batched
@@ -26,6 +27,7 @@ from shadow.jobs import (
 from shadow.models.kinds import find_sites
 from shadow.models.sites import KINDS
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Zero
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
@@ -70,8 +72,8 @@ def test_a_plan_keeps_what_is_above_and_the_best_of_each_row(min_units):
 def test_dense_layers_and_other_kinds_need_no_threshold():
     scores = {(layer, kind): draw(4, 8) for layer in (0, 1) for kind in KINDS}
     policy = SparsityPolicy(0.5, "threshold", kinds=("head",), thresholds={HEADS: 0.5})
-    assert set(policy.plan(scores)) == {HEADS}
-    assert SparsityPolicy(0.0, "threshold").plan(scores) == {}
+    assert set(policy.plan(scores, sites_of(scores))) == {HEADS}
+    assert SparsityPolicy(0.0, "threshold").plan(scores, sites_of(scores)) == {}
 
 
 def test_a_plan_without_its_threshold_is_refused():
@@ -148,7 +150,7 @@ def scorer(request, lm, make_net):
 def test_on_the_calibration_the_average_plan_removes_the_level(lm, scorer, windows, decided_at):
     """Late taps too: their thresholds are those of states that the earlier thresholds have pruned."""
     policy = SparsityPolicy(0.5, "threshold")
-    found = learn(lm.model, scorer, policy, decided_at, None, windows)
+    found = learn(lm.model, scorer, policy, decided_at, Zero(), windows)
     assert found.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in KINDS}
     policy = SparsityPolicy(0.5, "threshold", thresholds=found)
     counts = {unit: [] for unit in found}
@@ -171,7 +173,7 @@ def test_it_takes_a_pass_for_each_tap_and_leaves_no_hook(lm, make_net, windows, 
     passes = []
     handle = lm.model.register_forward_hook(lambda *args: passes.append(1))
     scorer = Predicted(make_net(lm, [1, 2, 3]), "scores")
-    learn(lm.model, scorer, SparsityPolicy(0.5, "threshold"), "token", None, windows)
+    learn(lm.model, scorer, SparsityPolicy(0.5, "threshold"), "token", Zero(), windows)
     handle.remove()
     assert len(passes) == 3 * len(windows)
     assert hooks_on(lm.model) == 0
@@ -179,21 +181,21 @@ def test_it_takes_a_pass_for_each_tap_and_leaves_no_hook(lm, make_net, windows, 
 
 def test_what_is_not_pruned_gets_no_threshold(lm, windows):
     policy = SparsityPolicy(0.5, "threshold", dense_layers=(0, 2), kinds=("neuron",))
-    found = learn(lm.model, Oracle("l2_norm"), policy, "token", None, windows)
+    found = learn(lm.model, Oracle("l2_norm"), policy, "token", Zero(), windows)
     assert found.keys() == {(1, "neuron"), (3, "neuron")}
 
 
 def test_what_could_not_run_is_refused_before_it_is_learnt(lm, make_net, windows):
     policy = SparsityPolicy(0.5, "threshold", dense_layers=())
     with pytest.raises(UserError, match=r"sparsity\.dense_layers must hold every layer before"):
-        learn(lm.model, Predicted(make_net(lm, [1]), "scores"), policy, "token", None, windows)
+        learn(lm.model, Predicted(make_net(lm, [1]), "scores"), policy, "token", Zero(), windows)
 
 
 def test_scores_that_are_the_same_for_all_tokens_are_refused(lm, windows):
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
     every = dict.fromkeys([(layer, kind) for layer in range(4) for kind in KINDS], 0.5)
     with pytest.raises(UserError, match="differ between tokens"):
-        learn(lm.model, scorer, SparsityPolicy(0.5, "threshold"), "token", None, windows)
+        learn(lm.model, scorer, SparsityPolicy(0.5, "threshold"), "token", Zero(), windows)
     with (
         pytest.raises(UserError, match="differ between tokens"),
         sparse(lm.model, scorer, SparsityPolicy(0.5, "threshold", thresholds=every)),
@@ -221,13 +223,13 @@ def test_thresholds_are_learnt_once_and_found_again(compose, monkeypatch):
     cfg = job(compose)
     lm = loading.load_lm(cfg)
     scorer = ingredients.get_scorer(cfg, lm, [])
-    first = policies.get_policy(cfg, lm, scorer, None)
+    first = policies.get_policy(cfg, lm, scorer, Zero())
     kept = json.loads(keys.budgets_file(cfg).read_text())
     assert kept["windows"] == 4
     assert first.thresholds.keys() == {(layer, kind) for layer in (1, 2, 3) for kind in KINDS}
     assert first.levels is None
     monkeypatch.setattr(thresholds, "learn", None)
-    assert policies.get_policy(cfg, lm, scorer, None) == first
+    assert policies.get_policy(cfg, lm, scorer, Zero()) == first
     checks.check_scorer(compose("evaluate", *SMALL))
 
 

@@ -15,6 +15,7 @@ from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.low_rank import LowRankCopy, truncated
 from shadow.scorers.prompt import PromptActivation
+from shadow.signals import Signal
 
 HALF = SparsityPolicy(0.5)
 FULL = 64  # more than the width of the tiny models
@@ -53,7 +54,7 @@ def prompts(examples):
 def looked(lm, criterion, batch):
     scorer = PromptActivation(criterion)
     scorer.look(lm.model, batch)
-    return scorer.at(0, NO_POOL, batch.in_prompt())
+    return scorer.scores(Signal(0, "layer_input"), NO_POOL, batch.in_prompt())
 
 
 @pytest.mark.parametrize("criterion", CONTEXTUAL)
@@ -116,7 +117,7 @@ def test_batch_size_1_and_8_give_the_same_plans_of_prompts(lm64, examples, crite
 def test_the_prompts_pass_counts_for_nothing_and_leaves_no_hook(lm, prompts, hooks_on):
     with sparse(lm.model, PromptActivation("plainact"), HALF, "prompt") as run:
         run.logits(prompts)
-    assert run.total[0, "head"] == 4 * int(prompts.lengths.sum())
+    assert run.planner.total[0, "head"] == 4 * int(prompts.lengths.sum())
     assert hooks_on(lm.model) == 0
     assert all(weight.grad is None for weight in lm.model.parameters())
 
@@ -154,7 +155,7 @@ def test_a_prompt_too_short_to_be_scored_is_refused(lm, examples, hooks_on, crit
 
 def test_a_prompt_that_was_not_looked_at_is_asked_for(lm, batch):
     with (
-        pytest.raises(UserError, match=r"must see the prompt first.*SparseRun"),
+        pytest.raises(UserError, match=r"must see the prompt first.*Run"),
         sparse(lm.model, PromptActivation("griffin"), HALF, "prompt"),
     ):
         lm.model(batch.ids)
@@ -207,9 +208,9 @@ def test_beside_means_a_copy_scores_how_far_activations_are_from_them(lm, batch)
     states, read = states_of(deaf, batch), neurons_read(deaf, batch)
     means = {tap: read[tap].mean((0, 1)) for tap in read}
     scorer = LowRankCopy(lm.model, FULL, heads_of(lm.model), means)
-    for tap in scorer.taps:
+    for tap in scorer.layers:
         expected = (read[tap] - means[tap]).abs()
-        got = scorer.at(tap, states[tap], None)[tap, "neuron"]
+        got = scorer.scores(Signal(tap, "layer_input"), states[tap], None)[tap, "neuron"]
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * float(read[tap].abs().max()))
 
 
@@ -217,9 +218,9 @@ def test_beside_means_a_copy_scores_how_far_activations_are_from_them(lm, batch)
 def test_at_full_rank_scores_are_the_activations_of_a_model_whose_attention_adds_nothing(lm, batch):
     deaf = with_deaf_attention(lm.model)
     states, read, scorer = states_of(deaf, batch), neurons_read(deaf, batch), copy_of(lm.model, FULL)
-    assert list(scorer.taps) == [1, 2, 3]
-    for tap in scorer.taps:
-        got = scorer.at(tap, states[tap], None)[tap, "neuron"]
+    assert list(scorer.layers) == [1, 2, 3]
+    for tap in scorer.layers:
+        got = scorer.scores(Signal(tap, "layer_input"), states[tap], None)[tap, "neuron"]
         # sums of 32 products in two steps: a few roundings of 6e-8 of the largest
         torch.testing.assert_close(got, read[tap].abs(), rtol=0, atol=2e-6 * float(read[tap].abs().max()))
         assert got.any()
@@ -229,8 +230,8 @@ def test_at_full_rank_scores_are_the_activations_of_a_model_whose_attention_adds
 def test_what_attention_adds_is_ignored(lm, batch):
     """The model's own activations are others, in every layer."""
     states, read, scorer = states_of(lm.model, batch), neurons_read(lm.model, batch), copy_of(lm.model, FULL)
-    for tap in scorer.taps:
-        got = scorer.at(tap, states[tap], None)[tap, "neuron"]
+    for tap in scorer.layers:
+        got = scorer.scores(Signal(tap, "layer_input"), states[tap], None)[tap, "neuron"]
         assert (got - read[tap].abs()).norm() > 1e-3 * read[tap].norm()
 
 
@@ -257,7 +258,7 @@ def test_at_a_lower_rank_the_weights_are_their_truncated_svd(lm, batch, rank):
         weight = parts[projection][:rank].sum(0)
         return x @ weight.T + (0 if projection.bias is None else projection.bias.double())
 
-    for tap in scorer.taps:
+    for tap in scorer.layers:
         layer = layers_of(lm.model)[tap]
         if lm.model.config.model_type == "opt":
             x = layer.final_layer_norm(states[tap]).double()
@@ -265,7 +266,7 @@ def test_at_a_lower_rank_the_weights_are_their_truncated_svd(lm, batch, rank):
         else:
             x = layer.post_attention_layernorm(states[tap]).double()
             expected = (silu(low(layer.mlp.gate_proj, x)) * low(layer.mlp.up_proj, x)).abs()
-        got = scorer.at(tap, states[tap], None)[tap, "neuron"].double()
+        got = scorer.scores(Signal(tap, "layer_input"), states[tap], None)[tap, "neuron"].double()
         # float32 singular vectors, of values each 0.8 of the one before: tens of roundings of the largest
         torch.testing.assert_close(got, expected, rtol=0, atol=5e-6 * float(expected.max()))
 
@@ -281,21 +282,23 @@ def test_a_bias_is_the_projections_own(tiny_opt):
 def test_the_parameters_are_the_factors_of_every_layer_but_the_first(
     make_lm, family, projections, rank, used
 ):
-    assert copy_of(make_lm(family).model, rank).parameters == 3 * projections * used * (32 + 64)
+    assert copy_of(make_lm(family).model, rank).weights == 3 * projections * used * (32 + 64)
 
 
 def test_positions_that_decide_together_have_their_mean(lm, batch):
     scorer, state = copy_of(lm.model, 8), states_of(lm.model, batch)[2]
     pool = batch.in_prompt()
-    tokens, pooled = (scorer.at(2, state, where)[2, "neuron"] for where in (None, pool))
+    tokens, pooled = (
+        scorer.scores(Signal(2, "layer_input"), state, where)[2, "neuron"] for where in (None, pool)
+    )
     for row in range(8):
         torch.testing.assert_close(pooled[row], tokens[row, pool[row]].mean(0))
 
 
 def test_heads_have_the_scores_that_were_given(lm, batch):
     scorer, states = copy_of(lm.model, 8), states_of(lm.model, batch)
-    for tap in scorer.taps:
-        found = scorer.at(tap, states[tap], None)
+    for tap in scorer.layers:
+        found = scorer.scores(Signal(tap, "layer_input"), states[tap], None)
         assert found.keys() == {(tap, "head"), (tap, "neuron")}
         assert torch.equal(found[tap, "head"], heads_of(lm.model)[tap])
 
@@ -316,8 +319,10 @@ def test_a_copy_makes_a_model_sparse_in_one_pass(lm, batch, decided_at):
 def test_of_a_half_precision_model_factors_and_scores_are_float32(make_lm, batch, family, dtype):
     lm = make_lm(family, dtype=dtype)
     scorer, state = copy_of(lm.model, FULL), states_of(lm.model, batch)[1]
-    exact = copy_of(deepcopy(lm.model).float(), FULL).at(1, state.float(), None)[1, "neuron"]
-    got = scorer.at(1, state, None)[1, "neuron"]
+    exact = copy_of(deepcopy(lm.model).float(), FULL).scores(Signal(1, "layer_input"), state.float(), None)[
+        1, "neuron"
+    ]
+    got = scorer.scores(Signal(1, "layer_input"), state, None)[1, "neuron"]
     assert got.dtype == torch.float32
     # only the norm's output is rounded to the model's dtype: 5e-4 of itself in float16, 4e-3 in bfloat16
     assert (got - exact).norm() < (0.002 if dtype == torch.float16 else 0.02) * exact.norm()
@@ -325,11 +330,13 @@ def test_of_a_half_precision_model_factors_and_scores_are_float32(make_lm, batch
 
 def test_the_same_weights_have_the_same_copy_bit_for_bit(lm, batch):
     state = states_of(lm.model, batch)[1]
-    one, other = (copy_of(lm.model, 8).at(1, state, None)[1, "neuron"] for _ in range(2))
+    one, other = (
+        copy_of(lm.model, 8).scores(Signal(1, "layer_input"), state, None)[1, "neuron"] for _ in range(2)
+    )
     assert torch.equal(one, other)
 
 
 def test_a_model_that_norms_after_its_sublayers_is_refused(tiny_opt):
     tiny_opt.model.config.do_layer_norm_before = False
-    with pytest.raises(UserError, match=r"shadow\.models\.sites\.LAYOUTS.*norms after"):
+    with pytest.raises(UserError, match=r"shadow\.models\.layouts\.LAYOUTS.*norms after"):
         copy_of(tiny_opt.model, 8)
