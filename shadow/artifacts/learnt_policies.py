@@ -42,7 +42,10 @@ def save(folder: Path, decided_at: str, policy: SparsityPolicy, learnt: Mapping[
     """
     assert policy.thresholds is not None, "no thresholds were learnt"
     settings = {name: getattr(policy, name) for name in TOLD}
-    settings |= {name: list(settings[name]) for name in ("dense_layers", "kinds")}
+    settings |= {
+        name: None if settings[name] is None else list(settings[name])
+        for name in ("dense_layers", "kinds", "slots")
+    }
     told = {"decided_at": decided_at, "learnt": dict(learnt), "thresholds": rows_of(policy.thresholds)}
     file = folder / f"thresholds-{decided_at}-{policy.level:g}.json"
     write_json(file, settings | told)

@@ -10,13 +10,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch, logits_of
+from shadow.errors import UserError
 from shadow.fit.quantiles import Quantiles
-from shadow.front import sparse
+from shadow.front import facts_of, sparse
 from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers
 from shadow.models.sites import Site, SiteKey
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.refusals import refusal
 from shadow.plans.rules import kept, protected
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
@@ -41,6 +43,9 @@ def learn(
     average plan removes `level`. The average is over tokens, or over rows where a plan is made for a row.
     """
     policy = replace(policy, kinds=policy.kinds or sorted(scorer.kinds))
+    reason = refusal(facts_of(model, scorer, policy, decided_at))
+    if reason is not None:
+        raise UserError(reason)
     sites = {site.key: site for site in find_sites(model, sorted(scorer.kinds))}
     signals = scorer.signals([site for key, site in sites.items() if policy.prunes(key)])
     if {signal.point for signal in signals} <= OF_THE_SITE:

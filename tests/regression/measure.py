@@ -20,7 +20,7 @@ JOB = [
 
 
 def measure(root: Path) -> dict[str, dict[str, float]]:
-    """-> of each method at level 0.5 `nats` over dense and `bytes` skipped; of the dense model its perplexity."""
+    """-> of each method at 0.5 `nats` over dense and `bytes` skipped; of the dense model its perplexity."""
     command = [sys.executable, "evaluate.py", *JOB]
     subprocess.run(
         command, cwd=ROOT, env=os.environ | {"SHADOW_ROOT": str(root)}, check=True, stdout=sys.stderr

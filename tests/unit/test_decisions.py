@@ -13,7 +13,6 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
-from shadow.signals import Signal
 
 POLICY = SparsityPolicy(0.5)
 NETS = ["unified-scores", "unified-mean", "unified-last", "layerwise-scores", "layerwise-last"]
@@ -183,7 +182,8 @@ def test_a_plan_of_a_whole_row_is_what_the_pooled_scores_say(lm, make_net, examp
     with torch.no_grad():
         scores = net(torch.stack([state, *(other[: len(state)] for other in others)], 1))
     for kind, values in scores.items():  # [positions, S, U]; layer 1 is the first
-        expected = POLICY.plan({(1, kind): values.mean(0)[0]})
+        of_layer = {(1, kind): values.mean(0)[0]}
+        expected = POLICY.plan(of_layer, sites_of(of_layer))
         assert torch.equal(plan[1, kind][0], expected[1, kind])
 
 
@@ -225,9 +225,9 @@ def test_the_first_tap_reads_what_the_dense_model_computes_and_later_ones_what_i
     states = {}
 
     class Spy(Predicted):
-        def at(self, tap, state, pool):
-            states[tap] = state.clone()
-            return super().scores(Signal(tap, "layer_input"), state, pool)
+        def scores(self, signal, state, pool):
+            states[signal.layer] = state.clone()
+            return super().scores(signal, state, pool)
 
     plan_of(lm, Spy(make_net(lm, [1, 2, 3]), "scores"), batch, "token")
     hidden = lm.model(

@@ -1,6 +1,7 @@
 """The gathered executor does what the masked one does."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,6 +16,7 @@ from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
 from shadow.executors.cpu.weights import pack
 from shadow.executors.gathered import Gathered
+from shadow.executors.masked import Masked
 from shadow.executors.run import Run
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
@@ -124,9 +126,9 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
         run.planner.plan = planned
         expected = lm.model(new, past_key_values=dense.past_key_values).logits
         gone = skipped(run)
-    for executor in ("masked", "gathered"):
+    for executor in (Masked(), Gathered()):
         with sparse(
-            lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor, prefill="dense"
+            lm.model, scorer, SparsityPolicy(0.5, tokens="decode"), decided_at, executor=executor
         ) as run:
             read = lm.model(ids)
             torch.testing.assert_close(read.logits, dense.logits, rtol=1e-4, atol=1e-5)
@@ -144,8 +146,8 @@ def test_both_executors_go_on_from_a_dense_prompt_alike(lm, make_scorer, plan, r
     what, decided_at, policy = PLANS[plan]
     scorer, ids = make_scorer(lm, what), prompts(rows)
     found = []
-    for executor in ("masked", "gathered"):
-        with sparse(lm.model, scorer, policy, decided_at, executor=executor, prefill="dense") as run:
+    for executor in (Masked(), Gathered()):
+        with sparse(lm.model, scorer, replace(policy, tokens="decode"), decided_at, executor=executor) as run:
             found.append((generate(lm, ids, tokens=16), skipped(run)))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
     assert found[1][1] == found[0][1]
@@ -156,9 +158,9 @@ def test_of_a_batch_only_what_is_behind_the_prompts_is_sparse(lm, make_scorer, e
     batch, scorer = collate(examples([7, 12, 9])), make_scorer(lm, [1])
     dense = lm.model(batch.ids).logits
     found = []
-    for executor in ("masked", "gathered"):
+    for executor in (Masked(), Gathered()):
         with sparse(
-            lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor, prefill="dense"
+            lm.model, scorer, SparsityPolicy(0.5, tokens="decode"), decided_at, executor=executor
         ) as run:
             logits = run.logits(batch)
             found.append((logits[batch.real()], skipped(run)))
@@ -182,20 +184,7 @@ def test_both_executors_let_means_stand_in_and_follow_thresholds(lm, make_scorer
     assert all(0 < share < 1 for share in gone)
 
 
-def test_who_would_hear_of_each_token_is_refused_by_the_executor_that_does_not_tell(lm, make_scorer):
-    scorer, told = make_scorer(lm, [1]), []
-    how = {"hear": lambda tap, scores: told.append(tap), "executor": "gathered"}
-    with (
-        pytest.raises(UserError, match=r"hear .*executor=masked"),
-        sparse(lm.model, scorer, level=0.5, **how),
-    ):
-        pass
-    with sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt", **how):
-        generate(lm, prompts(2))
-    assert told == [1]
-
-
-@pytest.mark.parametrize("executor", ["masked", "gathered"])
+@pytest.mark.parametrize("executor", [Masked(), Gathered()], ids=["masked", "gathered"])
 def test_level_zero_is_the_dense_model(lm, make_scorer, executor):
     ids = prompts(2)
     dense = generate(lm, ids)
@@ -241,7 +230,7 @@ def test_biases_are_added(make_lm, make_scorer):
     scorer, ids = make_scorer(lm, [1, 2]), prompts(2)
     for decided_at in ("token", "prompt"):
         found = []
-        for executor in ("masked", "gathered"):
+        for executor in (Masked(), Gathered()):
             with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor):
                 found.append(generate(lm, ids, tokens=16))
         torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
@@ -251,7 +240,7 @@ def test_a_cache_grows(lm, make_scorer, monkeypatch):
     monkeypatch.setattr("shadow.executors.cpu.cache.ROOM", 5)
     scorer, ids = make_scorer(lm, [1]), prompts(2)
     found = []
-    for executor in ("masked", "gathered"):
+    for executor in (Masked(), Gathered()):
         with sparse(lm.model, scorer, level=0.5, executor=executor):
             found.append(generate(lm, ids, tokens=30))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
@@ -276,7 +265,7 @@ def test_both_executors_read_a_batch_alike(lm, make_scorer, examples):
     batch = collate(examples([7, 12, 9]))
     for decided_at, level in product(("token", "prompt", "sequence"), (0.0, 0.5)):
         found = []
-        for executor in ("masked", "gathered"):
+        for executor in (Masked(), Gathered()):
             with sparse(
                 lm.model, make_scorer(lm, [1, 2]), SparsityPolicy(level), decided_at, executor=executor
             ) as run:
@@ -349,7 +338,7 @@ def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, prefill
 
 def test_sampling_draws_the_same_tokens(lm, make_scorer):
     found = []
-    for executor in ("masked", "gathered"):
+    for executor in (Masked(), Gathered()):
         torch.manual_seed(0)
         with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=executor):
             found.append(lm.model.generate(prompts(2), max_new_tokens=20, do_sample=True, pad_token_id=0))

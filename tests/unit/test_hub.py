@@ -19,6 +19,7 @@ from shadow.artifacts import learnt_policies as policies
 from shadow.errors import UserError
 from shadow.front import sparse
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Zero
 from shadow.scorers.predicted import Predicted
 from shadow.signals import Signal
 
@@ -146,7 +147,7 @@ def test_a_predictor_of_deviations_lets_dropped_units_say_their_means_unasked(
     with sparse(lm.model, loaded, level=0.5, stand_in="mean") as run:
         assert torch.equal(run.logits(batch), expected)
     silent = []
-    for fill in (None, "zero"):
+    for fill in ("zero", Zero()):
         with sparse(lm.model, loaded, level=0.5, stand_in=fill) as run:
             silent.append(run.logits(batch))
     assert torch.equal(*silent)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn_sites import sites_of
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
@@ -72,9 +73,7 @@ def test_achieved_counts_real_tokens_and_not_padding(lm, batch):
 def test_achieved_weighs_rows_by_their_tokens(lm, examples):
     batch = collate(examples([12, 4]))
     with sparse(lm.model, Fixed({}), SparsityPolicy(0.0)) as run:
-        run.planner.plan = {
-            (0, "head"): torch.tensor([[True] * 4, [False] * 4])
-        }  # the short row loses all heads
+        run.planner.plan = {(0, "head"): torch.tensor([[True] * 4, [False] * 4])}
         run.logits(batch)
     assert run.achieved("head") == 1 - (1 - 4 / 16 / 4)
 
@@ -157,9 +156,8 @@ def test_the_plan_of_a_layer_ahead_is_of_the_state_that_the_tap_reads(lm, make_n
     ):
         run.logits(batch)
     for tap, state in found.items():
-        for unit, keep in (
-            SparsityPolicy(0.5).plan(scorer.scores(Signal(tap, "layer_input"), state, None)).items()
-        ):
+        scores = scorer.scores(Signal(tap, "layer_input"), state, None)
+        for unit, keep in SparsityPolicy(0.5).plan(scores, sites_of(scores)).items():
             assert unit[0] == tap + 1
             assert torch.equal(run.plan[unit], keep)
 
@@ -170,7 +168,7 @@ def test_units_of_a_kind_that_is_not_scored_are_not_pruned(lm, make_net, batch, 
     with sparse(lm.model, scorer, SparsityPolicy(0.5, kinds=[kind])) as run:
         run.logits(batch)
     assert (run.achieved(kind), run.achieved(other)) == (0.375, 0.0)
-    for policy in (SparsityPolicy(0.5), SparsityPolicy(0.5, kinds=[other])):
+    for policy in (SparsityPolicy(0.5, kinds=["head", "neuron"]), SparsityPolicy(0.5, kinds=[other])):
         with (
             pytest.raises(UserError, match=rf"sparsity\.kinds must be among \['{kind}'\].*got .*'{other}'"),
             sparse(lm.model, scorer, policy),
@@ -228,9 +226,9 @@ def test_exactly_one_of_level_and_policy_is_asked_for(lm, unified, given):
 @pytest.mark.parametrize("level", [0, 0.25, 0.5])
 def test_a_level_is_the_default_policy_of_that_level(lm, unified, batch, level):
     with sparse(lm.model, unified, SparsityPolicy(level)) as run:
-        expected = run.logits(batch)
+        expected, policy = run.logits(batch), run.planner.policy
     with sparse(lm.model, unified, level=level) as run:
-        assert run.planner.policy == SparsityPolicy(level)
+        assert run.planner.policy == policy
         assert torch.equal(run.logits(batch), expected)
 
 
@@ -271,7 +269,7 @@ def test_a_predictor_of_another_model_is_refused_before_anything_runs(
     [
         ({"policy": 0.5}, r"policy must be a SparsityPolicy, got 0\.5: a level is given as level=0\.5"),
         (
-            {"level": 0.5, "fill": "median"},
+            {"level": 0.5, "stand_in": "median"},
             r"stand_in must be one of \['auto', 'mean', 'zero'\].*got 'median'",
         ),
         ({"level": 0.5, "stand_in": "mean"}, r"stand_in=mean needs a predictor that brings means"),
@@ -287,7 +285,7 @@ def test_a_net_that_reads_whole_prompts_does_not_decide_at_a_token(lm, make_net)
     for pooling in ("last", "mean"):
         scorer = Predicted(make_net(lm, [1]), pooling)
         refused = pytest.raises(
-            UserError, match=rf"pooling={pooling}.*decided_at=prompt or sequence, got token"
+            UserError, match=r"reads a whole prompt.*decided_at=prompt or sequence, got token"
         )
         with refused, sparse(lm.model, scorer, level=0.5):
             pass

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from shadow.artifacts.hub import load_predictor, save_predictor
 from shadow.data.batches import Example, collate, last_of
 from shadow.errors import UserError
+from shadow.executors.gathered import Gathered
+from shadow.executors.masked import Masked
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
 from shadow.models.sites import count_units
@@ -139,13 +141,13 @@ def test_a_layers_own_context_is_read_before_its_heads_are_dropped(lm, batch, pa
     """In one pass: layer 1 is the first to be pruned, so its context is the dense one."""
     scorer, contexts = Predicted(paper_net([1, 2, 3]), "last", "context"), contexts_of(lm, batch)
     seen = {}
-    at = scorer.at
+    scores = scorer.scores
 
-    def spy(tap, state, pool):
-        seen[tap] = state.clone()
-        return at(tap, state, pool)
+    def spy(signal, state, pool):
+        seen[signal.layer] = state.clone()
+        return scores(signal, state, pool)
 
-    scorer.at = spy
+    scorer.scores = spy
     with sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt") as run:
         run.logits(batch)
     real = batch.real()
@@ -177,9 +179,8 @@ def sequence_net():
 def scores_of(lm, scorer, batch, decided_at):
     """What is said of every row, by layer and kind."""
     found = {}
-    with sparse(
-        lm.model, scorer, SparsityPolicy(0.5), decided_at, hear=lambda tap, said: found.update(said)
-    ) as run:
+    with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at) as run:
+        run.planner.on_scores = lambda signal, said: found.update(said)
         run.logits(batch)
     return found
 
@@ -294,7 +295,7 @@ def test_the_gathered_executor_plans_by_a_net_that_attends_as_the_masked_one(lm,
     scorer, (example, *_) = Predicted(sequence_net, "attention"), examples_of(batch)
     ids = torch.tensor([example.ids[: example.prompt]])
     found = []
-    for executor in ("masked", "gathered"):
+    for executor in (Masked(), Gathered()):
         with sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt", executor=executor) as run:
             told = lm.model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
             found.append((told, {unit: keep.clone() for unit, keep in run.plan.items()}))
@@ -321,7 +322,8 @@ def test_late_taps_read_dense_states(lm, batch, make_net):
         lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False)
     wanted = {}
     for tap in scorer.taps:
-        wanted |= SparsityPolicy(0.5).plan(scorer.scores(Signal(tap, "layer_input"), dense[tap], None))
+        scores = scorer.scores(Signal(tap, "layer_input"), dense[tap], None)
+        wanted |= SparsityPolicy(0.5).plan(scores, sites_of(scores))
     real = batch.real()
     for fed, made in ((DenseFed(scorer), {}), (scorer, one_pass)):
         with sparse(lm.model, fed, SparsityPolicy(0.5)) as run:

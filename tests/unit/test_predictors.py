@@ -186,7 +186,7 @@ def test_random_scores_depend_on_the_seed_alone(lm):
 
 
 def test_fixed_scores_read_nothing():
-    assert list(Fixed({}).taps) == []
+    assert list(Fixed({}).signals([])) == []
 
 
 def test_an_oracle_has_nothing_to_say_before_it_has_looked():

@@ -201,7 +201,7 @@ def test_a_visit_leaves_no_hook_after_an_exception_in_the_forward_pass(lm, batch
 
 
 def test_a_visit_that_cannot_begin_leaves_no_hook(lm, hooks_on):
-    broken = Site(0, "head", None, 4)
+    broken = Site(0, "head", "head", (None,), 4, 8, 4, 1)
     with (
         pytest.raises(AttributeError),
         hook_sites(lm.model, [*find_sites(lm.model), broken], lambda site, x: None),
@@ -286,7 +286,7 @@ def test_watch_leaves_no_hook_after_an_exception(lm, batch, dense, hooks_on):
 
 def test_watching_a_layer_that_is_not_there_leaves_no_hook(lm, hooks_on):
     with (
-        pytest.raises(IndexError),
+        pytest.raises(UserError, match="no slot"),
         hook_signals(lm.model, [Signal(at, "layer_input") for at in [0, 99]], lambda layer, state: None),
     ):
         pass

@@ -85,11 +85,11 @@ def test_a_layer_keeps_min_units_of_a_kind_or_all_it_has(scores, scope, min_unit
 
 
 def test_a_layer_may_be_emptied_when_min_units_is_0():
-    plan = SparsityPolicy(0.99, min_units=0, dense_layers=()).plan({(0, "head"): draw(100)})
+    many = {(0, "head"): draw(100)}
+    plan = SparsityPolicy(0.99, min_units=0, dense_layers=()).plan(many, sites_of(many))
     assert plan[0, "head"].sum() == 1
-    plan = SparsityPolicy(0.5, "global", 0, ()).plan(
-        {(0, "head"): draw(4), (1, "head"): draw(4) + 1, (0, "neuron"): draw(4), (1, "neuron"): draw(4) + 1}
-    )
+    scores = {(layer, kind): draw(4) + layer for layer in (0, 1) for kind in ("head", "neuron")}
+    plan = SparsityPolicy(0.5, "global", 0, ()).plan(scores, sites_of(scores))
     assert {unit: int(keep.sum()) for unit, keep in plan.items()} == {
         (0, "head"): 0,
         (1, "head"): 4,
@@ -124,7 +124,9 @@ def test_global_scope_removes_the_right_total_although_min_units_protects_a_laye
 
 def test_a_global_plan_is_the_same_for_a_row_alone(scores):
     whole = SparsityPolicy(0.5, "global").plan(scores, sites_of(scores))
-    alone = SparsityPolicy(0.5, "global").plan({unit: values[1:] for unit, values in scores.items()})
+    alone = SparsityPolicy(0.5, "global").plan(
+        {unit: values[1:] for unit, values in scores.items()}, sites_of(scores)
+    )
     for unit, keep in alone.items():
         assert torch.equal(keep, whole[unit][1:])
 
@@ -134,9 +136,8 @@ def test_a_global_plan_is_the_same_for_a_row_alone(scores):
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_equal_scores_lose_exactly_the_level_too(scope):
-    plan = SparsityPolicy(0.5, scope, 0, ()).plan(
-        {(layer, kind): torch.zeros(3, 10) for layer in (0, 1) for kind in ("head", "neuron")}
-    )
+    scores = {(layer, kind): torch.zeros(3, 10) for layer in (0, 1) for kind in ("head", "neuron")}
+    plan = SparsityPolicy(0.5, scope, 0, ()).plan(scores, sites_of(scores))
     for kind in ("head", "neuron"):
         assert (plan[0, kind].sum(-1) + plan[1, kind].sum(-1) == 10).all()
 

@@ -62,7 +62,7 @@ def above(value: float, min_units: int = 0) -> SparsityPolicy:
 @pytest.mark.parametrize("min_units", [0, 1, 3, 20])
 def test_a_plan_keeps_what_is_above_and_the_best_of_each_row(min_units):
     scores = draw(2, 5, 12)
-    (keep,) = above(0.8, min_units).plan({HEADS: scores}).values()
+    (keep,) = above(0.8, min_units).plan({HEADS: scores}, sites_of({HEADS: scores})).values()
     for row, stays in zip(scores.flatten(0, 1).tolist(), keep.flatten(0, 1).tolist()):
         best = sorted(row, reverse=True)[:min_units]
         assert stays == [score > 0.8 or score in best for score in row]
@@ -78,8 +78,9 @@ def test_dense_layers_and_other_kinds_need_no_threshold():
 
 def test_a_plan_without_its_threshold_is_refused():
     for policy in (SparsityPolicy(0.5, "threshold"), above(0.5)):
+        scores = {(1, "neuron"): draw(8)}
         with pytest.raises(UserError, match=r"needs a threshold .*none for the neurons of layer 1"):
-            policy.plan({(1, "neuron"): draw(8)})
+            policy.plan(scores, sites_of(scores))
 
 
 def test_thresholds_need_their_scope():
@@ -104,7 +105,7 @@ def test_a_threshold_is_the_largest_of_those_that_go(level, dtype):
 def test_the_level_goes_although_the_best_of_each_row_stay(min_units):
     scores = draw(20, 10) + 10 * torch.arange(20)[:, None]  # half the rows are below all the others
     policy = above(threshold(scores, SparsityPolicy(0.5, "threshold", min_units)), min_units)
-    (keep,) = policy.plan({HEADS: scores}).values()
+    (keep,) = policy.plan({HEADS: scores}, sites_of({HEADS: scores})).values()
     assert int(keep.sum()) == 100
     assert int(keep.sum(-1).min()) == min_units
 
@@ -113,7 +114,7 @@ def test_the_level_goes_although_the_best_of_each_row_stay(min_units):
 def test_no_more_goes_than_min_units_leave(min_units, kept):
     scores = draw(20, 10)
     policy = above(threshold(scores, SparsityPolicy(0.5, "threshold", min_units)), min_units)
-    (keep,) = policy.plan({HEADS: scores}).values()
+    (keep,) = policy.plan({HEADS: scores}, sites_of({HEADS: scores})).values()
     assert (keep.sum(-1) == kept).all()
 
 
@@ -126,7 +127,7 @@ def test_equal_scores_go_together():
     scores = torch.tensor([[0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 0.0, 2.0]])
     found = threshold(scores, SparsityPolicy(0.5, "threshold", 1))
     assert found == 0
-    (keep,) = above(found, 1).plan({HEADS: scores}).values()
+    (keep,) = above(found, 1).plan({HEADS: scores}, sites_of({HEADS: scores})).values()
     assert keep.int().tolist() == [[0, 0, 0, 1], [1, 0, 0, 0], [1, 1, 0, 1]]
 
 

@@ -125,7 +125,7 @@ def test_the_prompts_pass_counts_for_nothing_and_leaves_no_hook(lm, prompts, hoo
 def test_at_level_0_nobody_looks_at_the_prompt(lm, batch, dense):
     with sparse(lm.model, PromptActivation("griffin"), SparsityPolicy(0.0), "prompt") as run:
         assert torch.equal(run.logits(batch), dense(lm, batch))
-    assert not run.scorer.scores
+    assert not run.scorer.seen
 
 
 @pytest.mark.parametrize("decided_at", ["token", "sequence"])
