@@ -4,18 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import get_args
 
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
+from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.refusals import gathered_refuses
 from shadow.executors.run import Run
 from shadow.plans.facts import Facts
-
-Storage = Literal["float32", "bfloat16", "int8"]
-KVPolicy = Literal["write_all", "recompute"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Gathered:
     def __post_init__(self) -> None:
         if self.storage is not None and self.storage not in get_args(Storage):
             raise UserError(
-                f"executor.storage must be one of {list(get_args(Storage))}, got {self.storage!r}"
+                f"executor.storage must be one of {list(get_args(Storage))}, or null, got {self.storage!r}"
             )
         if self.kv_policy not in get_args(KVPolicy):
             raise UserError(

@@ -3,25 +3,13 @@
 from shadow.executors.families import FAMILIES
 from shadow.plans.facts import Facts
 
-STORAGES = ("float32", "bfloat16", "int8")
-KV_POLICIES = ("write_all", "recompute")
-
 
 def gathered_refuses(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
     """The first rule that is broken, with setting, value and cure; None if nothing is wrong."""
-    return (
-        _of_settings(storage, kv_policy)
-        or _of_model(facts, storage, kv_policy, compact)
-        or (_of_scorer(facts) or _of_tokens(facts, compact) if facts.policy.level > 0 else None)
-    )
-
-
-def _of_settings(storage: str | None, kv_policy: str) -> str | None:
-    if storage is not None and storage not in STORAGES:
-        return f"executor.storage must be one of {list(STORAGES)}, or null, got {storage!r}"
-    if kv_policy not in KV_POLICIES:
-        return f"executor.kv_policy must be one of {list(KV_POLICIES)}, got {kv_policy!r}"
-    return None
+    of_model = _of_model(facts, storage, kv_policy, compact)
+    if of_model is not None or facts.policy.level == 0:
+        return of_model
+    return _of_scorer(facts) or _of_tokens(facts, compact)
 
 
 def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:

@@ -15,8 +15,9 @@ from shadow.artifacts.hub import load_predictor
 from shadow.criteria import needs_gradient
 from shadow.data.batches import IGNORED, Batch, Example, collate
 from shadow.errors import UserError
-from shadow.executors.gathered import Gathered, KVPolicy, Storage
+from shadow.executors.gathered import Gathered
 from shadow.executors.masked import Masked
+from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.run import Executor, Run
 from shadow.front import Named, sparse
 from shadow.models.layouts import require_layout

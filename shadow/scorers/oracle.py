@@ -49,7 +49,7 @@ class Oracle:
 
     def scores(self, signal: Signal, x: Tensor, pool: Tensor | None) -> Mapping[SiteKey, Tensor]:
         if not self.seen:
-            raise UserError("the oracle must see the sample first: run batches through `SparseRun.logits`")
+            raise UserError("the oracle must see the sample first: run batches through `Run.logits`")
         return {
             unit: seen.tokens() if pool is None else seen.window(pool) for unit, seen in self.seen.items()
         }

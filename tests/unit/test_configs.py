@@ -45,7 +45,7 @@ SMALL = (
     "+trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
 )
-TRAINING_FREE = ("static", "random", "oracle", "prompt_activation", "svd")
+TRAINING_FREE = ("cats", "oracle", "prompt_activation", "random", "static", "svd", "teal")
 MEASURE = (
     "measure.windows=3",
     "measure.tokens=16",
@@ -199,8 +199,9 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     scorer = ingredients.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)
-    assert run.achieved("head") == 0.375
-    assert run.achieved("neuron") == (0 if option == "linear_heads" else 0.375)
+    scored = {"linear_heads": ("head",), "cats": ("neuron",), "teal": ("channel",)}.get(option, ("head", "neuron"))
+    assert scorer.kinds == {*scored}
+    assert {kind: run.achieved(kind) for kind in scored} == dict.fromkeys(scored, 0.375)
 
 
 def test_a_predictor_decides_at_the_prompt_with_every_pooling(compose, batch):
@@ -246,7 +247,8 @@ def test_every_measure_runs_on_a_tiny_model(compose, task_root, option):
     checks.check_latency(cfg)
     lm = loading.load_lm(cfg)
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
-    with sparse(lm.model, scorer, method.policy_of(cfg), **method.sparse_options(cfg)) as run:
+    executor = method.executor_of(cfg)
+    with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at, executor=executor) as run:
         metrics = measures.measure(cfg, lm, run)
     expected = {
         "default": {"perplexity", "word_perplexity", "choices/acc"},

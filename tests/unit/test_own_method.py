@@ -13,15 +13,17 @@ from shadow.scorers.recipe import TrainingFree
 OWN = """
 import torch
 from shadow.scorers.recipe import TrainingFree
+from shadow.signals import Signal
 
 class Growing(TrainingFree):
     '''Units matter the more the larger their number is, times `scale`.'''
     kinds, points = frozenset({"neuron"}), frozenset({"layer_input"})
-    taps = range(4)
     def __init__(self, scale: float) -> None:
         self.scale = scale
-    def at(self, tap, state, pool):
-        return {(tap, "neuron"): self.scale * torch.arange(64.0).expand(*state.shape[:2], 64)}
+    def signals(self, sites):
+        return [Signal(site.layer, "layer_input", site.slot) for site in sites]
+    def scores(self, signal, x, pool):
+        return {(signal.layer, signal.slot): self.scale * torch.arange(64.0).expand(*x.shape[:2], 64)}
 
 class Nothing:
     pass

@@ -32,7 +32,7 @@ from shadow.executors.cpu.storage import CHUNK, lined_up
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack
 from shadow.executors.families import describe
-from shadow.executors.gathered import KVPolicy, Storage
+from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.run import real_positions
 from shadow.models.sites import KINDS, Kind, SiteKey

@@ -10,7 +10,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from shadow.executors.gathered import Storage
+from shadow.executors.options import Storage
 
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 LINE = 64  # bytes of a cache line
