@@ -27,7 +27,7 @@ def _of_kinds(facts: Facts) -> str | None:
             f"sparsity.kinds must be among {sorted(scorer.kinds)}, which are all that {scorer.name} scores, "
             f"got {kinds}"
         )
-    of_the_site = policy.scope == "threshold" and scorer.points <= {"gate", "up", "site"}
+    of_the_site = policy.scope == "threshold" and set() < scorer.points <= {"gate", "up", "site"}
     if facts.experts > 1 and kinds != ["head"] and policy.scope != "layer" and not of_the_site:
         return (
             "neurons of experts are ranked within their expert, of which each loses the same share, and need "

@@ -199,7 +199,9 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     scorer = ingredients.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)
-    scored = {"linear_heads": ("head",), "cats": ("neuron",), "teal": ("channel",)}.get(option, ("head", "neuron"))
+    scored = {"linear_heads": ("head",), "cats": ("neuron",), "teal": ("channel",)}.get(
+        option, ("head", "neuron")
+    )
     assert scorer.kinds == {*scored}
     assert {kind: run.achieved(kind) for kind in scored} == dict.fromkeys(scored, 0.375)
 
