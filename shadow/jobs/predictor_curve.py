@@ -79,6 +79,7 @@ def unusual(cfg: DictConfig) -> str:
     found = {field.name: (getattr(policy, field.name), field.default) for field in fields(policy)}
     for name in ("level", "scope", "tokens"):  # columns of their own
         found.pop(name, None)
+    found["kinds"] = (policy.kinds, net_of(cfg).scored)
     found["budgets"] = (cfg.sparsity.budgets, "uniform")
     found |= {name: (cfg.predictor[name], False) for name in Net.IN_USE if name in cfg.predictor}
     if reads_text(cfg) and cfg.measure.text is not None:

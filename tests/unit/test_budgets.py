@@ -266,7 +266,7 @@ def test_no_budgets_are_learnt_for_one_level_in_all_layers_or_for_the_dense_mode
     for overrides in (["sparsity.budgets=uniform"], ["sparsity.level=0"]):
         cfg = job(compose, *overrides)
         lm = loading.load_lm(cfg)
-        policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
+        policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), Zero())
         assert policy.levels is None
     assert not artifacts.exists()
 

@@ -383,8 +383,8 @@ def test_the_embeddings_of_all_positions_are_read_back_in_any_order(lm, windows,
             torch.no_grad(),
             hook_signals(
                 lm.model,
-                [Signal(at, "layer_input") for at in [0]],
-                lambda layer, x, seen=seen: seen.append(x),
+                [Signal(0, "layer_input")],
+                lambda signal, x, seen=seen: seen.append(x),
             ),
         ):
             lm.model(input_ids=torch.tensor([windows[window].ids]), use_cache=False)

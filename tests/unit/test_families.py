@@ -267,7 +267,9 @@ def make_scorer(examples):
 def test_the_state_of_a_tap_is_what_enters_the_layer(family, tiny, small):
     seen = {}
     with hook_signals(
-        tiny.model, [Signal(at, "layer_input") for at in [0, 2]], lambda at, x: seen.__setitem__(at.layer, x)
+        tiny.model,
+        [Signal(0, "layer_input"), Signal(2, "layer_input")],
+        lambda signal, x: seen.__setitem__(signal.layer, x),
     ):
         found = tiny.model(
             input_ids=small.ids,
@@ -275,6 +277,7 @@ def test_the_state_of_a_tap_is_what_enters_the_layer(family, tiny, small):
             use_cache=False,
             output_hidden_states=True,
         )
+    assert set(seen) == {0, 2}
     for layer, state in seen.items():
         assert torch.equal(state, found.hidden_states[layer])
 
@@ -342,7 +345,7 @@ def test_low_rank_copies_at_full_rank_are_the_neurons_where_attention_adds_nothi
     states, read = {}, {}
     with (
         hook_signals(
-            model, [Signal(at, "layer_input") for at in [1]], lambda at, x: states.__setitem__(at.layer, x)
+            model, [Signal(1, "layer_input")], lambda signal, x: states.__setitem__(signal.layer, x)
         ),
         hook_sites(model, find_sites(model), lambda site, x: read.__setitem__((site.layer, site.kind), x)),
         torch.no_grad(),

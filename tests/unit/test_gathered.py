@@ -313,8 +313,8 @@ def test_dropped_heads_leave_no_keys_when_the_prompt_decides(lm, make_scorer):
         assert each > 1 or stored < 1
 
 
-@pytest.mark.parametrize("prefill", ["sparse", "dense"])
-def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, prefill):
+@pytest.mark.parametrize("tokens", ["all", "decode"])
+def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, tokens):
     dense = lm.model(prompts(3)).past_key_values
     full = sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.layers)
     held = {}
@@ -323,9 +323,8 @@ def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, prefill
         ("some", 0.75, "write_all"),
         ("late", 0.0, "recompute"),
     ):
-        policy = SparsityPolicy(level, min_units=0)
-        with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=Gathered(),
-                    kv_policy=kv_policy, prefill=prefill):  # fmt: skip
+        policy, executor = SparsityPolicy(level, min_units=0, tokens=tokens), Gathered(kv_policy=kv_policy)
+        with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=executor):
             cache = lm.model(prompts(3)).past_key_values
         assert cache.bytes_of_dense() == full
         held[name] = cache.bytes_held()
@@ -409,10 +408,11 @@ def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan
     """To the last bit: the same rows, in the same order. Each row of a batch has a plan of its own."""
     what, decided_at, policy = PLANS[plan]
     scorer, ids, fill = make_scorer(lm, what), prompts(rows), means(lm)
-    how = {"fill": fill, "executor": "gathered", "storage": storage}
-    with sparse(lm.model, scorer, policy, decided_at, **how) as run:
+    executor = Gathered(storage=storage)
+    with sparse(lm.model, scorer, policy, decided_at, stand_in=fill, executor=executor) as run:
         expected, gone = generate(lm, ids), skipped(run)
-    with sparse(lm.model, scorer, policy, decided_at, compact=True, **how) as run:
+    executor = Gathered(storage=storage, compact=True)
+    with sparse(lm.model, scorer, policy, decided_at, stand_in=fill, executor=executor) as run:
         found, also_gone = generate(lm, ids), skipped(run)
         taken = run.forward(ids).past_key_values.plan.weights.up.values
     assert torch.equal(found, expected)
@@ -476,19 +476,25 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"executor": "gathered", "storage": "int4"}, "one of .*float32.*got storage='int4'"),
-        ({"executor": "gathered", "kv_policy": "some"}, "kv_policy must be one of .*got 'some'"),
-        ({"executor": "fast"}, "executor=masked, or executor=gathered.*got 'fast'"),
-        ({"storage": "int8"}, "executor=gathered with storage"),
-        ({"compact": True}, "executor=gathered with storage, kv_policy and compact.*True"),
-        ({"executor": "gathered", "compact": True}, "plans that stay.*decided_at=prompt"),
-        ({"prefill": "some"}, "prestand_in must be one of .*dense.*got 'some'"),
+        ({"storage": "int4"}, r"executor\.storage must be one of .*float32.*got 'int4'"),
+        ({"kv_policy": "some"}, r"executor\.kv_policy must be one of .*got 'some'"),
+        ({"compact": True}, r"plans that stay.*decided_at=prompt"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(lm, make_scorer, settings, message):
     with (
         pytest.raises(UserError, match=message),
-        sparse(lm.model, make_scorer(lm, [1]), level=0.5, **settings),
+        sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered(**settings)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("tokens", [3, 0.5])
+def test_tokens_that_are_counted_are_refused(lm, make_scorer, tokens):
+    policy = SparsityPolicy(0.5, tokens=tokens)
+    with (
+        pytest.raises(UserError, match=r"knows sparsity\.tokens=all and decode.*got "),
+        sparse(lm.model, make_scorer(lm, [1]), policy, executor=Gathered()),
     ):
         pass
 

@@ -1,6 +1,7 @@
 """A model on a GPU, made sparse by kernels; without a GPU it is on the CPU and they are interpreted."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from shadow.errors import UserError
 from shadow.executors.gathered import Gathered
 from shadow.executors.gpu.run import DeviceRun, on_device
 from shadow.executors.planner import Planner
-from shadow.front import sparse, stand_in_of
+from shadow.front import facts_of, sparse, stand_in_of
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, count_units
@@ -82,7 +83,7 @@ def read_on(call: Callable, rows: int, tokens: int = 2, padding: int = 0) -> Ten
 
 
 def both(
-    lm: LM, scorer: Scorer, policy: SparsityPolicy, decided_at: str, stand_in=None, **how: int
+    lm: LM, scorer: Scorer, policy: SparsityPolicy, decided_at: str, stand_in="zero", **how: int
 ) -> tuple[Tensor, Tensor]:
     """-> logits of the masked executor and of the GPU's, after checking that they skip the same share."""
     with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in) as run, torch.no_grad():
@@ -164,19 +165,16 @@ def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executo
     "settings", [("int8", "write_all", False), (None, "recompute", False), (None, "write_all", True)]
 )
 def test_settings_of_the_cpu_are_refused_on_a_gpu(lm, settings):
-    planner = Planner(lm.model, net(lm, [1]), SparsityPolicy(0.5), "token", Zero())
-    with (
-        pytest.raises(UserError, match="leave storage, kv_policy and compact out"),
-        on_device(lm.model, planner, *settings),
-    ):
-        pass
+    policy = SparsityPolicy(0.5, kinds=["head", "neuron"])
+    facts = replace(facts_of(lm.model, net(lm, [1]), policy, "token"), device="cuda")
+    assert "leave storage, kv_policy and compact out" in str(Gathered(*settings).refuses(facts))
+    assert Gathered().refuses(facts) is None
 
 
 def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
-    with pytest.raises(UserError, match="scope=layer or threshold"):
-        DeviceRun(
-            lm.model, Planner(lm.model, net(lm, [1]), SparsityPolicy(0.5, scope="global"), "token", Zero())
-        )
+    policy = SparsityPolicy(0.5, "global", kinds=["head", "neuron"])
+    facts = replace(facts_of(lm.model, net(lm, [1]), policy, "token"), device="cuda")
+    assert "scope=layer or threshold" in str(Gathered().refuses(facts))
     double = on(make_lm("opt", layers=LAYERS, dtype=torch.float64))
     with pytest.raises(UserError, match="got float64"):
         DeviceRun(double.model, Planner(double.model, net(double, [1]), SparsityPolicy(0.5), "token", Zero()))

@@ -65,11 +65,11 @@ def test_a_dense_token_reads_every_linear_layer_once(lm, storage, share):
     assert dense_bytes(pack(lm.model, storage)) == share * expected
 
 
-@pytest.mark.parametrize("prefill", ["sparse", "dense"])
-def test_a_sparse_token_reads_what_stays_however_prompts_are_read(lm, prefill):
+@pytest.mark.parametrize("tokens", ["all", "decode"])
+def test_a_sparse_token_reads_what_stays_however_prompts_are_read(lm, tokens):
     """4 heads of 8 and 64 neurons in 4 layers of width 32, of which one is dense; half of the others goes."""
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
-    with sparse(lm.model, scorer, level=0.5, executor=Gathered(), prefill=prefill) as run:
+    with sparse(lm.model, scorer, SparsityPolicy(0.5, tokens=tokens), executor=Gathered()) as run:
         time_generation(lm.model, prompt(), 3)
         assert isinstance(run, GatheredRun)
         found = sparse_bytes(run)

@@ -315,8 +315,8 @@ def test_late_taps_read_dense_states(lm, batch, make_net):
         torch.no_grad(),
         hook_signals(
             lm.model,
-            [Signal(at, "layer_input") for at in [1, 2, 3]],
-            lambda at, x: dense.__setitem__(at.layer, x),
+            [Signal(layer, "layer_input") for layer in (1, 2, 3)],
+            lambda signal, x: dense.__setitem__(signal.layer, x),
         ),
     ):
         lm.model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False)

@@ -28,6 +28,7 @@ from shadow.jobs import calibration, checks, fitting, ingredients, keys, loading
 from shadow.jobs.estimate import estimate_of
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Mean, Zero
 from shadow.scorers.fixed import Fixed
 from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.nets import NetShape, TapNet
@@ -814,9 +815,11 @@ def test_a_plan_tells_the_size_of_a_net_that_attends_and_of_what_it_reads(fit, c
 ROUNDS = ("predictor=unified", "predictor.taps=[1,3]", "predictor.epochs=1", "predictor.levels=[0.25,0.75]")
 
 
-@pytest.mark.parametrize("fill", ["zero", "mean"])
-def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_before_leave(fit, compose, fill):
-    asked = (*ROUNDS, f"sparsity.stand_in={fill}")
+@pytest.mark.parametrize("stand_in", ["zero", "mean"])
+def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_before_leave(
+    fit, compose, stand_in
+):
+    asked = (*ROUNDS, f"sparsity.stand_in={stand_in}")
     first, second = fit(*asked), fit(*asked, "predictor.rounds=1")
     cfg = compose("train", *NET, *asked)
     lm = loading.load_lm(cfg)
@@ -838,7 +841,7 @@ def test_a_later_round_also_learns_from_the_states_that_the_plans_of_the_one_bef
             predictor,
             level,
             calibration.calibration_data(cfg).examples(lm),
-            predictor.means if fill == "mean" else None,
+            stand_in,
         )
         windows, positions = (dense.read("token", FEATURES, name, rows) for name in ("window", "position"))
         # states are kept with 11 bits
@@ -872,7 +875,7 @@ def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both
         pruned = Traces(folder)
         rows = torch.arange(pruned.count("token"))
         windows, positions = (pruned.read("token", FEATURES, name, rows) for name in ("window", "position"))
-        seen = in_one_pass(lm, fitting.load_predictor(before, lm), 0.5, examples, None)
+        seen = in_one_pass(lm, fitting.load_predictor(before, lm), 0.5, examples, "zero")
         states = pruned.read("token", FEATURES, "state", rows)[:, 1]
         torch.testing.assert_close(states, seen[windows, positions], rtol=1e-3, atol=1e-3)
     rows_of = [json.loads((folder / "config.json").read_text())["rows"]["train"] for folder in rounds]
@@ -884,14 +887,14 @@ def test_a_second_round_reads_what_the_first_one_leaves_and_a_plan_tells_of_both
 
 
 @torch.no_grad()
-def in_one_pass(lm, predictor, level, examples, fill, head_unit="query"):
+def in_one_pass(lm, predictor, level, examples, stand_in, head_unit="query"):
     """-> [N, T, E]: the states before layer 3 of a model that is sparse before it."""
     found = []
     policy = SparsityPolicy(level, kinds=predictor.net.kinds, head_unit=head_unit)
-    dropping = sparse(lm.model, predictor, policy, stand_in=fill)
+    dropping = sparse(lm.model, predictor, policy, stand_in=stand_in)
     with (
         dropping as run,
-        hook_signals(lm.model, [Signal(at, "layer_input") for at in [3]], lambda _, x: found.append(x)),
+        hook_signals(lm.model, [Signal(3, "layer_input")], lambda _, x: found.append(x)),
     ):
         run.logits(collate(examples))
     return found[0]
@@ -923,7 +926,7 @@ def test_a_later_round_prunes_heads_or_their_groups_as_plans_are_to_do(fit, comp
     )
     examples = calibration.calibration_data(cfg).examples(lm)
     for unit in ("query", "group"):
-        seen = in_one_pass(lm, predictor, 0.75, examples, None, unit)[windows, positions]
+        seen = in_one_pass(lm, predictor, 0.75, examples, "zero", unit)[windows, positions]
         assert torch.allclose(states[:, 1], seen, rtol=1e-3, atol=1e-4) == (unit == head_unit)
 
 
@@ -1083,7 +1086,7 @@ def test_the_static_scorer_is_the_mean_over_the_calibration_windows(compose):
     for kind in ("head", "neuron"):
         mean = store.read("window", "fisher", kind, torch.arange(20)).mean(0)
         for layer in range(4):
-            torch.testing.assert_close(scorer.scores[layer, kind], mean[layer], rtol=1e-5, atol=0)
+            torch.testing.assert_close(scorer.fixed[layer, kind], mean[layer], rtol=1e-5, atol=0)
 
 
 def test_the_static_scorer_of_a_statistic_is_the_mean_over_whole_shards(collect, score):
@@ -1125,9 +1128,9 @@ def test_a_copy_of_weights_has_the_rank_that_is_asked_for_and_the_static_scorers
     lm = loading.load_lm(cfg)
     scorer = ingredients.get_scorer(cfg, lm, [])
     assert isinstance(scorer, LowRankCopy)
-    assert scorer.parameters == 3 * 2 * 3 * (32 + 64)
+    assert scorer.weights == 3 * 2 * 3 * (32 + 64)
     cfg = compose("evaluate", *SMALL, "predictor=static", f"criterion={criterion}")
-    static = ingredients.get_scorer(cfg, lm, []).scores
+    static = ingredients.get_scorer(cfg, lm, []).fixed
     for layer in range(1, 4):
         assert torch.equal(scorer.heads[layer], static[layer, "head"])
 
@@ -1136,14 +1139,15 @@ def test_means_stand_in_for_what_is_dropped_if_that_is_asked_for(compose, artifa
     """Whatever the scorer; one that needs no traces of its own gets a store of the means alone."""
     cfg = compose("evaluate", *SMALL, "predictor=random", "sparsity.stand_in=mean")
     lm = loading.load_lm(cfg)
-    fill = stores.get_stand_in(cfg, lm)
+    stand_in = stores.get_stand_in(cfg, lm)
+    assert isinstance(stand_in, Mean)
     assert set(read_manifest(keys.traces_folder(cfg))["parts"]) == {MEANS}
     for unit, values in read_means(keys.traces_folder(cfg)).items():
-        assert torch.equal(fill[unit], values)
+        assert torch.equal(stand_in.values[unit], values)
     zero = compose("evaluate", *SMALL, "predictor=random")
-    assert stores.get_stand_in(zero, lm) is None
+    assert isinstance(stores.get_stand_in(zero, lm), Zero)
     dense = compose("evaluate", *SMALL, "sparsity.stand_in=mean", "sparsity.level=0")
-    assert stores.get_stand_in(dense, lm) is None
+    assert isinstance(stores.get_stand_in(dense, lm), Zero)
     store = stores.get_traces(compose("train", *SMALL), lm)  # and grows to a whole one
     assert set(store.manifest["parts"]) == {MEANS, FEATURES, "l2_norm"}
     assert store.windows == 20
@@ -1161,7 +1165,7 @@ def test_a_scorer_that_looks_ranks_deviations_from_the_stores_means(compose, pre
 def test_random_scores_follow_the_seed(compose):
     def scores(seed):
         cfg = compose("evaluate", *SMALL, "predictor=random", f"seed={seed}")
-        return ingredients.get_scorer(cfg, loading.load_lm(cfg), []).scores
+        return ingredients.get_scorer(cfg, loading.load_lm(cfg), []).fixed
 
     assert torch.equal(scores(1)[1, "neuron"], scores(1)[1, "neuron"])
     assert not torch.equal(scores(1)[1, "neuron"], scores(2)[1, "neuron"])

@@ -23,6 +23,7 @@ from shadow.jobs import (
     point_records,
     policies,
     predictor_curve,
+    stores,
 )
 from shadow.models.kinds import find_sites
 from shadow.models.sites import KINDS
@@ -239,7 +240,7 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
 
     def measured(*overrides):
         cfg = job(compose, *net, "sparsity.level=0.25", *overrides)
-        policy = policies.get_policy(cfg, lm, scorer, scorer.means or None)
+        policy = policies.get_policy(cfg, lm, scorer, stores.get_stand_in(cfg, lm))
         unread = {"skipped": 0.25, "skipped_of_layers": 0.25}
         told = {"content": measures.content_of(cfg), "achieved": {}, "bytes": unread, "metrics": {}}
         told["commit"] = {"sha": None}
@@ -268,7 +269,7 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
 def test_a_threshold_of_minus_infinity_is_found_again(compose):
     cfg = job(compose, "sparsity.min_units=100000")
     lm = loading.load_lm(cfg)
-    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
+    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), Zero())
     assert set(policy.thresholds.values()) == {-math.inf}
 
 
@@ -276,7 +277,7 @@ def test_the_dense_model_needs_no_thresholds(compose, artifacts):
     cfg = compose("evaluate", *SMALL, "sparsity.level=0", "predictor=static")
     checks.check_scorer(cfg)
     lm = loading.load_lm(cfg)
-    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
+    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), Zero())
     assert policy.thresholds is None
     assert not artifacts.exists()
 

@@ -155,7 +155,7 @@ def test_a_prompt_too_short_to_be_scored_is_refused(lm, examples, hooks_on, crit
 
 def test_a_prompt_that_was_not_looked_at_is_asked_for(lm, batch):
     with (
-        pytest.raises(UserError, match=r"must see the prompt first.*Run"),
+        pytest.raises(UserError, match=r"must see the prompt first.*`Run\.logits`"),
         sparse(lm.model, PromptActivation("griffin"), HALF, "prompt"),
     ):
         lm.model(batch.ids)
