@@ -112,7 +112,7 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "predictor": counted(cfg, "predictor"),
         "sparsity": counted(cfg, "sparsity")
-        | {"kinds": list(policy_of(cfg).kinds), "stand_in": stand_in_of(cfg)},
+        | {"kinds": list(policy_of(cfg).kinds or ()), "stand_in": stand_in_of(cfg)},
         "criterion": cfg.criterion.name,
         "loss": cfg.traces.loss,
     }

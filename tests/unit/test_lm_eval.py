@@ -10,8 +10,9 @@ from shadow.data.tasks import load_tasks, task_specs
 from shadow.front import sparse
 from shadow.measures.evaluation import task_metrics
 from shadow.measures.harness import SparseHFLM
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.scorers.fixed import Fixed
+from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
 
@@ -229,6 +230,7 @@ def test_task_metrics_of_an_oracle_do_not_depend_on_the_batch_size(
 
 @lm_eval_tasks
 def test_running_tasks_leaves_no_hook(tiny_llama, task_root, hooks_on):
-    with sparse(tiny_llama.model, Fixed({}), HALF) as run:
+    scorer = Fixed(random_scores(find_sites(tiny_llama.model), 0))
+    with sparse(tiny_llama.model, scorer, HALF) as run:
         task_metrics(run, tiny_llama, ["rte"], str(task_root), None, 0, 4, 0)
     assert hooks_on(tiny_llama.model) == 0

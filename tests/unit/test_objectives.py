@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from drawn_sites import sites_of
 
 from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise, partners
 from shadow.plans.policy import SparsityPolicy
@@ -59,8 +60,9 @@ def test_above_zero_is_active(scores):
 
 def test_active_is_what_plans_of_the_scores_keep_averaged_over_levels(scores):
     scores = scores + torch.arange(10) * 1e-3  # no two alike
+    of_site = {(0, "neuron"): scores}
     plans = [
-        SparsityPolicy(level, dense_layers=()).plan({(0, "neuron"): scores})[0, "neuron"].float()
+        SparsityPolicy(level, dense_layers=()).plan(of_site, sites_of(of_site))[0, "neuron"].float()
         for level in (0.3, 0.6)
     ]
     assert torch.equal(Active([0.3]).target(scores, MEAN), plans[0])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn_sites import sites_of
 from scipy.stats import spearmanr
 
 from shadow.fit.rank_metrics import mass, places, ranks, recall, spearman, stay
@@ -52,7 +53,8 @@ def test_a_layer_whose_units_are_all_alike_has_no_order():
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.7, 0.99])
 def test_the_units_that_stay_are_those_that_a_plan_keeps(level):
     scores = draw(0)
-    plan = SparsityPolicy(level, dense_layers=()).plan({(0, "neuron"): scores}) if level else {}
+    of_site = {(0, "neuron"): scores}
+    plan = SparsityPolicy(level, dense_layers=()).plan(of_site, sites_of(of_site)) if level else {}
     expected = plan.get((0, "neuron"), torch.ones_like(scores, dtype=torch.bool))
     assert torch.equal(stay(ranks(scores), level), expected)
 

@@ -146,7 +146,7 @@ def score(composed):
         checks.check_scorer(cfg)
         scorer = ingredients.get_scorer(cfg, loading.load_lm(cfg), [])
         assert isinstance(scorer, Fixed)
-        return scorer.scores
+        return scorer.fixed
 
     return run
 
