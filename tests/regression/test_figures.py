@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 HERE = Path(__file__).parent
 NATS, BYTES = 0.05, 0.005  # other processors and threads round otherwise, and a fit goes another way
 
