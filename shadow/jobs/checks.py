@@ -89,8 +89,7 @@ def check_criterion(cfg: DictConfig) -> None:
 
 def check_sparsity(cfg: DictConfig) -> None:
     """The settings of `sparsity` that are no policy's."""
-    policy_of(cfg)
-    settings = cfg.sparsity
+    policy, settings = policy_of(cfg), cfg.sparsity
     require_choice("sparsity.decided_at", settings.decided_at, get_args(DecidedAt))
     require_choice("sparsity.stand_in", settings.stand_in, get_args(Named))
     require_choice("sparsity.budgets", settings.budgets, BUDGETS)
@@ -99,6 +98,13 @@ def check_sparsity(cfg: DictConfig) -> None:
             f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer, "
             f"got {settings.scope}"
         )
+    if policy.level > 0 and "channel" in (policy.kinds or ()):
+        for setting, value, instead in (("budgets", "global", "uniform"), ("stand_in", "mean", "zero")):
+            if settings[setting] == value:
+                raise UserError(
+                    f"sparsity.{setting}={value} comes from the calibration of heads and neurons, and "
+                    f"predictor={cfg.predictor.name} prunes channels: give sparsity.{setting}={instead}"
+                )
     if settings.budgets == "global" and settings.min_units < 1:
         raise UserError(
             "sparsity.budgets=global may rank a whole layer last, which no level of a layer removes: give "

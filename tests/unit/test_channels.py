@@ -15,6 +15,7 @@ from shadow.executors.gathered import Gathered
 from shadow.fit.quantiles import Quantiles
 from shadow.fit.thresholds import learn
 from shadow.front import sparse
+from shadow.jobs import checks
 from shadow.models.kinds import find_sites, weights_of
 from shadow.models.sites import Site
 from shadow.plans.policy import SparsityPolicy
@@ -293,3 +294,12 @@ def test_a_scorer_that_leaves_out_what_is_to_go_raises(tiny_llama, small, scores
 def test_channels_are_pruned_alone():
     with pytest.raises(UserError, match=r"sparsity\.kinds: channels .* pruned alone"):
         SparsityPolicy(0.5, kinds=["channel", "head"])
+
+
+@pytest.mark.parametrize("override", ["sparsity.budgets=global", "sparsity.stand_in=mean"])
+def test_what_calibration_knows_of_heads_and_neurons_is_refused_for_channels(compose, override):
+    cfg = compose("evaluate", "model=tiny-llama", "predictor=teal", override)
+    with pytest.raises(
+        UserError, match=r"heads and neurons, and predictor=teal prunes channels: give sparsity"
+    ):
+        checks.check_evaluate(cfg)
