@@ -45,6 +45,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from shadow.executors.cpu.cache import GatheredCache
+    from shadow.executors.gathered import Gathered
     from shadow.front import sparse
 
     model = latency.load(args.shape)
@@ -55,7 +56,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     if args.case != "dense":
         scorer, decided_at = latency.scorer_of(model, args.case)
         level = 0.0 if args.case == "none" else args.level
-        block = sparse(model, scorer, level=level, decided_at=decided_at, executor="gathered")
+        block = sparse(model, scorer, level=level, decided_at=decided_at, executor=Gathered())
     with torch.no_grad(), block:
         found = model(ids, use_cache=True, logits_to_keep=1)
         for _ in range(args.tokens):

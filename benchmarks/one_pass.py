@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 from hydra import compose, initialize_config_module
-from shadow.jobs.settings import calibration_data
 from tqdm import tqdm
 
 from shadow.criteria import needs_gradient
@@ -19,6 +18,7 @@ from shadow.criteria.one_pass import row_losses
 from shadow.criteria.weight import WEIGHT_FORMS
 from shadow.data.batches import Batch, collate, logits_of
 from shadow.data.calibration import Numbered
+from shadow.jobs.calibration import calibration_data
 from shadow.jobs.loading import load_lm
 from shadow.jobs.memory import peak_memory
 from shadow.jobs.stores import keeping_of

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.artifacts.hub import load_predictor
 from shadow.data.texts import read_documents, text_windows
 from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.gathered import Gathered
 from shadow.front import sparse, stand_in_of
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
@@ -62,7 +63,7 @@ def gathered(
 ) -> tuple[Tensor, list[Plan]]:
     """-> logits [tokens, V], and the plans of the prompt and of each new token that is read."""
     found, plans = [], []
-    with sparse(model, predictor, policy, executor="gathered") as run:
+    with sparse(model, predictor, policy, executor=Gathered()) as run:
         for out in greedily(model, ids, tokens):
             assert isinstance(out.past_key_values, GatheredCache)
             plans.append(plan_of(out.past_key_values, policy) if plans else dict(run.plan))
@@ -112,10 +113,10 @@ def follow(
     read = [ids, *logits[:-1].argmax(-1).view(-1, 1, 1)]
     stand_in = stand_in_of("auto", predictor)
     found, cache = [], None
-    # a scorer without taps leaves the plan that it is given
+    # a scorer without signals leaves the plan that it is given
     with sparse(model, Fixed(random_scores(find_sites(model), 0)), policy, stand_in=stand_in) as run:
         for tokens, plan in zip(read, plans, strict=True):
-            run.plan = plan
+            run.planner.plan = plan
             out = model(tokens, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             found.append(out.logits[0, -1])

@@ -50,6 +50,11 @@ def sparse(
     """
     policy = chosen(policy, level)
     executor = Masked() if executor is None else executor
+    if not hasattr(executor, "refuses"):
+        raise UserError(
+            "executor must be shadow.executors.masked.Masked() or shadow.executors.gathered.Gathered(), "
+            f"got {executor!r}"
+        )
     with open_run(model, scorer, policy, decided_at, stand_in_of(stand_in, scorer), executor) as run:
         yield run
 

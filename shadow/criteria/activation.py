@@ -65,7 +65,7 @@ class L2Norm:
 
 class L2Deviation(L2Norm):
     """||a - m||_2: what is lost of a unit where its calibration mean m stands in its place, as with
-    sparsity.fill=mean. Activation units."""
+    sparsity.stand_in=mean. Activation units."""
 
     needs: ClassVar[Need] = "deviation"
 

@@ -27,6 +27,7 @@ from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.nets import TapNet
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
+from shadow.signals import Signal
 
 TOKENS = 64
 PLANS = {
@@ -182,6 +183,15 @@ def test_both_executors_let_means_stand_in_and_follow_thresholds(lm, make_scorer
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert also_gone == gone
     assert all(0 < share < 1 for share in gone)
+
+
+@pytest.mark.parametrize("executor", [Masked(), Gathered()], ids=["masked", "gathered"])
+def test_who_would_hear_of_a_prompts_scores_is_told_once(lm, make_scorer, executor):
+    told = []
+    with sparse(lm.model, make_scorer(lm, [1]), SparsityPolicy(0.5), "prompt", executor=executor) as run:
+        run.planner.on_scores = lambda signal, scores: told.append(signal)
+        generate(lm, prompts(2))
+    assert told == [Signal(1, "layer_input")]
 
 
 @pytest.mark.parametrize("executor", [Masked(), Gathered()], ids=["masked", "gathered"])
@@ -485,6 +495,15 @@ def test_settings_that_mean_nothing_are_refused(lm, make_scorer, settings, messa
     with (
         pytest.raises(UserError, match=message),
         sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered(**settings)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("executor", ["fast", "gathered"])
+def test_what_is_no_executor_is_refused(lm, make_scorer, executor):
+    with (
+        pytest.raises(UserError, match=rf"executor must be .*Masked\(\) or .*Gathered\(\), got {executor!r}"),
+        sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=executor),
     ):
         pass
 
