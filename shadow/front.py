@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -69,8 +68,6 @@ def open_run(
     executor: Executor,
 ) -> Iterator[Run]:
     """Refuse what cannot work, before anything runs."""
-    if decided_at not in get_args(DecidedAt):
-        raise UserError(f"sparsity.decided_at must be token, prompt or sequence, got {decided_at!r}")
     require = getattr(scorer, "require", None)  # a trained net fits one shape of model
     if require is not None:
         require(model)
@@ -79,8 +76,8 @@ def open_run(
             f"the scorer {type(scorer).__name__} scores no kind of unit, and sparsity.level={policy.level} "
             "of them is to go: give it scores, or level 0"
         )
-    if policy.kinds is None and policy.level > 0:
-        policy = replace(policy, kinds=sorted(scorer.kinds))
+    if policy.level > 0:
+        policy = policy.of(scorer.kinds)
     facts = facts_of(model, scorer, policy, decided_at)
     reason = refusal(facts) or executor.refuses(facts)
     if reason is not None:

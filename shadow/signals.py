@@ -68,10 +68,10 @@ def hook_sites(
             return see
 
         for site in sites:
-            if isinstance(site.reader, nn.Linear) or site.slot == "gate_up":
-                _hook_input(stack, site.readers, at(site))
-            else:
+            if site.inside_experts:
                 stack.enter_context(_hook_experts(site.reader, {"site": at(site)}))
+            else:
+                _hook_input(stack, site.readers, at(site))
         yield
 
 
@@ -81,10 +81,13 @@ def hook_signals(
 ) -> Iterator[None]:
     """Call fn(signal, x), x: [B, T, N], as each signal comes: before the site that it is the input of, where
     hooks of sites are set later than these."""
+    if not signals:
+        yield
+        return
     layout, layers = require_layout(model.config.model_type), find_layers(model)
     sites = {site.key: site for site in find_sites(model, ("head", "neuron", "channel"))}
     with ExitStack() as stack:
-        shape = stack.enter_context(_batch_shape(model)) if signals else []
+        shape = stack.enter_context(_batch_shape(model))
 
         def at(signal: Signal) -> Callable[[Tensor], None]:
             def see(x: Tensor) -> None:
@@ -96,7 +99,7 @@ def hook_signals(
             site = _site_of(signal, sites)
             if signal.point == "layer_input":
                 _hook_state(stack, layers[signal.layer], at(signal))
-            elif not isinstance(site.reader, nn.Linear) and site.slot != "gate_up":
+            elif site.inside_experts:
                 stack.enter_context(_hook_experts(site.reader, {signal.point: _kept(at(signal))}))
             elif signal.point in ("head_output", "site"):
                 _hook_input(stack, site.readers, _kept(at(signal)))

@@ -42,7 +42,7 @@ def learn(
     after whole. So each reads what it will read under the thresholds themselves, and on these batches the
     average plan removes `level`. The average is over tokens, or over rows where a plan is made for a row.
     """
-    policy = replace(policy, kinds=policy.kinds or sorted(scorer.kinds))
+    policy = policy.of(scorer.kinds)
     reason = refusal(facts_of(model, scorer, policy, decided_at))
     if reason is not None:
         raise UserError(reason)

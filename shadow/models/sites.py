@@ -14,7 +14,6 @@ from shadow.models.sharded import whole
 
 Kind = Literal["head", "neuron", "channel"]
 # `head` and `neuron` are also the kinds that criteria score; the others are the inputs of projections
-Slot = Literal["head", "neuron", "qkv", "o", "gate_up", "down", "lm_head"]
 Point = Literal["layer_input", "head_output", "gate", "up", "site"]
 SiteKey = tuple[int, str]  # layer and slot; the lm_head's layer is the number of layers
 KINDS: tuple[Kind, ...] = ("head", "neuron")
@@ -81,6 +80,11 @@ class Site:
         """The projection that reads the units."""
         assert isinstance(self.reader, nn.Linear), "experts read their units from one parameter"
         return self.reader
+
+    @property
+    def inside_experts(self) -> bool:
+        """Whether experts write these units themselves, so that no projection's input shows them."""
+        return not isinstance(self.reader, nn.Linear) and self.slot != "gate_up"
 
     @property
     def experts(self) -> int:

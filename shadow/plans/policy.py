@@ -1,8 +1,8 @@
 """How many units go, and where: from scores to a plan."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
 from torch import Tensor
 
@@ -106,6 +106,10 @@ class SparsityPolicy:
         if self.scope == "global":
             return OverLayers(self.level, self.min_units)
         return Above(self.thresholds or {}, self.min_units)
+
+    def of(self, kinds: Collection[Kind]) -> Self:
+        """With all of these kinds, unless it names some."""
+        return self if self.kinds is not None else replace(self, kinds=sorted(kinds))
 
     def level_of(self, key: SiteKey) -> float:
         return (self.levels or {}).get(key, self.level)
