@@ -148,6 +148,7 @@ class DenseFed:
     def __init__(self, predicted: Predicted) -> None:
         self.predicted, self.kinds, self.first = predicted, predicted.kinds, predicted.first
         self.pooled, self.means, self.deviates = predicted.pooled, predicted.means, predicted.deviates
+        self.weights = predicted.weights
         self.seen: dict[Signal, Tensor] = {}
 
     def require(self, model: PreTrainedModel) -> None:

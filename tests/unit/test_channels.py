@@ -23,6 +23,7 @@ from shadow.plans.stand_ins import Zero
 from shadow.scorers.fixed import Fixed
 from shadow.scorers.gate import GateMagnitude
 from shadow.scorers.inputs import InputMagnitude
+from shadow.scorers.predicted import DenseFed, Predicted
 from shadow.signals import Signal, hook_calls, hook_signals
 
 EVERY = pytest.mark.parametrize("family", FAMILIES)
@@ -303,3 +304,17 @@ def test_what_calibration_knows_of_heads_and_neurons_is_refused_for_channels(com
         UserError, match=r"heads and neurons, and predictor=teal prunes channels: give sparsity"
     ):
         checks.check_evaluate(cfg)
+
+
+def test_a_predictor_is_counted_however_it_is_fed(tiny_llama, make_net, small):
+    """And only where tokens decide: a token that is decoded asks no net that a prompt has asked."""
+    scorer = Predicted(make_net(tiny_llama, [1, 2]), "scores")
+    added = scorer.weights / weights_of(tiny_llama.model).all
+    for one, decided_at, expected in (
+        (scorer, "token", added),
+        (DenseFed(scorer), "token", added),
+        (scorer, "prompt", 0.0),
+    ):
+        with sparse(tiny_llama.model, one, SparsityPolicy(0.5), decided_at) as run:
+            run.logits(small)
+        assert run.bytes()["added"] == pytest.approx(expected), (one, decided_at)
