@@ -44,10 +44,14 @@ class _Noted(threading.local):
 
 @contextmanager
 def replace_method(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block this method of the owner is another one; afterwards it is what it was."""
+    """Inside the block this method of the owner is another one; afterwards it is what it was.
+
+    torch.compile leaves it and all that it calls as they are: compiled code goes past hooks.
+    """
+    eager = torch.compiler.disable(method)
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
+        return eager(*args, **kwargs)
 
     stand_in.__signature__ = inspect.signature(getattr(owner, name))  # type: ignore[attr-defined]
     stood = stand_in.stood = vars(owner).get(name)  # type: ignore[attr-defined]  # accelerate has a `forward`

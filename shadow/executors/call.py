@@ -43,8 +43,8 @@ class Call:
             found = list(self.plan[site.key].shape)
             raise UserError(
                 f"the plan of the {site.slot}s of layer {site.layer} is {found}, and the call has {rows} "
-                f"rows of {tokens} positions: it must be [1 or {rows}, 1 or {tokens}, {site.units}], so let the "
-                "scorer score this call, or begin without past_key_values"
+                f"rows of {tokens} positions: it must be [1 or {rows}, 1 or {tokens}, {site.units}], so "
+                "let the scorer score this call, or begin without past_key_values"
             )
         return keep
 
