@@ -87,7 +87,7 @@ class MaskedRun:
             start=given.start,
             before=given.before() if given.start and type(planner.policy.tokens) is int else None,
             cache=given.cache,
-            shown=given.of_last_projection(),
+            shown=given.shown_of(),
             read=prompt,
         ) as call:
             output = self.own_forward(*args, **kwargs)

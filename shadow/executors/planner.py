@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cached_plan import CachedPlan, keep_in, plan_in
-from shadow.executors.call import Call, Counts
+from shadow.executors.call import Call, Counts, Positions
 from shadow.models.kinds import find_sites, weights_of
 from shadow.models.sites import KINDS, Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
@@ -152,11 +152,12 @@ class Planner:
         the policy's `tokens` is taken of; None: the real ones.
         """
         if self.dense_here:
-            yield Call(real, None, None, {}, decided=True)
+            yield Call(Positions(real, None), None, {}, decided=True)
             return
-        call = self.begin(real, prompt, start, before, cache, read)
-        if shown is not None:
-            call.shown = shown
+        whole = self.whole_positions(real, prompt, start, before, read)
+        pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
+        plan = self.plan_before(start, cache, real.shape[1])
+        call = Call(Positions(real, whole), pool, self.standing | (plan or {}), plan is not None, shown)
         self._here.call = call
         try:
             yield call
@@ -166,29 +167,20 @@ class Planner:
         with self.lock:
             self.counts.add(call)
 
-    def begin(
-        self,
-        real: Tensor,
-        prompt: Tensor,
-        start: int,
-        before: Tensor | None,
-        cache: Cache | None,
-        read: Tensor | None,
-    ) -> Call:
-        pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
-        whole = self.whole_positions(real, prompt, start, before, read)
-        call = Call(real, pool, whole, dict(self.standing))
+    def plan_before(self, start: int, cache: Cache | None, tokens: int) -> Plan | None:
+        """That of an earlier call, if this one is to follow it."""
+        if not self.decides_once:
+            return None
+        if start > 0:
+            return self.plan_of(cache, start)
         columns = self.prompt_columns
-        if self.decides_once and start > 0:
-            call.plan |= self.plan_of(cache, start)
-            call.decided = True
-        elif self.decides_once and columns is not None and real.shape[1] < columns:
+        if columns is not None and tokens < columns:
             raise UserError(
                 f"sparsity.decided_at={self.decided_at} makes its plan of the whole prompt, and generate "
-                f"brings {real.shape[1]} of its {columns} positions first: leave prefill_chunk_size out, or "
+                f"brings {tokens} of its {columns} positions first: leave prefill_chunk_size out, or "
                 "use sparsity.decided_at=token"
             )
-        return call
+        return None
 
     def plan_of(self, cache: Cache | None, start: int) -> Plan:
         """That of the prompt which began this cache."""
@@ -211,7 +203,7 @@ class Planner:
         """Leave the plan of a prompt with the cache that its call has filled."""
         if self.decides_once and not call.decided and cache is not None:
             assert call.pool is not None
-            columns = call.real.shape[1] if self.prompt_columns is None else self.prompt_columns
+            columns = call.positions.real.shape[1] if self.prompt_columns is None else self.prompt_columns
             keep_in(cache, CachedPlan(self.name, columns, dict(call.plan)))
 
     @property
@@ -278,7 +270,7 @@ class Planner:
         call = self.under_way()
         if call.decided:
             return
-        if call.untouched and self.decided_at == "token" and self.on_scores is None:
+        if call.positions.untouched and self.decided_at == "token" and self.on_scores is None:
             return  # nobody would use it
         scores = self.scorer.scores(signal, x, call.pool)
         if self.on_scores is not None:
@@ -302,21 +294,22 @@ class Planner:
         if self._here.looking:
             return None
         call, site, prunes = self.under_way(), self.sites[key], self.policy.prunes(key)
-        if call.untouched or (key not in call.plan and not prunes):
-            call.kept[key] += call.n_real * site.active
+        here = call.at(site)
+        if here.untouched or (key not in call.plan and not prunes):
+            call.kept[key] += here.n_real * site.active
             return None
         if key not in call.plan:
             raise self.silence(key)
         keep = call.keep_of(site)
-        if call.whole is not None:
-            keep = keep | call.whole[..., None].to(keep.device)
-        if call.whole is None and self.policy.scope == "layer" and prunes:
+        if here.whole is not None:
+            keep = keep | here.whole[..., None].to(keep.device)
+        if here.whole is None and self.policy.scope == "layer" and prunes:
             if key not in self._staying:
                 one = keep.view(-1, keep.shape[-1])[0]
                 self._staying[key] = int(one.count_nonzero()) * site.active // len(one)
-            call.kept[key] += call.n_real * self._staying[key]
+            call.kept[key] += here.n_real * self._staying[key]
         else:
-            read = call.real[..., None].to(keep.device)
+            read = here.real[..., None].to(keep.device)
             read = read if sent is None else read & sent
             call.kept[key] += int((keep & read).count_nonzero())  # of bools faster than their sum
         return keep
@@ -341,13 +334,11 @@ class Planner:
         if keep is None:
             return None
         keep = keep.to(x.device)
-        call = self.under_way()
-        if keep.dim() == 3 and keep.shape[1] > 1 and site.slot == "lm_head":
-            keep = keep[:, call.shown]
         if keep.dim() == 3 and keep.shape[1] not in (1, x.shape[1]):
+            tokens = self.under_way().at(site).real.shape[1]
             raise UserError(
-                f"a call of {call.real.shape[1]} positions reached the {site.slot}s of layer {site.layer} "
-                f"with {x.shape[1]}: inside the block call the whole model, and no part of it"
+                f"a call of {tokens} positions reached the {site.slot}s of layer {site.layer} with "
+                f"{x.shape[1]}: inside the block call the whole model, and no part of it"
             )
         return self.stand_in(site, x, keep)
 
