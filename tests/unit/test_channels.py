@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shadow.data.batches import Batch, Example, collate, logits_of
 from shadow.errors import UserError
 from shadow.executors.gathered import Gathered
+from shadow.executors.positions import whole_positions
 from shadow.fit.quantiles import Quantiles
 from shadow.fit.thresholds import learn
 from shadow.front import sparse
@@ -235,8 +236,7 @@ def test_tokens_say_which_positions_are_sparse(tiny_llama, tokens, whole):
     batch = collate([Example([5, 6, 7, 8], 2), Example([5, 6, 7], 2)])
     with sparse(tiny_llama.model, InputMagnitude(), policy) as run:
         run.logits(batch)
-    planner = run.planner
-    found = planner.whole_positions(batch.real(), batch.in_prompt())
+    found = whole_positions(tokens, batch.real(), batch.in_prompt())
     expected = torch.tensor(whole, dtype=torch.bool) & batch.real()
     assert torch.equal(torch.zeros_like(expected) if found is None else found & batch.real(), expected)
     sparse_share = 1 - float(expected.sum()) / float(batch.real().sum())
