@@ -131,6 +131,28 @@ def hook_sites(
 
 
 @contextmanager
+def hook_outputs(
+    model: PreTrainedModel, sites: Sequence[Site], fn: Callable[[Site, int, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call fn(site, reader, y), y: [B, T, N], when a projection that reads a site has written; what fn
+    returns, if anything, replaces y. reader: its place among the site's readers."""
+    with ExitStack() as stack:
+        shape = stack.enter_context(_batch_shape(model))
+
+        def at(site: Site, reader: int) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+            def hook(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
+                found = fn(site, reader, y.view(*shape_of(y, shape), y.shape[-1]))
+                return None if found is None else found.view(y.shape)
+
+            return hook
+
+        for site in sites:
+            for reader, projection in enumerate(site.readers):
+                stack.callback(projection.register_forward_hook(at(site, reader)).remove)
+        yield
+
+
+@contextmanager
 def hook_signals(
     model: PreTrainedModel, signals: Sequence[Signal], fn: Callable[[Signal, Tensor], None]
 ) -> Iterator[None]:

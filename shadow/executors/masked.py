@@ -18,7 +18,7 @@ from shadow.models.sites import Kind
 from shadow.plans.facts import Facts
 from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Looks, Scorer
-from shadow.signals import hook_signals, hook_sites, replace_method
+from shadow.signals import hook_outputs, hook_signals, hook_sites, replace_method
 
 
 @dataclass(frozen=True)
@@ -95,5 +95,6 @@ def dropping(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
     with (
         hook_signals(model, planner.signals, planner.decide),
         hook_sites(model, list(planner.sites.values()), planner.drop),
+        hook_outputs(model, planner.corrected_sites, planner.correct),
     ):
         yield

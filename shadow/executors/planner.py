@@ -22,7 +22,7 @@ from shadow.models.sites import KINDS, Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import Plan
-from shadow.plans.stand_ins import Mean, StandIn
+from shadow.plans.stand_ins import Corrects, Mean, StandIn
 from shadow.scorers.protocol import ONCE, Looks, Scorer
 from shadow.signals import Signal
 
@@ -252,6 +252,25 @@ class Planner:
             )
         return self.stand_in(site, x, keep)
 
+    @property
+    def corrected_sites(self) -> list[Site]:
+        """Those after which the stand-in changes what is written."""
+        if not isinstance(self.stand_in, Corrects):
+            return []
+        return [site for key, site in self.sites.items() if self.policy.prunes(key) and site.slot != "lm_head"]
+
+    def correct(self, site: Site, reader: int, y: Tensor) -> Tensor | None:
+        """y: [B, T, N], what this reader of a pruned site has written -> what it becomes where tokens are
+        sparse."""
+        if self.here.dense:
+            return None
+        here = self.under_way().at(site)
+        if here.untouched:
+            return None
+        assert isinstance(self.stand_in, Corrects)
+        found = self.stand_in.corrected(site, reader, y)
+        return found if here.whole is None else torch.where(here.whole[..., None].to(y.device), y, found)
+
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
         return self.counts.achieved(kind)
@@ -259,6 +278,7 @@ class Planner:
     def bytes(self) -> dict[str, float | dict[str, float]]:
         """Shares of the weight bytes that a dense token reads, as `Counts.bytes` has them."""
         added = getattr(self.scorer, "weights", 0) if self.decides_each_token else 0
+        added += getattr(self.stand_in, "weights", 0)
         return self.counts.bytes(self.model, added, self.cost_of)
 
     def cost_of(self, site: Site) -> int:

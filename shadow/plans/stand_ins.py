@@ -1,10 +1,10 @@
 """Stand-ins: what speaks for units that a plan drops."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shadow.errors import UserError
 from shadow.models.sites import Site, SiteKey
@@ -19,6 +19,55 @@ class StandIn(Protocol):
         x itself may be changed where nothing else reads it.
         """
         ...
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """A stand-in that also changes what projections write which read a pruned site."""
+
+    def corrected(self, site: Site, reader: int, y: Tensor) -> Tensor:
+        """y: [B, T, N], written by this one of the site's readers -> what it becomes."""
+        ...
+
+
+class Learnt(nn.Module):
+    """A factor and an addend for every number that the readers of pruned sites write: y becomes f * y + a.
+
+    `shadow.fit.stand_ins` learns them, so that the sparse model's next token is distributed as the dense
+    one's. They begin as ones and zeros, which change nothing.
+    """
+
+    def __init__(self, sites: Iterable[Site], within: StandIn) -> None:
+        """sites: the pruned ones; within: what speaks for dropped units among the others."""
+        super().__init__()
+        self.within = within
+        self.factors, self.addends = nn.ParameterDict(), nn.ParameterDict()
+        for site in sites:
+            if site.inside_experts:
+                raise UserError(
+                    "sparsity.stand_in=learnt changes what projections write, and those of experts write for "
+                    "tokens that are sent to them alone: use sparsity.stand_in=zero, or sparsity.kinds=[head]"
+                )
+            for reader, projection in enumerate(site.readers):
+                size, where = projection.out_features, projection.weight.device
+                self.factors[name_of(site, reader)] = nn.Parameter(torch.ones(size, device=where))
+                self.addends[name_of(site, reader)] = nn.Parameter(torch.zeros(size, device=where))
+
+    @property
+    def weights(self) -> int:
+        """Numbers that a token reads of it."""
+        return sum(values.numel() for values in self.parameters())
+
+    def __call__(self, site: Site, x: Tensor, keep: Tensor) -> Tensor:
+        return self.within(site, x, keep)
+
+    def corrected(self, site: Site, reader: int, y: Tensor) -> Tensor:
+        name = name_of(site, reader)
+        return y * self.factors[name].to(y.dtype) + self.addends[name].to(y.dtype)
+
+
+def name_of(site: Site, reader: int) -> str:
+    return f"{site.layer}/{site.slot}/{reader}"
 
 
 class Mean:
