@@ -36,11 +36,11 @@ from shadow.jobs.trace_checks import require_windows
 from shadow.models.kinds import find_sites, structure_of, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.load import LM
-from shadow.models.sharded import ShareWeights
 from shadow.models.sites import SiteKey, count_units
 from shadow.plans.stand_ins import Mean, StandIn, Zero
 from shadow.traces import shards
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
+from shadow.traces.sharing import ShareWeights
 from shadow.traces.sparse_states import PrunedStates
 from shadow.traces.store import Traces
 
