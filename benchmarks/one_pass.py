@@ -25,7 +25,7 @@ from shadow.jobs.stores import keeping_of
 from shadow.models.load import LM
 from shadow.signals import differentiable_embeddings
 from shadow.traces.collector import CriterionCollector
-from shadow.traces.store import FEATURES
+from shadow.traces.shards import FEATURES
 
 ROUNDS = 5
 FIRST_ORDER = [name for name, criterion in SUMMABLE.items() if criterion.needs != "curvature"]

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from shadow.criteria import BESIDE_MEANS, RANDOM
 from shadow.errors import UserError, require_choice
-from shadow.fit.module import Descent, Reading
+from shadow.fit.module import Descent
 from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Objective, Pairwise
+from shadow.fit.rows import Reading
 from shadow.fit.values import SCORED, are_levels, require_kinds, require_numbers, require_taps
 from shadow.models.sites import Kind, Source
 from shadow.plans.facts import DecidedAt, Facts, Traits
@@ -19,7 +20,7 @@ from shadow.scorers.predicted import DenseFed, Pooling
 from shadow.scorers.protocol import Scorer
 from shadow.scorers.recipe import Ingredients, Needs
 from shadow.scorers.recipes import of_many_windows
-from shadow.traces.store import CONTEXTS, EMBEDDINGS, FEATURES
+from shadow.traces.shards import CONTEXTS, EMBEDDINGS, FEATURES
 
 LOSSES = ("log_mse", "listwise", "pairwise", "cutoff", "bce", "min_max_layer", "min_max_global")
 SCHEDULES = ("cosine", "constant_with_warmup")

@@ -10,7 +10,7 @@ from shadow.criteria import CRITERIA, RANDOM
 from shadow.data.calibration import CalibrationData, TaskPrompts
 from shadow.errors import UserError
 from shadow.jobs.method import needs_of, ranks_layers, stand_in_of
-from shadow.traces.store import FEATURES, MEANS, covered, reach
+from shadow.traces.shards import FEATURES, MEANS, covered, reach
 
 GROWS = ("windows", "examples_per_task")  # of the data: a store of fewer becomes one of more
 

@@ -12,7 +12,7 @@ from shadow.jobs.method import is_trained, net_of
 from shadow.models.kinds import find_sites, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.sites import count_units
-from shadow.traces.store import MEANS
+from shadow.traces.shards import MEANS
 
 
 def check_context(cfg: DictConfig) -> None:

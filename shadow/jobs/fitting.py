@@ -16,7 +16,8 @@ from shadow.artifacts import hub
 from shadow.criteria import BESIDE_MEANS
 from shadow.errors import UserError
 from shadow.fit.checkpoints import WholeCheckpoints
-from shadow.fit.module import PredictorModule, TraceData
+from shadow.fit.module import PredictorModule
+from shadow.fit.rows import TraceData
 from shadow.jobs.config import STRATEGIES, model_label
 from shadow.jobs.keys import predictor_folder, predictor_settings, pruned_folder, pruned_settings
 from shadow.jobs.loading import require_weights
@@ -31,7 +32,7 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Mean, Zero
 from shadow.scorers.nets import TapNet
 from shadow.scorers.predicted import Predicted
-from shadow.traces import store as traces
+from shadow.traces import shards
 from shadow.traces.sparse_states import PrunedStates
 from shadow.traces.store import Traces
 
@@ -69,7 +70,7 @@ def get_pruned_states(cfg: DictConfig, lm: LM) -> list[Traces]:
         )
         collector = PrunedStates(lm.model, keeping, predictor, policy, stand_in)
         folder, settings = pruned_folder(before, level), pruned_settings(before, level)
-        manifest = complete(cfg, lm, folder, settings, [traces.FEATURES], collector)
+        manifest = complete(cfg, lm, folder, settings, [shards.FEATURES], collector)
         stores.append(open_store(cfg, folder, manifest))
     return stores
 
@@ -122,7 +123,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         raise KeyboardInterrupt
     metrics = dict(trainer.validate(module, data, verbose=False)[0])
     parameters = sum(values.numel() for values in net.parameters() if values.requires_grad)
-    means = traces.read_means(store.folder)
+    means = shards.read_means(store.folder)
     config = {
         "model": model_label(cfg),
         "terms": cfg.model.get("terms"),

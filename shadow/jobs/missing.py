@@ -12,7 +12,7 @@ from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_mea
 from shadow.jobs.keys import budgets_file, predictor_folder, traces_folder
 from shadow.jobs.method import is_trained, learns_budgets, ranks_layers
 from shadow.jobs.trace_checks import check_traces
-from shadow.traces.store import FEATURES, MEANS, read_manifest
+from shadow.traces.shards import FEATURES, MEANS, read_manifest
 
 # what an override of evaluate.py must begin with to concern the artifacts that train.py makes
 TRAINS = [

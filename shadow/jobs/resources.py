@@ -16,7 +16,7 @@ from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.paper_nets import MLPShape
 from shadow.traces.collector import embeddings, features, pooled
 from shadow.traces.packing import Stored, encode
-from shadow.traces.store import CONTEXTS, EMBEDDINGS, FEATURES, MEANS
+from shadow.traces.shards import CONTEXTS, EMBEDDINGS, FEATURES, MEANS
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,11 @@ from shadow.jobs.trace_checks import require_windows
 from shadow.models.kinds import find_sites, structure_of, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.load import LM
-from shadow.models.sharded import ShareWeights
 from shadow.models.sites import SiteKey, count_units
 from shadow.plans.stand_ins import Mean, StandIn, Zero
-from shadow.traces import store as traces
+from shadow.traces import shards
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
+from shadow.traces.sharing import ShareWeights
 from shadow.traces.sparse_states import PrunedStates
 from shadow.traces.store import Traces
 
@@ -67,8 +67,8 @@ def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[SiteKe
     later: parts that are to follow, for which there must be room too.
     """
     collector = CriterionCollector(lm.model, keeping_of(cfg, lm))
-    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [traces.MEANS], collector, later)
-    return traces.read_means(traces_folder(cfg))
+    complete(cfg, lm, traces_folder(cfg), trace_settings(cfg), [shards.MEANS], collector, later)
+    return shards.read_means(traces_folder(cfg))
 
 
 def get_stand_in(cfg: DictConfig, lm: LM) -> StandIn:
@@ -107,7 +107,7 @@ def complete(
 
 def complete_manifest(cfg: DictConfig, lm: LM, folder: Path, parts: Sequence[str]) -> dict | None:
     """That of the store in this folder, if it misses nothing of these parts and nothing is damaged."""
-    manifest = traces.read_manifest(folder)
+    manifest = shards.read_manifest(folder)
     if manifest is None:
         return None
     require_weights(folder, manifest["weights"], lm)
@@ -130,7 +130,7 @@ _verified: dict[Path, int] = {}
 
 def damaged(folder: Path, manifest: dict, parts: Sequence[str]) -> bool:
     """Whether any shard that the manifest names of these parts is gone, or not what it was."""
-    store = traces.store_of(folder)
+    store = shards.store_of(folder)
     for shard in (shard for part in parts for shard in manifest["parts"][part]):
         file = folder / shard["file"]
         if not file.is_file() or not sound(file, store):
@@ -143,7 +143,7 @@ def sound(file: Path, store: str) -> bool:
     changed = file.stat().st_mtime_ns
     if _verified.get(file) != changed:
         try:
-            traces.verify(file, store)
+            shards.verify(file, store)
         except ValueError as error:
             log.warning("%s cannot be used: %s. It is collected again.", file, error)
             file.unlink()
@@ -164,7 +164,7 @@ def collect(
     """Collect what the store misses -> its manifest."""
     start = time.monotonic()
     examples = calibration_data(cfg).examples(lm)
-    size, store = cfg.traces.shard_windows, traces.store_of(folder)
+    size, store = cfg.traces.shard_windows, shards.store_of(folder)
     require_windows(cfg, len(examples))
     found = shards_there(folder, store)
     ends = {shard: min((shard + 1) * size, len(examples)) for shard in range(-(-len(examples) // size))}
@@ -207,21 +207,21 @@ def collect(
         "parameters": lm.model.num_parameters(),
         "weights": digest(lm.model),
     }
-    sizes = (traces.read_manifest(folder) or {"sizes": {}})["sizes"] | {asked_size(cfg): len(examples)}
-    shards = [(file, traces.inspect(file, store)) for file in traces.files_of(folder)]
-    rank_zero_only(traces.finish)(folder, settings, facts, sizes, shards)
+    sizes = (shards.read_manifest(folder) or {"sizes": {}})["sizes"] | {asked_size(cfg): len(examples)}
+    listed = [(file, shards.inspect(file, store)) for file in shards.files_of(folder)]
+    rank_zero_only(shards.finish)(folder, settings, facts, sizes, listed)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the others read the manifest too
     log.info(
         "traces: %d examples, %s, %.2f GB, %.0f s, at most %.2f GB of memory -> %s",
         len(examples),
-        sorted({shard.part for _, shard in shards}),
-        sum(file.stat().st_size for file, _ in shards) / 1e9,
+        sorted({shard.part for _, shard in listed}),
+        sum(file.stat().st_size for file, _ in listed) / 1e9,
         time.monotonic() - start,
         peak_memory(),
         folder,
     )
-    manifest = traces.read_manifest(folder)
+    manifest = shards.read_manifest(folder)
     assert manifest is not None
     return manifest
 
@@ -234,7 +234,7 @@ def lacking(
         shard: [
             part
             for part in parts
-            if found.get((part, shard), 0) < min(end, traces.reach(part, end, size)) - shard * size
+            if found.get((part, shard), 0) < min(end, shards.reach(part, end, size)) - shard * size
         ]
         for shard, end in ends.items()
     }
@@ -278,10 +278,10 @@ def keeping_of(cfg: DictConfig, lm: LM) -> Keeping:
 def shards_there(folder: Path, store: str) -> dict[tuple[str, int], int]:
     """-> windows of each part's shard whose file is whole; the others are named and taken away."""
     found: dict[tuple[str, int], tuple[int, Path]] = {}
-    for file in traces.files_of(folder):
+    for file in shards.files_of(folder):
         if not sound(file, store):
             continue
-        shard = traces.inspect(file, store)
+        shard = shards.inspect(file, store)
         place = shard.part, shard.index
         windows, other = found.get(place, (0, None))
         if windows >= shard.windows:  # two runs of different processes were killed here

@@ -248,13 +248,13 @@ class ShadowLM(SparseHFLM):
         return super().get_model_info() | achieved | skipped
 
 
-def parts(setting: str, told: Any, kind: type) -> tuple:
+def parts(setting: str, given: Any, kind: type) -> tuple:
     """`0+1` -> (0, 1): lm-eval parts its arguments at commas."""
-    found = told.split("+") if isinstance(told, str) else [told] if isinstance(told, int) else list(told)
+    found = given.split("+") if isinstance(given, str) else [given] if isinstance(given, int) else list(given)
     try:
         return tuple(kind(one) for one in found)
     except ValueError as error:
-        raise UserError(f"model_args: {setting} must be joined by +, as in 0+1, got {told!r}") from error
+        raise UserError(f"model_args: {setting} must be joined by +, as in 0+1, got {given!r}") from error
 
 
 def executor_of(name: str, storage: Storage | None, kv_policy: KVPolicy, compact: bool) -> Executor:

@@ -91,12 +91,18 @@ def beside_dense(
     figures: dict[str, float] = {}
     for name, timings in found.items():
         own = "" if name == "sparse" else f"{name}_"
-        figures |= told(f"{own}token_ms", [1e3 * seconds for one in timings for seconds in one.tokens])
-        figures |= told(f"{own}prompt_ms", [1e3 * one.prompt for one in timings])
+        figures |= named_spread(
+            f"{own}token_ms", [1e3 * seconds for one in timings for seconds in one.tokens]
+        )
+        figures |= named_spread(f"{own}prompt_ms", [1e3 * one.prompt for one in timings])
         if name != "sparse":
             pairs = list(zip(timings, found["sparse"]))
-            figures |= told(f"times_{name}", [token_of(slow) / token_of(fast) for slow, fast in pairs])
-            figures |= told(f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs])
+            figures |= named_spread(
+                f"times_{name}", [token_of(slow) / token_of(fast) for slow, fast in pairs]
+            )
+            figures |= named_spread(
+                f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs]
+            )
     dense_token = model.dtype.itemsize * sum(rows.values.size for rows in read_densely(run.weights))
     cache = run.forward(prompts[-1], use_cache=True).past_key_values
     assert isinstance(cache, GatheredCache)
@@ -114,7 +120,7 @@ def time_next(forward: Forward, prompts: Iterator[Tensor], tokens: int) -> Timin
     return time_generation(forward, next(prompts), tokens)
 
 
-def told(name: str, values: list[float]) -> dict[str, float]:
+def named_spread(name: str, values: list[float]) -> dict[str, float]:
     found = spread(values)
     return {name: found.median, f"{name}_low": found.low, f"{name}_high": found.high}
 

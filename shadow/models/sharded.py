@@ -3,7 +3,6 @@
 import logging
 import warnings
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,17 +12,6 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-
-class ShareWeights(pl.Callback):
-    """Shares the weights out as soon as the processes know each other; they stay so."""
-
-    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList) -> None:
-        self.model, self.layers = model, layers
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not isinstance(self.model, FSDPModule):  # else an earlier collection of this job has done it
-            share(self.model, self.layers, trainer.strategy.root_device)
 
 
 def share(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -> None:

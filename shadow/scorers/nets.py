@@ -65,40 +65,40 @@ class Tap(nn.Module):
         for kind in self.units:
             self.up[kind].get_parameter("weight").copy_(up[kind])
 
-    def told(self, state: Tensor) -> Tensor:
+    def latent(self, state: Tensor) -> Tensor:
         """state: [..., E] -> the few numbers [..., R] that carry all that is said of it."""
         scaled = (state.float() - self.center) / self.scale
-        told = self.down(scaled)
+        latent = self.down(scaled)
         if self.bend is not None:
             first, *others = self.hidden
             hidden = nn.functional.gelu(first(scaled))
             for layer in others:
                 hidden = hidden + nn.functional.gelu(layer(hidden))
-            told = told + self.bend(hidden)
-        return told
+            latent = latent + self.bend(hidden)
+        return latent
 
     def forward(self, state: Tensor) -> dict[Kind, Tensor]:
         """state: [..., E] -> log scores [..., S, U] of the S layers of the span."""
-        told, found = self.told(state), {}
+        latent, found = self.latent(state), {}
         for kind in self.units:  # the mean as a bias: no second pass over what may be the largest tensor here
             scores = nn.functional.linear(
-                told, self.up[kind].get_parameter("weight"), self.static[kind].flatten()
+                latent, self.up[kind].get_parameter("weight"), self.static[kind].flatten()
             )
             found[kind] = scores.unflatten(-1, (len(self.span), self.units[kind]))
         return found
 
     def of_layers(self, state: Tensor) -> "LayerScores":
         """state: [..., E] -> log scores [..., U] of each layer of the span."""
-        return LayerScores(self, self.told(state))
+        return LayerScores(self, self.latent(state))
 
 
 class LayerScores(Mapping[SiteKey, Tensor]):
     """Log scores [..., U] of a tap's layers, each computed when it is asked for: of a whole model they are
     more than caches hold, and those of one layer are ranked while they are in them."""
 
-    def __init__(self, tap: Tap, told: Tensor) -> None:
-        """told: [..., R], what the tap's net makes of the states."""
-        self.tap, self.told = tap, told
+    def __init__(self, tap: Tap, latent: Tensor) -> None:
+        """latent: [..., R], what the tap's net makes of the states."""
+        self.tap, self.latent = tap, latent
         self.rows = {  # [S, U, R]: names of modules and parameters are looked up once, not for every layer
             kind: up.get_parameter("weight").detach().unflatten(0, (len(tap.span), -1))
             for kind, up in tap.up.items()
@@ -111,7 +111,7 @@ class LayerScores(Mapping[SiteKey, Tensor]):
         if layer not in self.tap.span or kind not in self.rows:
             raise KeyError(key)
         index = layer - self.tap.span.start
-        return nn.functional.linear(self.told, self.rows[kind][index], self.static[kind][index])
+        return nn.functional.linear(self.latent, self.rows[kind][index], self.static[kind][index])
 
     def __iter__(self) -> Iterator[SiteKey]:
         return ((layer, kind) for kind in self.tap.units for layer in self.tap.span)

@@ -33,9 +33,9 @@ class MLPReader(nn.Module):
         hidden: dict[Kind, int] = {"head": shape.head, "neuron": shape.neuron}
         self.nets = nn.ModuleDict()
         for kind in self.units:
-            told = len(span) * units[kind]
+            outputs = len(span) * units[kind]
             self.nets[kind] = nn.Sequential(
-                nn.Linear(width, hidden[kind]), nn.ReLU(), nn.Linear(hidden[kind], told)
+                nn.Linear(width, hidden[kind]), nn.ReLU(), nn.Linear(hidden[kind], outputs)
             )
         # said of no sample; validation compares with it
         self.static = nn.ParameterDict(

@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     width: int
     units: dict[Kind, int]
 
-    def told(self) -> str:
+    def described(self) -> str:
         units = " and ".join(f"{count} {kind}s" for kind, count in self.units.items())
         return f"{self.layers} layers of width {self.width} with {units} each"
 
@@ -123,7 +123,7 @@ class Predicted:
         found = Shape(len(find_layers(model)), width_of(model, self.source), units)
         if asked != found:
             raise UserError(
-                f"the predictor is for a model of {asked.told()}, and this one has {found.told()}: "
+                f"the predictor is for a model of {asked.described()}, and this one has {found.described()}: "
                 "load the model that it was trained for, or train one for this model"
             )
 

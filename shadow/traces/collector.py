@@ -20,7 +20,7 @@ from shadow.models.layouts import find_layers
 from shadow.models.sites import KINDS, Site, SiteKey
 from shadow.signals import Signal, hook_signals, hook_sites
 from shadow.traces.packing import Stored, encode, pack
-from shadow.traces.store import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, NO_CRITERION, write_shard
+from shadow.traces.shards import CONTEXTS, EMBEDDINGS, FEATURES, MEANS, NO_CRITERION, write_shard
 
 Arrays = dict[str, Tensor]
 EMBEDDED = Signal(0, "layer_input")

@@ -12,7 +12,7 @@ from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal, hook_signals
 from shadow.traces.collector import Arrays, Keeping, features, place, sampled
-from shadow.traces.store import FEATURES
+from shadow.traces.shards import FEATURES
 
 
 class PrunedStates(pl.LightningModule):

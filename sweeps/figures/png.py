@@ -40,7 +40,7 @@ def draw(figure: Figure) -> Drawing | None:
                 heats.append((ax, panel))
     draw_heats(drawing, heats)
     legend(drawing)
-    drawing.suptitle(figure.title, fontsize=11, color=INK)
+    drawing.suptitle(textwrap.fill(figure.title, round(10 * width)), fontsize=11, color=INK)
     if figure.notes:
         notes = "\n".join(line for note in figure.notes for line in textwrap.wrap(note, round(14 * width)))
         drawing.supxlabel(notes, fontsize=8, color=INK, x=0.01, ha="left", ma="left")
@@ -69,7 +69,7 @@ def legend(drawing: Drawing) -> None:
         if not label.startswith("_")
     }
     if handles:
-        drawing.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=9)
+        drawing.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9)
 
 
 def save(drawing: Drawing, file: Path) -> None:

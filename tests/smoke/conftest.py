@@ -1,12 +1,12 @@
-"""Running the scripts as a user does: in a process of their own, with results under a folder of the test."""
+"""Running the scripts as a user does, with results under a folder of the test."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from forked import Script
 
 SMALL = [
     "model=tiny-llama",
@@ -48,50 +48,33 @@ def environment_of() -> Callable[[Path], dict[str, str]]:
     return environment
 
 
-@pytest.fixture(scope="session")
-def command() -> Callable[..., list[str]]:
-    """command("train.py", *overrides): what to run, with this very Python."""
+class Done(NamedTuple):
+    """How a script ended. stdout: all it said, warnings and errors too."""
 
-    def words(script: str, *overrides: str) -> list[str]:
-        return [sys.executable, script, *overrides]
-
-    return words
+    returncode: int
+    stdout: str
 
 
 @pytest.fixture(scope="session")
-def run(root: Path, command: Callable) -> Callable[..., subprocess.CompletedProcess]:
-    """run(folder, "train.py", *overrides) -> its exit code, and all it said, as .stdout."""
+def start(root: Path) -> Callable[..., Script]:
+    """start(folder, log, "train.py", *overrides): the script while it runs; it talks to the file `log`."""
 
-    def start(folder: Path, script: str, *overrides: str, **more: str) -> subprocess.CompletedProcess:
+    def begin(folder: Path, log: Path, *words: str, **more: str) -> Script:
         env = {name: value for name, value in (environment(folder) | more).items() if value != ""}
-        return subprocess.run(
-            command(script, *overrides),
-            cwd=root,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-        )
-
-    return start
-
-
-@pytest.fixture(scope="session")
-def start(root: Path, command: Callable) -> Callable[..., subprocess.Popen]:
-    """start(folder, log, "train.py", *overrides): the process while it runs; it talks to the file `log`."""
-
-    def begin(folder: Path, log: Path, script: str, *overrides: str) -> subprocess.Popen:
-        with log.open("w") as stream:
-            return subprocess.Popen(
-                command(script, *overrides),
-                cwd=root,
-                env=environment(folder),
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
+        return Script(words, root, env, log)
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def run(start: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
+    """run(folder, "train.py", *overrides) -> its exit code, and all it said."""
+    log = tmp_path_factory.mktemp("said") / "output.txt"
+
+    def wait(folder: Path, *words: str, **more: str) -> Done:
+        return Done(start(folder, log, *words, **more).wait(), log.read_text())
+
+    return wait
 
 
 @pytest.fixture(scope="session")

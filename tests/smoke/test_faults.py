@@ -33,10 +33,8 @@ def levels_of(sweep):
 def test_a_killed_sweep_measures_no_point_twice(run, start, small, small_measure, tmp_path):
     job = ["evaluate.py", *SWEEP, *small, *small_measure, "measure.choices=false"]
     process = start(tmp_path, tmp_path / "output.txt", *job)
-    give_up = time.monotonic() + 120
     while not [file for file in points(tmp_path) if "samples" not in file.name]:
         assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
-        assert time.monotonic() < give_up
         time.sleep(0.002)
     process.kill()
     process.wait()
@@ -82,7 +80,7 @@ def test_a_sweep_goes_on_once_the_cause_of_its_failed_jobs_is_cured(run, small, 
 def test_two_jobs_that_need_the_same_artifacts_make_them_once(start, small, tmp_path):
     logs = [tmp_path / "one.txt", tmp_path / "two.txt"]
     processes = [start(tmp_path, log, "train.py", *small, "criterion=l2_norm") for log in logs]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0], [log.read_text() for log in logs]
+    assert [process.wait() for process in processes] == [0, 0], [log.read_text() for log in logs]
     said = [log.read_text() for log in logs]
     assert sum("fitting unified" in text for text in said) == 1
     assert sum("collecting ['features'" in text for text in said) == 1

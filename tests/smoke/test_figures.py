@@ -1,8 +1,6 @@
 """Each figure of the paper is a sweep that runs to its figure, here on opt-mini at the smallest sizes."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +8,6 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# one process for all: most of a sweep this small is the start of Python
-DRIVER = """
-import json, runpy, sys
-from hydra.core.global_hydra import GlobalHydra
-for words in json.loads(sys.argv[1]):
-    GlobalHydra.instance().clear()
-    sys.argv = ["evaluate.py", *words]
-    runpy.run_path("evaluate.py", run_name="__main__")
-"""
 SMALL = [
     *("model=opt-mini", "make_missing=true", "data.tokens=16", "data.windows=16", "traces.batch_size=4"),
     *(
@@ -65,42 +54,25 @@ SWEEPS = {
 
 
 @pytest.fixture(scope="module")
-def swept(
-    root: Path, task_root: Path, environment_of: Callable, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The folder in which each sweep has one of its own."""
-    folder = tmp_path_factory.mktemp("figures")
-    words = [
-        [
-            f"sweep={name}",
-            *more,
-            *([f"data.root={task_root}"] if "measure.tasks=[piqa,copa]" in more else []),
-            f"hydra.sweep.dir={folder / name}",
-        ]
-        for name, (_, more) in SWEEPS.items()
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(words)],
-        cwd=root,
-        env=environment_of(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "could not redraw" not in done.stdout, done.stdout[-3000:]
-    return folder
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all of them keep what they make."""
+    return tmp_path_factory.mktemp("made")
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_sweep_of_the_paper_runs_to_its_figure(swept: Path, name: str) -> None:
-    report, _ = SWEEPS[name]
-    records = [json.loads(file.read_text()) for file in (swept / name).glob("*/run.json")]
+def test_every_sweep_of_the_paper_runs_to_its_figure(
+    run: Callable, task_root: Path, made: Path, tmp_path: Path, name: str
+) -> None:
+    report, more = SWEEPS[name]
+    root = [f"data.root={task_root}"] if "measure.tasks=[piqa,copa]" in more else []
+    done = run(made, "evaluate.py", f"sweep={name}", *more, *root, f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "could not redraw" not in done.stdout, done.stdout[-3000:]
+    records = [json.loads(file.read_text()) for file in tmp_path.glob("*/run.json")]
     assert records
     assert {record["status"] for record in records} == {"done"}
-    (figure,) = (swept / name).glob("*.png")
+    (figure,) = tmp_path.glob("*.png")
     assert figure.read_bytes().startswith(b"\x89PNG")
-    page = (swept / name / f"{report}.html").read_text()
+    page = (tmp_path / f"{report}.html").read_text()
     assert "Plotly.newPlot" in page
-    assert f"]({figure.name})" in (swept / name / f"{report}.md").read_text()
+    assert f"]({figure.name})" in (tmp_path / f"{report}.md").read_text()

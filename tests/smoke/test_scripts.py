@@ -23,6 +23,19 @@ def test_looking_at_a_config_imports_nothing_heavy(root, script, question):
     assert not imported & HEAVY
 
 
+def test_the_front_door_loads_neither_lightning_nor_hydra(root):
+    lines = [
+        "import sys",
+        "from shadow import sparse",
+        "print(*{name.partition('.')[0] for name in sys.modules})",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=root, capture_output=True, text=True)
+    assert "transformers" in done.stdout.split()
+    assert not {"pytorch_lightning", "lightning_fabric", "hydra", "lm_eval", "numba"} & set(
+        done.stdout.split()
+    )
+
+
 def test_evaluate_means_hugging_faces_package():
     """Which lm-eval's metrics need, and which the script beside them would hide."""
     import evaluate

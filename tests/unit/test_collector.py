@@ -17,17 +17,8 @@ from shadow.models.sites import KINDS
 from shadow.signals import Signal, hook_signals, hook_sites
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.traces.packing import decode, encode, unpack
-from shadow.traces.store import (
-    EMBEDDINGS,
-    FEATURES,
-    MEANS,
-    Traces,
-    files_of,
-    finish,
-    inspect,
-    read_means,
-    verify,
-)
+from shadow.traces.shards import EMBEDDINGS, FEATURES, MEANS, files_of, finish, inspect, read_means, verify
+from shadow.traces.store import Traces
 
 KEY = "0123456789"
 LENGTHS = [12, 5, 9, 16, 7, 13, 10, 3, 11, 6]

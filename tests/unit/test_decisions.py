@@ -1,8 +1,11 @@
 """When a plan is decided, what it has seen, and that the batch around a row does not matter."""
 
+from itertools import cycle, product
+
 import pytest
 import torch
 from drawn_sites import sites_of
+from pairwise import pairwise
 
 from shadow.criteria import CONTEXTUAL
 from shadow.criteria.one_pass import score
@@ -18,12 +21,17 @@ POLICY = SparsityPolicy(0.5)
 NETS = ["unified-scores", "unified-mean", "unified-last", "layerwise-scores", "layerwise-last"]
 ORACLES = [f"oracle-{name}" for name in CONTEXTUAL]
 LOOKING = [name for name in ORACLES if name != "oracle-random"]
-CASES = [
-    (name, decided_at)
-    for name in ["fixed", *NETS, *ORACLES]
-    for decided_at in ["token", "prompt", "sequence"]
-    if decided_at != "token" or not name.endswith(("-mean", "-last"))  # a single token has nothing to pool
-]
+FAMILIES = ["opt", "llama"]
+TIMES = ["token", "prompt", "sequence"]
+ONCE = [  # each net at each time, and each criterion at one of them
+    *(
+        (name, at)
+        for name in ["fixed", *NETS]
+        for at in TIMES
+        if at != "token" or not name.endswith(("-mean", "-last"))
+    ),
+    *zip(ORACLES, cycle(TIMES)),
+]  # a single token has nothing to pool
 
 
 @pytest.fixture
@@ -69,17 +77,11 @@ def differ(one, other):
 @pytest.mark.parametrize(
     ("family", "name", "decided_at", "dtype"),
     [
-        (family, name, decided_at, dtype)
-        for family in ("opt", "llama")
-        for name, decided_at in CASES
-        if name not in ORACLES
-        for dtype in (torch.float64, torch.float32)
-    ]
-    # with rounding of 6e-8 a criterion's two units are once in a while too close to tell; the families take
-    # turns, so that each is with every criterion and with every time of decision
-    + [
-        (["opt", "llama"][at % 2], *case, torch.float64)
-        for at, case in enumerate(case for case in CASES if case[0] in ORACLES)
+        # with rounding of 6e-8 a criterion's two units are once in a while too close to tell
+        (family, *case, torch.float64 if case[0] in ORACLES else dtype)
+        for case, (family, dtype) in zip(
+            ONCE, cycle(product(["opt", "llama"], [torch.float64, torch.float32]))
+        )
     ],
 )
 def test_batch_size_1_and_8_give_the_same_plans(
@@ -115,6 +117,9 @@ def test_a_row_has_the_same_logits_alone_and_among_others(lm64, make_scorer, exa
 # What a plan has seen
 
 
+TURNS = pytest.mark.parametrize(("family", "name"), [*zip(cycle(FAMILIES), [*NETS, *LOOKING])])
+
+
 @pytest.fixture
 def pairs(examples):
     """Rows with the same first 6 tokens, and other tokens after them (as many, fewer, more)."""
@@ -135,8 +140,9 @@ def test_a_plan_decided_at_the_prompt_has_not_seen_the_answer(lm, make_scorer, p
         assert_same(of_row(together, row, 99), first)
 
 
-@pytest.mark.parametrize("name", [*NETS, *LOOKING])
-def test_a_plan_decided_at_the_prompt_depends_on_the_prompt(lm, make_scorer, examples, name):
+@TURNS
+def test_a_plan_decided_at_the_prompt_depends_on_the_prompt(make_lm, make_scorer, examples, family, name):
+    lm = make_lm(family)
     one, other = examples([12, 12])
     scorer = make_scorer(name, lm)
     assert differ(
@@ -145,8 +151,9 @@ def test_a_plan_decided_at_the_prompt_depends_on_the_prompt(lm, make_scorer, exa
     )
 
 
-@pytest.mark.parametrize("name", [*NETS, *LOOKING])
-def test_a_plan_decided_at_the_sequence_has_seen_the_answer(lm, make_scorer, pairs, name):
+@TURNS
+def test_a_plan_decided_at_the_sequence_has_seen_the_answer(make_lm, make_scorer, pairs, family, name):
+    lm = make_lm(family)
     scorer = make_scorer(name, lm)
     assert differ(
         of_row(plan_of(lm, scorer, collate(pairs[:1]), "sequence")[0], 0, 12),
@@ -172,10 +179,12 @@ def test_a_plan_decided_at_the_token_differs_from_position_to_position(lm, make_
         assert (keep[:, 1:6] != keep[:, :1]).any()
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("decided_at", ["prompt", "sequence"])
-def test_a_plan_of_a_whole_row_is_what_the_pooled_scores_say(lm, make_net, examples, name, decided_at):
+@pairwise("family, name, decided_at", FAMILIES, NETS, ["prompt", "sequence"])
+def test_a_plan_of_a_whole_row_is_what_the_pooled_scores_say(
+    make_lm, make_net, examples, family, name, decided_at
+):
     """By hand from the states of the dense pass, which are what the first tap reads in the sparse one."""
+    lm = make_lm(family)
     shape, _, pooling = name.partition("-")
     net = make_net(lm, [1] if shape == "unified" else [1, 2, 3])
     example = examples([11])[0]
@@ -196,9 +205,11 @@ def test_a_plan_of_a_whole_row_is_what_the_pooled_scores_say(lm, make_net, examp
         assert torch.equal(plan[1, kind][0], expected[1, kind])
 
 
-@pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
-@pytest.mark.parametrize("name", CONTEXTUAL)
-def test_the_oracle_takes_the_units_that_its_criterion_ranks_highest(lm, batch, name, decided_at):
+@pytest.mark.parametrize(("family", "decided_at", "name"), [*zip(cycle(FAMILIES), cycle(TIMES), CONTEXTUAL)])
+def test_the_oracle_takes_the_units_that_its_criterion_ranks_highest(
+    make_lm, batch, family, decided_at, name
+):
+    lm = make_lm(family)
     found, policy = {}, SparsityPolicy(0.5, dense_layers=())
 
     def receive(_, site, seen):

@@ -6,8 +6,8 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
+from pairwise import pairwise
 
-from shadow.criteria import CONTEXTUAL
 from shadow.data.batches import Example
 from shadow.data.texts import Question, builtin_topics, questions
 from shadow.front import sparse
@@ -103,8 +103,11 @@ def test_the_choice_is_the_continuation_with_the_least_loss(lm, asked):
     assert found.stderr == pytest.approx(math.sqrt(found.value * (1 - found.value) / 24))
 
 
-@pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
-@pytest.mark.parametrize("name", ["fixed", "unified", "layerwise", *CONTEXTUAL])
+@pairwise(
+    "name, decided_at",
+    ["fixed", "unified", "layerwise", "l2_norm", "fisher"],
+    ["token", "prompt", "sequence"],
+)
 def test_batch_size_1_and_8_give_the_same_accuracy_and_sparsity(lm, make_net, asked, name, decided_at):
     if name in ("unified", "layerwise"):
         scorer = Predicted(make_net(lm, [1] if name == "unified" else [1, 2, 3]), "scores")

@@ -1,14 +1,15 @@
 """The masked executor against the plain model: level 0 changes nothing, a mask is weights of zero."""
 
 from copy import deepcopy
+from itertools import cycle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from observed import drawn_means
+from pairwise import pairwise
 from torch import nn
 
-from shadow.criteria import CONTEXTUAL
 from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.masked import MaskedRun
@@ -21,24 +22,46 @@ from shadow.scorers.predicted import Predicted
 from shadow.signals import Signal
 
 DENSE = SparsityPolicy(0.0)
-SCORERS = ["fixed", "unified", "layerwise", *(f"oracle-{name}" for name in CONTEXTUAL)]
+SCORERS = [
+    "fixed",
+    "unified",
+    "layerwise",
+    "oracle-l2_norm",
+    "oracle-fisher",
+    "oracle-grasp",
+    "oracle-random",
+]
 
 
 def fail_after(_):
     raise RuntimeError("mid-way")
 
 
-@pytest.fixture(params=SCORERS)
-def scorer(request, lm, make_net):
-    if request.param == "fixed":
+def scorer_of(name, lm, make_net):
+    if name == "fixed":
         return Fixed(random_scores(find_sites(lm.model), 0))
-    if request.param.startswith("oracle-"):
-        return Oracle(request.param.removeprefix("oracle-"))
-    return Predicted(make_net(lm, [1] if request.param == "unified" else [1, 2, 3]), "scores")
+    if name.startswith("oracle-"):
+        return Oracle(name.removeprefix("oracle-"))
+    return Predicted(make_net(lm, [1] if name == "unified" else [1, 2, 3]), "scores")
 
 
-@pytest.mark.parametrize("decided_at", ["token", "prompt", "sequence"])
-def test_level_0_is_the_dense_model_bit_for_bit(lm, scorer, batch, dense, decided_at):
+@pytest.fixture(params=[*zip(cycle(["opt", "llama"]), SCORERS)], ids="-".join)
+def planned(request, make_lm, make_net):
+    """A model and a scorer of each sort, the families by turns."""
+    family, name = request.param
+    lm = make_lm(family)
+    return lm, scorer_of(name, lm, make_net)
+
+
+@pairwise(
+    "family, name, decided_at",
+    ["opt", "llama"],
+    ["fixed", "unified", "oracle-fisher"],
+    ["token", "prompt", "sequence"],
+)
+def test_level_0_is_the_dense_model_bit_for_bit(make_lm, make_net, batch, dense, family, name, decided_at):
+    lm = make_lm(family)
+    scorer = scorer_of(name, lm, make_net)
     with sparse(lm.model, scorer, DENSE, decided_at) as run:
         assert torch.equal(run.logits(batch), dense(lm, batch))
     assert run.achieved("head") == run.achieved("neuron") == 0.0
@@ -57,7 +80,8 @@ def test_level_0_is_the_dense_model_whatever_the_pooling(lm, make_net, batch, de
         assert torch.equal(run.logits(batch), dense(lm, batch))
 
 
-def test_after_the_block_the_model_is_dense_again(lm, scorer, batch, dense, hooks_on):
+def test_after_the_block_the_model_is_dense_again(planned, batch, dense, hooks_on):
+    lm, scorer = planned
     before = dense(lm, batch)
     with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
         assert not torch.equal(run.logits(batch), before)
@@ -65,21 +89,24 @@ def test_after_the_block_the_model_is_dense_again(lm, scorer, batch, dense, hook
     assert torch.equal(dense(lm, batch), before)
 
 
-def test_no_hook_is_left_after_an_exception(lm, scorer, batch, hooks_on):
+def test_no_hook_is_left_after_an_exception(planned, batch, hooks_on):
+    lm, scorer = planned
     with pytest.raises(RuntimeError, match="mid-way"), sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
         fail_after(run.logits(batch))
     assert hooks_on(lm.model) == 0
 
 
-def test_no_hook_is_left_when_the_forward_pass_fails(lm, scorer, batch, hooks_on):
+def test_no_hook_is_left_when_the_forward_pass_fails(planned, batch, hooks_on):
+    lm, scorer = planned
     outside = batch._replace(ids=batch.ids + 1_000_000)
     with pytest.raises(IndexError), sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
         run.logits(outside)
     assert hooks_on(lm.model) == 0
 
 
-def test_a_call_after_one_that_failed_is_sound(lm, scorer, batch):
+def test_a_call_after_one_that_failed_is_sound(planned, batch):
     """A failed call must not leave the run in the middle of looking, or with another batch's rows."""
+    lm, scorer = planned
     outside = batch._replace(ids=batch.ids + 1_000_000)
     with sparse(lm.model, scorer, SparsityPolicy(0.5)) as run:
         expected = run.logits(batch)

@@ -7,13 +7,15 @@ import pytorch_lightning as pl
 import torch
 
 from shadow.errors import UserError
-from shadow.fit.module import Descent, EpochShuffle, PredictorModule, Reading, TraceData
+from shadow.fit.module import Descent, PredictorModule
 from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise
+from shadow.fit.rows import EpochShuffle, Reading, TraceData
 from shadow.models.sites import KINDS
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.paper_nets import MinMax
 from shadow.traces.packing import encode, pack
-from shadow.traces.store import FEATURES, Traces, files_of, finish, inspect, write_shard
+from shadow.traces.shards import FEATURES, files_of, finish, inspect, write_shard
+from shadow.traces.store import Traces
 
 WINDOWS, TOKENS, LAYERS, WIDTH = 30, 10, 3, 8
 UNITS = {"head": 4, "neuron": 16}

@@ -21,8 +21,9 @@ from shadow.criteria import CRITERIA, RANDOM, STATISTICS, random_scores_of
 from shadow.criteria.one_pass import score as score_batch
 from shadow.data.batches import collate
 from shadow.errors import UserError
-from shadow.fit.module import Descent, PredictorModule, Reading, TraceData
+from shadow.fit.module import Descent, PredictorModule
 from shadow.fit.objectives import LogSquares
+from shadow.fit.rows import Reading, TraceData
 from shadow.front import sparse
 from shadow.jobs import calibration, checks, fitting, ingredients, keys, loading, method, stores
 from shadow.jobs.estimate import estimate_of
@@ -36,16 +37,8 @@ from shadow.scorers.oracle import Oracle
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.prompt import PromptActivation
 from shadow.signals import Signal, hook_signals
-from shadow.traces.store import (
-    EMBEDDINGS,
-    FEATURES,
-    MEANS,
-    Traces,
-    covered,
-    files_of,
-    read_manifest,
-    read_means,
-)
+from shadow.traces.shards import EMBEDDINGS, FEATURES, MEANS, covered, files_of, read_manifest, read_means
+from shadow.traces.store import Traces
 
 # Lightning's word for resuming
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
@@ -572,7 +565,7 @@ def test_a_shard_that_a_kill_left_half_written_is_gone_after_the_rerun(collect, 
 CUT_SHORT = """
 import resource, signal, sys, torch
 from pathlib import Path
-from shadow.traces.store import store_of, write_shard
+from shadow.traces.shards import store_of, write_shard
 folder = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would make an error of it
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))

@@ -42,7 +42,6 @@ def dom(page: Path, folder: Path) -> str:
         [browser, "--headless", *root, *more, "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from shadow.errors import UserError
 from shadow.traces.packing import decode, encode, from_bits, pack, top_bits
-from shadow.traces.store import (
+from shadow.traces.shards import (
     FEATURES,
-    Traces,
     covered,
     digest,
     files_of,
@@ -27,6 +26,7 @@ from shadow.traces.store import (
     verify,
     write_shard,
 )
+from shadow.traces.store import Traces
 
 KEY = "0123456789"
 SHARD = 4  # windows
