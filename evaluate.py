@@ -16,6 +16,7 @@ def main(cfg: DictConfig) -> float | None:
     from shadow.jobs import (
         checks,
         ingredients,
+        learnt,
         loading,
         measures,
         point_records,
@@ -37,6 +38,7 @@ def main(cfg: DictConfig) -> float | None:
             scorer = ingredients.get_scorer(cfg, lm, this.loggers)
             stand_in = stores.get_stand_in(cfg, lm)
             policy = policies.get_policy(cfg, lm, scorer, stand_in)
+            stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, this.loggers)
             lm = loading.measured_lm(cfg)
             executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
             with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:

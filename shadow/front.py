@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from shadow.models.sites import SiteKey
 from shadow.plans.facts import DecidedAt, Facts
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.refusals import refusal
-from shadow.plans.stand_ins import Mean, StandIn, Zero
+from shadow.plans.stand_ins import Corrects, Mean, StandIn, Zero
 from shadow.scorers.protocol import Scorer, traits_of
 
 Named = Literal["auto", "mean", "zero"]
@@ -80,7 +81,7 @@ def open_run(
         )
     if policy.level > 0:
         policy = policy.of(scorer.kinds)
-    facts = facts_of(model, scorer, policy, decided_at)
+    facts = replace(facts_of(model, scorer, policy, decided_at), corrects=isinstance(stand_in, Corrects))
     require_eager(model)
     reason = refusal(facts) or executor.refuses(facts)
     if reason is not None:

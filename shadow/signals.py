@@ -141,7 +141,7 @@ def hook_outputs(
 
         def at(site: Site, reader: int) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
             def hook(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
-                found = fn(site, reader, y.view(*shape_of(y, shape), y.shape[-1]))
+                found = fn(site, reader, y.view(*shape_of(y, shape.here), y.shape[-1]))
                 return None if found is None else found.view(y.shape)
 
             return hook

@@ -257,7 +257,8 @@ class Planner:
         """Those after which the stand-in changes what is written."""
         if not isinstance(self.stand_in, Corrects):
             return []
-        return [site for key, site in self.sites.items() if self.policy.prunes(key) and site.slot != "lm_head"]
+        pruned = (site for key, site in self.sites.items() if self.policy.prunes(key))
+        return [site for site in pruned if site.slot != "lm_head"]
 
     def correct(self, site: Site, reader: int, y: Tensor) -> Tensor | None:
         """y: [B, T, N], what this reader of a pruned site has written -> what it becomes where tokens are

@@ -28,6 +28,11 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
 
 def _of_scorer(facts: Facts) -> str | None:
     scorer = facts.scorer
+    if facts.corrects:
+        return (
+            "executor=gathered does not change what projections write, as a learnt stand-in does: use "
+            "executor=masked, or sparsity.learnt.windows=0"
+        )
     if "channel" in (facts.policy.kinds or ()):
         return "executor=gathered reads no channels yet: use executor=masked"
     if facts.policy.tokens not in ("all", "decode"):

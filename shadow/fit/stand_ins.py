@@ -1,9 +1,8 @@
-"""Learnt stand-ins: a few numbers a projection, fitted so that the sparse model says what the dense one says."""
-
-from typing import Any
+"""Learnt stand-ins: fitted so that the sparse model says what the dense one does."""
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
@@ -15,7 +14,7 @@ from shadow.plans.stand_ins import Learnt
 
 
 class StandInModule(pl.LightningModule):
-    """Descent on the divergence of the sparse model's next tokens from the dense one's, plans as they fall."""
+    """Descent on how far the sparse model's next token is from the dense one's, whatever the plans are."""
 
     def __init__(self, run: MaskedRun, stand_in: Learnt, lr: float) -> None:
         """run: of the block in which this is fitted, with this stand-in."""
@@ -29,7 +28,7 @@ class StandInModule(pl.LightningModule):
         self.log("train/kl", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam(self.stand_in.parameters(), self.lr)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = get_scheduler("cosine", optimizer, 0, steps)
@@ -44,6 +43,5 @@ def divergence(dense: Tensor, sparse: Tensor, real: Tensor) -> Tensor:
 
 def loader(windows: list[Example], batch_size: int, seed: int) -> DataLoader:
     """Each epoch in an order of its own, which a resumed fit repeats."""
-    return DataLoader(
-        windows, batch_size=batch_size, sampler=EpochShuffle(len(windows), seed), collate_fn=collate  # type: ignore[arg-type]
-    )
+    order = EpochShuffle(len(windows), seed)
+    return DataLoader(windows, batch_size=batch_size, sampler=order, collate_fn=collate)  # type: ignore[arg-type]

@@ -112,6 +112,12 @@ def check_sparsity(cfg: DictConfig) -> None:
         )
     if settings.budget_windows < 1:
         raise UserError(f"sparsity.budget_windows must be at least 1, got {settings.budget_windows}")
+    learnt = settings.learnt
+    if learnt.windows < 0 or learnt.epochs < 1 or learnt.batch_size < 1 or not learnt.lr > 0:
+        raise UserError(
+            "sparsity.learnt needs windows of at least 0, epochs and a batch_size of at least 1, and an lr "
+            f"above 0, got {dict(learnt)}"
+        )
     if settings.budget_fewshot is not None and ("num_fewshot" not in cfg.data or settings.budget_fewshot < 0):
         raise UserError(
             "sparsity.budget_fewshot counts the shots of tasks' prompts, at least 0, and needs data=tasks, "

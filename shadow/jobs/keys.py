@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from shadow.artifacts.files import key_of
 from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
 from shadow.jobs.config import data_label, model_label, plain
-from shadow.jobs.method import is_trained, net_of, policy_of, stand_in_of
+from shadow.jobs.method import is_trained, learns_stand_in, net_of, policy_of, stand_in_of
 from shadow.models.load import describe_folder
 
 # a change of code that changes what one of them holds makes a new name; nothing else of the code is in a name
@@ -109,10 +109,12 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
 
     What is left open, `sparsity.kinds=null` and `sparsity.stand_in=auto`, counts as what it stands for.
     """
+    sparsity = counted(cfg, "sparsity")
+    if not learns_stand_in(cfg):
+        del sparsity["learnt"]
     settings: dict[str, Any] = {
         "predictor": counted(cfg, "predictor"),
-        "sparsity": counted(cfg, "sparsity")
-        | {"kinds": list(policy_of(cfg).kinds or ()), "stand_in": stand_in_of(cfg)},
+        "sparsity": sparsity | {"kinds": list(policy_of(cfg).kinds or ()), "stand_in": stand_in_of(cfg)},
         "criterion": cfg.criterion.name,
         "loss": cfg.traces.loss,
     }
@@ -123,8 +125,21 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
+def learnt_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What names a learnt stand-in."""
+    return method_settings(cfg) | of_calibration(cfg)
+
+
 def budgets_settings(cfg: DictConfig) -> dict[str, Any]:
-    return method_settings(cfg) | {
+    """What names budgets and thresholds, which know nothing of what is learnt after them."""
+    settings = method_settings(cfg)
+    settings["sparsity"].pop("learnt", None)
+    return settings | of_calibration(cfg)
+
+
+def of_calibration(cfg: DictConfig) -> dict[str, Any]:
+    """What decides the windows that something is learnt from, and the model that reads them."""
+    return {
         "format": POINT_FORMAT,
         "model": model_settings(cfg),
         "data": counted(cfg, "data"),
@@ -151,3 +166,8 @@ def predictor_folder(cfg: DictConfig) -> Path:
 def budgets_file(cfg: DictConfig) -> Path:
     name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.criterion.name}-{key_of(budgets_settings(cfg))}"
     return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"
+
+
+def learnt_folder(cfg: DictConfig) -> Path:
+    name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.sparsity.level:g}-{key_of(learnt_settings(cfg))}"
+    return Path(cfg.paths.artifact_dir) / "stand_ins" / name

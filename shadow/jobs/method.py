@@ -115,6 +115,7 @@ def facts_of(cfg: DictConfig, level: float | None = None) -> Facts:
         text.num_attention_heads // key_value_heads(text),
         getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1,
         device_of(cfg).type,
+        corrects=learns_stand_in(cfg),
     )
 
 
@@ -135,3 +136,8 @@ def learns_budgets(cfg: DictConfig) -> bool:
     """Whether calibration is asked for levels of layers, or for thresholds."""
     asked = cfg.sparsity.budgets == "greedy" or cfg.sparsity.scope == "threshold"
     return asked and cfg.sparsity.level > 0
+
+
+def learns_stand_in(cfg: DictConfig) -> bool:
+    """Whether a stand-in is fitted to what the dense model says."""
+    return cfg.sparsity.learnt.windows > 0 and cfg.sparsity.level > 0

@@ -6,11 +6,12 @@ import shlex
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from shadow.artifacts import learnt_stand_ins
 from shadow.artifacts.hub import CONFIG
 from shadow.errors import UserError
 from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
-from shadow.jobs.keys import budgets_file, predictor_folder, traces_folder
-from shadow.jobs.method import is_trained, learns_budgets, ranks_layers
+from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, traces_folder
+from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, ranks_layers
 from shadow.jobs.trace_checks import check_traces
 from shadow.traces.shards import FEATURES, MEANS, read_manifest
 
@@ -51,6 +52,13 @@ def check_made(cfg: DictConfig) -> None:
             f"there are no {what} {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
             f"give {without}"
         )
+    if learns_stand_in(cfg) and not cfg.make_missing:
+        folder = learnt_folder(cfg)
+        if not (folder / learnt_stand_ins.CONFIG).is_file():
+            raise UserError(
+                f"there is no learnt stand-in {folder}: learn it on the way with make_missing=true, or give "
+                "sparsity.learnt.windows=0"
+            )
 
 
 def check_predictor_made(cfg: DictConfig) -> None:

@@ -34,7 +34,8 @@ class Traits(NamedTuple):
 @dataclass(frozen=True)
 class Facts:
     """family: the model_type of its config. group: query heads that share a key-value head. experts: of a
-    layer; 1 where there are none. device: `cpu` or `cuda`."""
+    layer; 1 where there are none. device: `cpu` or `cuda`. corrects: whether the stand-in also changes what
+    is written behind dropped units."""
 
     policy: SparsityPolicy
     decided_at: DecidedAt
@@ -44,3 +45,4 @@ class Facts:
     group: int = 1
     experts: int = 1
     device: str = "cpu"
+    corrects: bool = False

@@ -27,6 +27,11 @@ def _of_kinds(facts: Facts) -> str | None:
             f"sparsity.kinds must be among {sorted(scorer.kinds)}, which are all that {scorer.name} scores, "
             f"got {kinds}"
         )
+    if facts.corrects and facts.experts > 1 and kinds != ["head"]:
+        return (
+            "a learnt stand-in changes what projections write, and those of experts write for tokens that "
+            "are sent to them alone: give sparsity.learnt.windows=0, or sparsity.kinds=[head]"
+        )
     of_the_site = policy.scope == "threshold" and set() < scorer.points <= {"gate", "up", "site"}
     if facts.experts > 1 and kinds != ["head"] and policy.scope != "layer" and not of_the_site:
         return (

@@ -43,12 +43,8 @@ class Learnt(nn.Module):
         self.within = within
         self.factors, self.addends = nn.ParameterDict(), nn.ParameterDict()
         for site in sites:
-            if site.inside_experts:
-                raise UserError(
-                    "sparsity.stand_in=learnt changes what projections write, and those of experts write for "
-                    "tokens that are sent to them alone: use sparsity.stand_in=zero, or sparsity.kinds=[head]"
-                )
             for reader, projection in enumerate(site.readers):
+                assert isinstance(projection, nn.Linear), "experts are refused before"
                 size, where = projection.out_features, projection.weight.device
                 self.factors[name_of(site, reader)] = nn.Parameter(torch.ones(size, device=where))
                 self.addends[name_of(site, reader)] = nn.Parameter(torch.zeros(size, device=where))

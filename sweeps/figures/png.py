@@ -69,7 +69,9 @@ def legend(drawing: Drawing) -> None:
         if not label.startswith("_")
     }
     if handles:
-        drawing.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9)
+        drawing.legend(
+            handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=9
+        )
 
 
 def save(drawing: Drawing, file: Path) -> None:

@@ -1,0 +1,103 @@
+"""The learnt stand-in of a job: found, or fitted on the calibration's first windows."""
+
+import logging
+import time
+import zipfile
+from pathlib import Path
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from shadow.artifacts import learnt_stand_ins
+from shadow.errors import UserError
+from shadow.executors.masked import Masked, MaskedRun
+from shadow.fit.checkpoints import WholeCheckpoints
+from shadow.fit.stand_ins import StandInModule, loader
+from shadow.front import open_run
+from shadow.jobs.calibration import calibration_data
+from shadow.jobs.config import STRATEGIES
+from shadow.jobs.keys import learnt_folder, learnt_settings
+from shadow.jobs.loading import digest
+from shadow.jobs.method import learns_stand_in
+from shadow.jobs.run import versions
+from shadow.jobs.stores import taking_turns
+from shadow.models.kinds import find_sites
+from shadow.models.load import LM
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Learnt, StandIn
+from shadow.scorers.protocol import Scorer
+
+log = logging.getLogger(__name__)
+
+
+def with_learnt(
+    cfg: DictConfig, lm: LM, scorer: Scorer, policy: SparsityPolicy, within: StandIn, loggers: list
+) -> StandIn:
+    """within: what speaks for dropped units -> the same, with what is learnt of these settings around it."""
+    if not learns_stand_in(cfg):
+        return within
+    folder = learnt_folder(cfg)
+    if not (folder / learnt_stand_ins.CONFIG).is_file():
+        with taking_turns(folder):
+            if not (folder / learnt_stand_ins.CONFIG).is_file():  # else another job was faster
+                fit(cfg, lm, scorer, policy, within, folder, loggers)
+    (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
+    return learnt_stand_ins.read(folder, unlearnt(lm, scorer, policy, within))
+
+
+def unlearnt(lm: LM, scorer: Scorer, policy: SparsityPolicy, within: StandIn) -> Learnt:
+    sites = find_sites(lm.model, sorted(scorer.kinds))
+    return Learnt([site for site in sites if policy.prunes(site.key) and site.slot != "lm_head"], within)
+
+
+def fit(
+    cfg: DictConfig,
+    lm: LM,
+    scorer: Scorer,
+    policy: SparsityPolicy,
+    within: StandIn,
+    folder: Path,
+    loggers: list,
+) -> None:
+    start, settings = time.monotonic(), cfg.sparsity.learnt
+    windows = calibration_data(cfg).examples(lm)[: settings.windows]
+    if len(windows) < settings.windows:
+        raise UserError(
+            f"sparsity.learnt.windows must be at most the {len(windows)} windows of the calibration, got "
+            f"{settings.windows}: give fewer, or a larger data.windows"
+        )
+    last = folder / "last.ckpt"
+    if last.is_file() and not zipfile.is_zipfile(last):
+        log.warning("%s is damaged: the fit begins anew", last)
+        last.unlink()
+    stand_in = unlearnt(lm, scorer, policy, within)
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        strategy=STRATEGIES[cfg.trainer.strategy],
+        max_epochs=settings.epochs,
+        gradient_clip_val=None,
+        callbacks=[ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)],
+        logger=loggers,
+        plugins=[WholeCheckpoints()],
+        use_distributed_sampler=False,
+    )
+    with open_run(lm.model, scorer, policy, cfg.sparsity.decided_at, stand_in, Masked()) as run:
+        assert isinstance(run, MaskedRun)
+        module = StandInModule(run, stand_in, settings.lr)
+        data = loader(windows, settings.batch_size, cfg.seed)
+        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    config = {
+        "settings": learnt_settings(cfg),
+        "weights": digest(lm.model),
+        "windows": len(windows),
+        "numbers": stand_in.weights,
+        "kl": float(trainer.callback_metrics["train/kl"]),
+        "seconds": round(time.monotonic() - start, 1),
+        "versions": versions(),
+    }
+    learnt_stand_ins.write(folder, stand_in, config)
+    log.info("stand-in: %d numbers, %.0f s -> %s", stand_in.weights, config["seconds"], folder)
