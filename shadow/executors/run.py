@@ -24,7 +24,7 @@ class Run(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """Which units stay, as last decided; a gathered run that decides at each token keeps that of its
+        """Which units stay, as last decided in this thread; a gathered run that decides at each token keeps that of its
         prompts alone."""
         ...
 
