@@ -1,5 +1,6 @@
 """The front door: a model made sparse for the length of a block."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -7,7 +8,8 @@ from typing import Literal, get_args
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.errors import UserError
+from shadow.errors import UncountedTokens, UserError
+from shadow.executors.block import block, require_eager
 from shadow.executors.masked import Masked
 from shadow.executors.planner import Planner
 from shadow.executors.run import Executor, Run
@@ -36,11 +38,15 @@ def sparse(
 ) -> Iterator[Run]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
+    Calls may come from several threads, each with its own plan. A model is in one block at a time.
+
     scorer: a predictor of `load_predictor`, or anything with `kinds`, `signals` and `scores`.
     policy: how many units go, and where; or level, the share of them, for a policy that is otherwise the
     default.
     decided_at: `token`, each position by its own state; `prompt`, once for all that follows, from the prompt;
-    `sequence`, from prompt and answer, which is not to be had in use.
+    `sequence`, from prompt and answer, which is not to be had in use. The prompt is what `model.generate` is
+    given; in a loop of your own, what the first call on an empty key-value cache brings, and without a cache
+    what each call brings. Its plan lies with the cache.
     stand_in: what a dropped unit says: `zero`, nothing; `mean`, its calibration mean, which a predictor
     brings; `auto`, that mean if the scorer is a predictor that ranks units by their distance from it, else
     nothing; values of one's own, [U, D] of every site; or a `StandIn`.
@@ -79,11 +85,17 @@ def open_run(
     if policy.level > 0:
         policy = policy.of(scorer.kinds)
     facts = facts_of(model, scorer, policy, decided_at)
+    require_eager(model)
     reason = refusal(facts) or executor.refuses(facts)
     if reason is not None:
         raise UserError(reason)
-    with executor.open(model, Planner(model, scorer, policy, decided_at, stand_in)) as run:
+    planner = Planner(model, scorer, policy, decided_at, stand_in)
+    with block(model, planner), executor.open(model, planner) as run:
         yield run
+        run.bytes()  # a run on a GPU counts when it is asked
+        doubt = planner.counts.doubt()
+    if doubt is not None:
+        warnings.warn(doubt, UncountedTokens, stacklevel=5)
 
 
 def chosen(policy: SparsityPolicy | None, level: float | None) -> SparsityPolicy:

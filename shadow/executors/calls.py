@@ -1,6 +1,5 @@
 """What a language model is called with, and how another answers in its place; of all devices."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.errors import UserError
 from shadow.executors.cpu.cache import OwnCache
+from shadow.signals import replace_method
 
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
 Cache = TypeVar("Cache", bound=OwnCache)
@@ -84,16 +84,5 @@ def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | Non
 def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithPast]) -> Iterator[None]:
     """Inside the block the model's forward is this one; afterwards what it was."""
 
-    def answer(*args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
-        return forward(*args, **kwargs)
-
-    answer.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
-    stood = vars(model).get("forward")  # accelerate puts one there
-    model.forward = answer
-    try:
+    with replace_method(model, "forward", forward):
         yield
-    finally:
-        if stood is None:
-            del model.forward
-        else:
-            model.forward = stood

@@ -1,16 +1,23 @@
 """What every run does, whatever carries its plans out: plan a call, and count what stays."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
+from uuid import uuid4
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.models.kinds import find_sites, weights_of
+from shadow.executors.cached_plan import CachedPlan, keep_in, plan_of
+from shadow.executors.call import Call
+from shadow.executors.counts import Counts
+from shadow.executors.given import Given
+from shadow.executors.here import Here
+from shadow.executors.positions import Positions, prompt_of, whole_positions
+from shadow.models.kinds import find_sites
 from shadow.models.sites import KINDS, Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
@@ -23,11 +30,11 @@ OnScores = Callable[[Signal, Mapping[SiteKey, Tensor]], None]
 
 
 class Planner:
-    """The plan of the call under way, and what was really kept of all calls.
+    """Plans calls, and counts what was really kept of all of them.
 
     The scorer sees its signals inside the same forward pass that it makes sparse. Decided at the `prompt`,
-    the plan of a row comes from its prompt and holds for all its positions; a call that goes on from a
-    key-value cache keeps the plan that was made when the cache was empty.
+    the plan of a row comes from its prompt and holds for all its positions; it lies with the key-value cache
+    that the prompt has filled, and holds for the calls that go on from this cache. Threads may call at once.
     """
 
     def __init__(
@@ -54,23 +61,28 @@ class Planner:
                 stand_in.require(site)
         self.signals = tuple(scorer.signals(pruned)) if policy.level > 0 else ()
         self.on_scores: OnScores | None = None  # is told what the scorer says at each signal
-        self.plan: Plan = {}
-        self.kept: Counter[SiteKey] = Counter()
-        self.total: Counter[SiteKey] = Counter()
-        self.whole: Counter[SiteKey] = Counter()  # of `total`, at positions that are not sparse
-        self._real = torch.zeros(0)  # bool [B, T] of the call under way
-        self._n_real = self._n_whole = 0
+        self.name = uuid4().hex  # of this run: plans that lie with caches bear it
+        self.lock = Lock()
+        self.counts = Counts(self.sites)
+        self.kept, self.total, self.whole = self.counts.kept, self.counts.total, self.counts.whole
+        self.standing: Plan = {}  # what every call begins with
+        self.here = Here()
         self._staying: dict[SiteKey, int] = {}  # of those that are as many at all positions of all calls
-        self._whole: Tensor | None = None  # bool [B, T], positions at which every unit stays
-        self._pool: Tensor | None = None
-        self._looking = self._going_on = self._untouched = False
         if not self.signals and policy.level > 0:
-            self.plan = policy.plan(scorer.scores(ONCE, torch.zeros(0), None), self.sites)
+            self.standing = policy.plan(scorer.scores(ONCE, torch.zeros(0), None), self.sites)
+            for site in pruned:
+                if site.key not in self.standing:
+                    raise self.silence(site.key)
 
     @property
     def decides_each_token(self) -> bool:
         """Whether plans change from one token to the next."""
         return self.decided_at == "token" and bool(self.signals)
+
+    @property
+    def decides_once(self) -> bool:
+        """Whether the plan of a call holds for all calls that go on from it."""
+        return self.decided_at != "token" and bool(self.signals)
 
     @property
     def constants(self) -> dict[SiteKey, Tensor]:
@@ -84,137 +96,170 @@ class Planner:
             with self.looking():
                 self.scorer.look(self.model, batch.to(self.model.device))
 
+    def looking(self) -> AbstractContextManager[None]:
+        """Inside the block this thread's calls of the model are dense, and nothing is counted."""
+        return self.here.looking()
+
+    @property
+    def plan(self) -> Plan:
+        """Of this thread's call that is under way, or else of its last one."""
+        if self.here.call is not None:
+            return self.here.call.plan
+        return self.standing if self.here.plan is None else self.here.plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self.standing, self.here.plan = plan, None
+
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Inside the block calls of the model are dense, and nothing is counted."""
-        self._looking = True
-        try:
-            yield
-        finally:
-            self._looking = False
+    def calling(
+        self,
+        real: Tensor,
+        prompt: Tensor,
+        given: Given | None = None,
+        before: Tensor | None = None,
+    ) -> Iterator[Call]:
+        """A call of these positions, bool [B, T] each; counted when it has ended well.
 
-    def begin(self, real: Tensor, prompt: Tensor, before: Tensor | None = None) -> None:
-        """A call of these positions, bool [B, T] each.
-
-        before: [B], real tokens of each row in the key-value cache that it goes on from; None if from none.
+        given: what else is known of it, where it may go on from a cache; None: it begins, and what it reads
+        is a sample with its answer. before: [B], real positions of each row in the cache, if the policy asks.
         """
-        if self._looking:
+        if self.here.dense:
+            yield Call(Positions(real, None), None, {}, decided=True)
             return
-        self._real, self._going_on = real, before is not None
-        self._n_real = int(real.count_nonzero())
-        self._whole = self.whole_positions(real, prompt, before)
-        self._n_whole = 0 if self._whole is None else int((self._whole & real).count_nonzero())
-        self._untouched = self._whole is not None and self._n_whole == self._n_real
-        self._pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
+        start, ends = (0, real) if given is None else (given.start, prompt)
+        whole = whole_positions(self.policy.tokens, real, prompt, ends, start, before)
+        pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
+        plan = None if given is None else self.plan_before(given)
+        shown = None if given is None else given.shown()
+        call = Call(Positions(real, whole), pool, self.standing | (plan or {}), plan is not None, shown)
+        with self.here.within(call):
+            yield call
+        self.here.plan = call.plan
+        with self.lock:
+            self.counts.add(call)
 
-    def whole_positions(self, real: Tensor, prompt: Tensor, before: Tensor | None) -> Tensor | None:
-        """-> bool [B, T], True where policy.tokens leaves all units; None: nowhere."""
-        tokens = self.policy.tokens
-        if tokens == "all":
+    def plan_before(self, given: Given) -> Plan | None:
+        """That of an earlier call, if this one is to follow it."""
+        if not self.decides_once:
             return None
-        if tokens == "decode":
-            return prompt if before is None else None
-        place = real.long().cumsum(1)  # from 1 on
-        if isinstance(tokens, int):
-            return place + (0 if before is None else before[:, None]) <= tokens
-        if before is not None:
-            return None
-        assert isinstance(tokens, float)
-        length = place[:, -1:]
-        return place <= length - (length * tokens).ceil().long()
+        if given.start > 0:
+            return plan_of(given.cache, given.start, given.read, self.name, self.decided_at)
+        columns, tokens = self.here.columns, given.read.shape[1]
+        if columns is not None and tokens < columns:
+            raise UserError(
+                f"sparsity.decided_at={self.decided_at} makes its plan of the whole prompt, and generate "
+                f"brings {tokens} of its {columns} positions first: leave prefill_chunk_size and "
+                "guidance_scale out, or use sparsity.decided_at=token"
+            )
+        return None
+
+    def remember(self, call: Call, read: Tensor, cache: Cache | None) -> None:
+        """Leave the plan of a prompt with the cache that its call has filled. read: as `Given` has it."""
+        if self.decides_once and not call.decided and cache is not None:
+            prompt = read[:, : self.here.columns].detach()
+            keep_in(cache, CachedPlan(self.name, prompt, dict(call.plan)))
+
+    def prompt_of(self, real: Tensor, start: int) -> Tensor:
+        """real: bool [B, T], behind `start` positions in the cache -> bool [B, T], those of the prompt."""
+        return prompt_of(real, start, self.here.columns)
+
+    def require_behind_prompt(self, start: int) -> None:
+        """For executors that take what follows a cache for sparse."""
+        columns = self.here.columns
+        if self.policy.tokens == "decode" and columns is not None and start < columns:
+            raise UserError(
+                f"sparsity.tokens=decode leaves the {columns} positions whole that generate was given, and "
+                f"executor=gathered would read those behind {start} as sparse ones: leave prefill_chunk_size "
+                "and past_key_values out, or use executor=masked"
+            )
 
     def decide(self, signal: Signal, x: Tensor) -> None:
         """Plan what this signal decides by x: [B, T, N]."""
-        if self._looking or (self._going_on and self.decided_at != "token"):
+        if self.here.dense:
             return
-        if self._untouched and self.decided_at == "token" and self.on_scores is None:
+        call = self.under_way()
+        if call.decided:
+            return
+        if call.positions.untouched and self.decided_at == "token" and self.on_scores is None:
             return  # nobody would use it
-        scores = self.scorer.scores(signal, x, self._pool)
+        scores = self.scorer.scores(signal, x, call.pool)
         if self.on_scores is not None:
             self.on_scores(signal, scores)
-        self.plan |= self.policy.plan(scores, self.sites)
+        call.plan |= self.policy.plan(scores, self.sites)
+
+    def under_way(self) -> Call:
+        call = self.here.call
+        if call is None:
+            raise UserError(
+                "layers of the model were run without a call of the model, which says where prompts and "
+                "padding are: inside the block call model(...) or model.generate(...)"
+            )
+        return call
 
     def keep(self, key: SiteKey, sent: Tensor | None = None) -> Tensor | None:
         """What stays at a site: bool [U] or [B, 1 or T, U], or None: all. Counted.
 
         sent: bool [B, T, U], the units that a token can read at all; None: all of them.
         """
-        if self._looking:
+        if self.here.dense:
             return None
-        units = self.sites[key].active
-        total = self._n_real * units
-        self.total[key] += total
-        self.whole[key] += self._n_whole * units
-        prunes = self.policy.prunes(key)
-        if self._untouched or (key not in self.plan and not prunes):
-            self.kept[key] += total
+        call, site, prunes = self.under_way(), self.sites[key], self.policy.prunes(key)
+        here = call.at(site)
+        if here.untouched or (key not in call.plan and not prunes):
+            call.kept[key] += here.n_real * site.active
             return None
-        if key not in self.plan:
-            raise UserError(
-                f"the scorer {type(self.scorer).__name__} says nothing of the {key[1]}s of layer {key[0]}, "
-                f"and sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave "
-                "them out by sparsity.dense_layers or sparsity.kinds"
-            )
-        keep = self.plan[key]  # [U], [B, U] or [B, T, U]
-        if keep.dim() == 2:
-            keep = keep[:, None]
-        if self._whole is not None:
-            keep = keep | self._whole[..., None].to(keep.device)
-        if self._whole is None and self.policy.scope == "layer" and prunes:
+        if key not in call.plan:
+            raise self.silence(key)
+        keep = call.keep_of(site)
+        if here.whole is not None:
+            keep = keep | here.whole[..., None].to(keep.device)
+        if here.whole is None and self.policy.scope == "layer" and prunes:
             if key not in self._staying:
                 one = keep.view(-1, keep.shape[-1])[0]
-                self._staying[key] = int(one.count_nonzero()) * units // len(one)
-            self.kept[key] += self._n_real * self._staying[key]
+                self._staying[key] = int(one.count_nonzero()) * site.active // len(one)
+            call.kept[key] += here.n_real * self._staying[key]
         else:
-            read = self._real[..., None].to(keep.device)
+            read = here.real[..., None].to(keep.device)
             read = read if sent is None else read & sent
-            self.kept[key] += int((keep & read).count_nonzero())  # of bools faster than their sum
+            call.kept[key] += int((keep & read).count_nonzero())  # of bools faster than their sum
         return keep
+
+    def silence(self, key: SiteKey) -> UserError:
+        """Of a scorer that leaves out a site."""
+        return UserError(
+            f"the scorer {type(self.scorer).__name__} says nothing of the {key[1]}s of layer {key[0]}, "
+            f"and sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave "
+            "them out by sparsity.dense_layers or sparsity.kinds"
+        )
 
     def drop(self, site: Site, x: Tensor) -> Tensor | None:
         """x: [B, T, U, D] -> without what the plan drops."""
         sent = None
-        if site.experts > 1 and not self._looking:
+        if self.here.dense:
+            return None
+        if site.experts > 1:
             by_expert = x[..., 0].unflatten(-1, (site.experts, -1)).detach()
             sent = (by_expert != 0).any(-1, keepdim=True).expand_as(by_expert).flatten(-2)
         keep = self.keep(site.key, sent)
         if keep is None:
             return None
         keep = keep.to(x.device)
-        if keep.dim() == 3 and keep.shape[1] > x.shape[1]:  # of the last projection, logits of the last alone
-            keep = keep[:, -x.shape[1] :]
+        if keep.dim() == 3 and any(n not in (1, here) for n, here in zip(keep.shape, x.shape[:2])):
+            raise UserError(
+                f"a plan of {list(keep.shape)} meets {list(x.shape[:2])} positions at the {site.slot}s of "
+                f"layer {site.layer}: inside the block call the whole model, and no part of it"
+            )
         return self.stand_in(site, x, keep)
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
-        keys = [key for key in self.total if self.sites[key].kind == kind]
-        total = sum(self.total[key] for key in keys)
-        return 1 - sum(self.kept[key] for key in keys) / total if total else 0.0
+        return self.counts.achieved(kind)
 
     def bytes(self) -> dict[str, float | dict[str, float]]:
-        """Shares of the weight bytes that a dense token reads, which a token at a sparse position does not.
-
-        skipped: of all projections and the lm_head; skipped_of_layers: of the layers' alone; by_kind: what
-        each kind of unit leaves unread, of all; added: what the scorer reads instead. In one storage type.
-        """
-        weights = weights_of(self.model)
-        unread: Counter[str] = Counter()
-        for key, total in self.total.items():
-            site, whole = self.sites[key], self.whole[key]
-            if total > whole:
-                absent = 1 - (self.kept[key] - whole) / (total - whole)
-                unread[site.slot] += absent * site.active * self.cost_of(site)  # type: ignore[assignment]
+        """Shares of the weight bytes that a dense token reads, as `Counts.bytes` has them."""
         added = getattr(self.scorer, "weights", 0) if self.decides_each_token else 0
-        by_kind: Counter[str] = Counter()
-        for slot, count in unread.items():
-            by_kind["channel" if slot not in KINDS else slot] += count
-        skipped = sum(unread.values()) - added
-        return {
-            "skipped": skipped / weights.all,
-            "skipped_of_layers": (skipped - unread["lm_head"]) / weights.layers,
-            "by_kind": {kind: count / weights.all for kind, count in by_kind.items()},
-            "added": added / weights.all,
-        }
+        return self.counts.bytes(self.model, added, self.cost_of)
 
     def cost_of(self, site: Site) -> int:
         """Weights that an absent unit leaves unread, where the scorer has seen some of its point already."""

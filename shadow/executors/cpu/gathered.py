@@ -32,9 +32,9 @@ from shadow.executors.cpu.storage import CHUNK, lined_up
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack
 from shadow.executors.families import describe
+from shadow.executors.given import real_positions
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
-from shadow.executors.run import real_positions
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
@@ -92,9 +92,9 @@ class GatheredRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        self.planner.begin(batch.real(), batch.in_prompt())
         prompt = Prompt(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool))
-        h, _ = self.read(prompt)
+        with self.planner.calling(batch.real(), batch.in_prompt()):
+            h, _ = self.read(prompt)
         return self.vocabulary(h)
 
     def read(self, prompt: Prompt) -> tuple[Tensor, list]:
@@ -137,14 +137,15 @@ class GatheredRun:
             counted = counted_on(going_on, input_ids.shape[1])
             check_positions(given, counted, real)
             self.require_known(input_ids, counted)
+            self.planner.require_behind_prompt(going_on.length)
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)
-        self.planner.begin(real, real)
         prompt = Prompt(input_ids, real)
         check_positions(given, prompt.positions, real)
         self.require_known(input_ids, prompt.positions)
-        h, left = self.read(prompt)
+        with self.planner.calling(real, self.planner.prompt_of(real, 0)):
+            h, left = self.read(prompt)
         logits = self.vocabulary(h[:, -logits_to_keep:])
         if others.get("use_cache") is False:
             return CausalLMOutputWithPast(logits=logits)
@@ -186,6 +187,7 @@ class GatheredRun:
         sizes, planner, rows = self.weights.sizes, self.planner, int(real.sum())
         chosen = self.nets.taps[0, 1] if len(self.nets.taps) else sizes.layers
         whole = ((choice.heads, sizes.heads), (choice.neurons, sizes.neurons))
+        planner.counts.tokens += rows
         for layer in range(sizes.layers):
             for index, kind in enumerate(KINDS):
                 keep, units = whole[index]

@@ -13,6 +13,7 @@ from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.calls import answering, begun, check_positions, counted_on, ids_of, require_left_padding
 from shadow.executors.cpu.scoring import TOP, Rule, rule_of
+from shadow.executors.given import real_positions
 from shadow.executors.gpu.cache import DeviceCache, taken_from
 from shadow.executors.gpu.choice import Choice
 from shadow.executors.gpu.decode import step
@@ -20,7 +21,6 @@ from shadow.executors.gpu.tuning import INTERPRETED
 from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
-from shadow.executors.run import real_positions
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal
@@ -68,6 +68,7 @@ class DeviceRun:
     def count(self) -> None:
         """Tell the planner of the tokens since it was told last."""
         rows = int(self.rows)
+        self.planner.counts.tokens += rows
         for counted, (units, _) in self.units.items():
             for layer, kept in enumerate(self.kept[counted].tolist()):
                 self.planner.total[layer, counted] += rows * units
@@ -88,8 +89,8 @@ class DeviceRun:
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end. As the masked executor's."""
         batch = batch.to(self.model.device)
-        self.planner.begin(batch.real(), batch.in_prompt())
-        found = self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+        with self.planner.calling(batch.real(), batch.in_prompt()):
+            found = self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
         assert found is not None
         return found
 
@@ -113,21 +114,22 @@ class DeviceRun:
         going_on = begun(past_key_values, DeviceCache)
         if going_on is not None:
             check_positions(given, counted_on(going_on, input_ids.shape[1]), real)
+            self.planner.require_behind_prompt(going_on.length)
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
             return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
         require_left_padding(real)
-        self.planner.begin(real, real)
         start = real.long().argmax(1)
         counted = (torch.arange(input_ids.shape[1], device=real.device) - start[:, None]).clamp(min=0)
         check_positions(given, counted, real)
         caching = others.get("use_cache") is not False
-        found = self.masked(
-            input_ids,
-            attention_mask=real.long(),
-            position_ids=counted,
-            use_cache=caching,
-            logits_to_keep=logits_to_keep,
-        )
+        with self.planner.calling(real, self.planner.prompt_of(real, 0)):
+            found = self.masked(
+                input_ids,
+                attention_mask=real.long(),
+                position_ids=counted,
+                use_cache=caching,
+                logits_to_keep=logits_to_keep,
+            )
         assert found.logits is not None
         logits = found.logits.float()
         if not caching:
