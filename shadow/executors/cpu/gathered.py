@@ -3,26 +3,30 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
+from shadow.errors import UserError
+from shadow.executors.cache_layer import HeldLayer, lay_in
 from shadow.executors.calls import (
+    Known,
+    Places,
     answering,
-    begun,
-    check_positions,
-    counted_on,
     ids_of,
+    places_of,
+    require_fitting,
     require_known,
-    require_left_padding,
+    stock,
 )
-from shadow.executors.cpu.cache import GatheredCache
-from shadow.executors.cpu.compact import Plan, compact
+from shadow.executors.cpu.cache import KeyValues, known_of, lying, memory_of, remembered, room_for
+from shadow.executors.cpu.compact import Plan, compact, of_rows
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.products import across
@@ -34,7 +38,6 @@ from shadow.executors.cpu.weights import Weights, pack
 from shadow.executors.families import describe
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
-from shadow.executors.run import real_positions
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
@@ -72,6 +75,8 @@ class GatheredRun:
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()
         self.team = Team()
+        self.lock = Lock()
+        self.caches = getattr(model.config, "use_cache", True)
         self.bench: Bench | None = None
 
     @property
@@ -92,10 +97,11 @@ class GatheredRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        self.planner.begin(batch.real(), batch.in_prompt())
-        prompt = Prompt(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool))
-        h, _ = self.read(prompt)
-        return self.vocabulary(h)
+        with self.lock:
+            self.planner.begin(batch.real(), batch.in_prompt())
+            start = torch.zeros_like(batch.ids[:, 0])
+            h, _ = self.read(Prompt(batch.ids, start, start))
+            return self.vocabulary(h)
 
     def read(self, prompt: Prompt) -> tuple[Tensor, list]:
         torch.set_num_threads(self.team.members)
@@ -125,59 +131,103 @@ class GatheredRun:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        logits_to_keep: int = 0,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
-        input_ids = ids_of(input_ids, others)
-        real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
-        going_on = begun(past_key_values, GatheredCache)
-        if going_on is not None:
-            counted = counted_on(going_on, input_ids.shape[1])
-            check_positions(given, counted, real)
-            self.require_known(input_ids, counted)
-            steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
-        require_left_padding(real)
-        self.planner.begin(real, real)
-        prompt = Prompt(input_ids, real)
-        check_positions(given, prompt.positions, real)
-        self.require_known(input_ids, prompt.positions)
-        h, left = self.read(prompt)
-        logits = self.vocabulary(h[:, -logits_to_keep:])
-        if others.get("use_cache") is False:
-            return CausalLMOutputWithPast(logits=logits)
-        plan = self.first_plan(len(input_ids))
-        cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys, plan)
+        """As the model's own: a cache that is given is filled, and one is made where none is."""
+        ids, cache = ids_of(input_ids, others), stock(past_key_values)
+        if cache is None and (self.caches if use_cache is None else use_cache):
+            cache = DynamicCache()
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        with self.lock:  # buffers are shared, and so is the planner; a text's own state lies in its cache
+            before = 0 if cache is None else cache.get_seq_length()
+            if cache is not None and before:
+                logits = self.go_on(cache, before, ids, attention_mask, position_ids)[:, last]
+            else:
+                places = places_of(ids, attention_mask, position_ids, 0, None, not self.weights.sizes.rotary)
+                logits = self.begin(cache, ids, places, last)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+
+    def begin(self, cache: DynamicCache | None, ids: Tensor, places: Places, last: slice | Tensor) -> Tensor:
+        """-> logits [B, T', V] of the last positions; what is to be remembered is put in the cache."""
+        self.require_known(ids, places.positions)
+        self.planner.begin(places.real, places.real)
+        h, left = self.read(Prompt(ids, places.start, places.offset))
+        if cache is not None:
+            known = Known(places.start, places.offset)
+            plan = self.first_plan(len(ids))
+            room = room_for(ids.shape[1], None)
+            memory = KeyValues(self.weights.sizes, left, known, self.turns, self.late_keys, plan, self, room)
+            lay_in(cache, memory, self.weights.sizes.layers)
+        return self.vocabulary(h[:, last])
+
+    def go_on(
+        self, cache: DynamicCache, before: int, ids: Tensor, mask: Tensor | None, given: Tensor | None
+    ) -> Tensor:
+        """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
+        memory, sizes, rows = lying(cache), self.weights.sizes, len(ids)
+        lies = memory is not None and memory.owner is self and memory.rows == rows
+        if not lies:
+            require_fitting(cache, ids, sizes)
+        known = known_of(cache, rows)
+        places = places_of(ids, mask, given, before, known, not sizes.rotary)
+        self.require_known(ids, places.positions)
+        if memory is None or not lies or memory.room < before + ids.shape[1]:
+            memory = self.pack(cache, places, before + ids.shape[1])
+        memory.stand(places)
+        logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
+        for layer in cache.layers:
+            assert isinstance(layer, HeldLayer)
+            layer.length = memory.length
+        return torch.stack(logits, 1)
+
+    def pack(self, cache: DynamicCache, places: Places, columns: int) -> KeyValues:
+        """Put what a cache holds in a memory of this run, with room for so many columns."""
+        rows, first, held = len(places.start), cache.layers[0], memory_of(cache)
+        own = held if held is not None and held.owner is self and known_of(cache, rows) is not None else None
+        if own is not None:
+            assert isinstance(first, HeldLayer)
+            plan = of_rows(own.plan, first.order)
+        elif self.planner.signals and not self.each_token:
+            raise UserError(
+                "sparsity.decided_at=prompt needs the plan of a cache's prompt, and this cache was filled "
+                "outside this block: begin without past_key_values, or use sparsity.decided_at=token"
+            )
+        else:
+            plan = self.first_plan(rows)
+        layers = [remembered(layer, own is not None) for layer in cache.layers]
+        known, room = Known(places.start, places.offset), room_for(columns, own)
+        memory = KeyValues(self.weights.sizes, layers, known, self.turns, self.late_keys, plan, self, room)
+        lay_in(cache, memory, self.weights.sizes.layers)
+        return memory
 
     def require_known(self, ids: Tensor, counted: Tensor) -> None:
         sizes = self.weights.sizes
         learnt = None if sizes.rotary else len(self.weights.positions) - sizes.first
         require_known(ids, counted, sizes.vocabulary, learnt)
 
-    def step(self, cache: GatheredCache, ids: Tensor, real: Tensor) -> Tensor:
+    def step(self, memory: KeyValues, ids: Tensor, real: Tensor) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
-        torch.set_num_threads(
-            1
-        )  # torch's own threads keep a core busy for a while after each small operation
-        cache.make_room()
-        bench, (weights, choice, fill) = self.room_to_work(len(ids), cache.room), cache.plan
-        before = choice.kept.copy()
+        # torch's own threads keep a core busy for a while after each small operation
+        torch.set_num_threads(1)
+        bench, (weights, choice, fill) = self.room_to_work(len(ids), memory.room), memory.plan
+        before, position = choice.kept.copy(), memory.length
         self.team.run(
             step,
             weights,
             self.nets,
             self.rule,
             choice,
-            cache.memory,
+            memory.up_to(position),
             bench._replace(fill_neurons=fill),
             ids.numpy(),
             real.numpy(),
-            cache.length,
+            position,
         )
-        cache.length += 1
+        memory.length += 1
         self.count(choice, choice.kept - before, real.numpy())
         return torch.from_numpy(bench.logits.copy())
 
