@@ -44,7 +44,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import latency  # benchmarks/latency.py
     import torch
 
-    from shadow.executors.cpu.cache import memory_of
+    from shadow.executors.cache_layer import memory_of
+    from shadow.executors.cpu.cache import KeyValues
     from shadow.executors.gathered import Gathered
     from shadow.front import sparse
 
@@ -63,7 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             new = found.logits[:, -1:].argmax(-1)
             found = model(new, past_key_values=found.past_key_values, use_cache=True)
     cache = found.past_key_values
-    memory = memory_of(cache)
+    memory = memory_of(cache, KeyValues)
     if memory is not None:
         held, dense = memory.bytes_held(), memory.bytes_of_dense()
     else:

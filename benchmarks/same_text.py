@@ -17,7 +17,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.artifacts.hub import load_predictor
 from shadow.data.texts import read_documents, text_windows
-from shadow.executors.cpu.cache import KeyValues, memory_of
+from shadow.executors.cache_layer import memory_of
+from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.gathered import Gathered
 from shadow.front import sparse, stand_in_of
 from shadow.models.kinds import find_sites
@@ -65,7 +66,7 @@ def gathered(
     found, plans = [], []
     with sparse(model, predictor, policy, executor=Gathered()) as run:
         for out in greedily(model, ids, tokens):
-            memory = memory_of(out.past_key_values)
+            memory = memory_of(out.past_key_values, KeyValues)
             assert memory is not None
             plans.append(plan_of(memory, policy) if plans else dict(run.plan))
             found.append(out.logits[0, -1])

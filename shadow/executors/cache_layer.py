@@ -1,7 +1,7 @@
 """A layer of a `transformers` cache whose keys and values lie in an executor's memory."""
 
 import copy
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,14 @@ from shadow.errors import UserError
 from shadow.executors.families import Sizes
 
 
+class Known(NamedTuple):
+    """Of the columns that a cache holds. start: [B], each row's first real one, the next one where there is
+    none yet; offset: [B], what columns count above positions."""
+
+    start: Tensor
+    offset: Tensor
+
+
 class Memory(Protocol):
     """What an executor holds of the texts of a batch. A position that is written is never written again, so
     layers of several caches may lie in one memory; who goes on from an earlier position copies first."""
@@ -18,6 +26,9 @@ class Memory(Protocol):
     sizes: Sizes
     rows: int
     length: int  # positions that are written
+
+    @property
+    def known(self) -> Known: ...
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """-> keys and values [B, G, room, D] of the key-value heads that are held."""
@@ -179,14 +190,59 @@ def _plain(keys: Tensor, values: Tensor) -> DynamicLayer:
     return layer
 
 
-def lay_in(cache: Cache, memory: Memory, layers: int) -> None:
+Held = TypeVar("Held", bound=Memory)
+
+
+def memory_of(cache: Cache, kind: type[Held]) -> Held | None:
+    """What holds a cache's first layer, and all that is decided of its texts; None: nothing of this kind."""
+    first = cache.layers[0] if cache.layers else None
+    memory = first.memory if isinstance(first, HeldLayer) else None
+    return memory if isinstance(memory, kind) else None
+
+
+def lying(cache: Cache, kind: type[Held]) -> Held | None:
+    """The memory in which all of a cache lies as it stands; None: something was done to it."""
+    memory = memory_of(cache, kind)
+    if memory is None:
+        return None
+    whole = all(isinstance(layer, HeldLayer) and layer.lies_in(memory) for layer in cache.layers)
+    return memory if whole else None
+
+
+def known_of(cache: Cache, rows: int) -> Known | None:
+    """None: it was filled by the dense model, or its rows are no longer those that it was filled with."""
+    first = cache.layers[0]
+    if not isinstance(first, HeldLayer) or first.memory is None:
+        return None
+    known, order = first.memory.known, first.order
+    if order is not None:
+        known = Known(known.start[order], known.offset[order])
+    return known if len(known.start) == rows else None
+
+
+def layers_of(cache: Cache) -> list[DynamicLayer]:
+    """Of a cache that can be filled."""
+    found = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        found.append(layer)
+    return found
+
+
+def lay_in(cache: Cache, memory: Memory) -> None:
     """The caller's own cache goes on being the cache: its layers are put in the memory."""
-    stand = list(cache.layers)
-    for index in range(layers):
-        layer = stand[index] if index < len(stand) else None
+    for index in range(memory.sizes.layers):
+        layer = cache.layers[index] if index < len(cache.layers) else None
         if isinstance(layer, HeldLayer):
             layer.lay_in(memory)
         elif layer is None:
             cache.layers.append(HeldLayer(memory, index))
         else:
             cache.layers[index] = HeldLayer(memory, index)
+
+
+def lengthen(cache: Cache, memory: Memory) -> None:
+    """To what the memory has been written to."""
+    for layer in cache.layers:
+        assert isinstance(layer, HeldLayer)
+        layer.length = memory.length

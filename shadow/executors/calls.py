@@ -12,23 +12,16 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.errors import UserError
-from shadow.executors.cache_layer import HeldLayer
+from shadow.executors.cache_layer import HeldLayer, Known, layers_of
 from shadow.executors.families import Sizes
 
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
 ELSE = "leave past_key_values and cache_implementation out, or use executor=masked"
 
 
-class Known(NamedTuple):
-    """Of the columns that a cache holds, [B] each; see `Places`."""
-
-    start: Tensor
-    offset: Tensor
-
-
 class Places(NamedTuple):
-    """Where the tokens of a call stand. real: bool [B, T]; start: [B], each row's first real column, the next
-    one where there is none yet; offset: [B], what columns count above positions; positions: [B, T]."""
+    """Where the tokens of a call stand. real: bool [B, T]; start, offset: [B], as in `Known`; positions:
+    [B, T]."""
 
     real: Tensor
     start: Tensor
@@ -69,7 +62,7 @@ def stock(cache: Any) -> DynamicCache | None:
 
 def require_fitting(cache: DynamicCache, ids: Tensor, sizes: Sizes) -> None:
     """ids: [B, T], which go on from the cache."""
-    shapes = [shape_of(layer) for layer in cache.layers]
+    shapes = [shape_of(layer) for layer in layers_of(cache)]
     if len(shapes) != sizes.layers or len(set(shapes)) > 1:
         raise UserError(
             f"executor=gathered goes on from caches of the model's {sizes.layers} layers, all alike, and "
@@ -88,8 +81,7 @@ def require_fitting(cache: DynamicCache, ids: Tensor, sizes: Sizes) -> None:
         )
 
 
-def shape_of(layer: object) -> tuple[int, ...]:
-    assert isinstance(layer, DynamicLayer)
+def shape_of(layer: DynamicLayer) -> tuple[int, ...]:
     if isinstance(layer, HeldLayer) and layer.memory is not None and not layer.has_own:
         return layer.shape()
     return () if layer.keys is None else tuple(layer.keys.shape)

@@ -7,11 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from shadow.executors.cache_layer import HeldLayer
-from shadow.executors.calls import Known, Places
+from shadow.executors.cache_layer import HeldLayer, Known
 from shadow.executors.cpu.compact import Plan, of_rows
 from shadow.executors.cpu.decode import Memory
 from shadow.executors.families import Sizes
@@ -108,7 +106,9 @@ class KeyValues:
         if order is None:
             return found
         groups, keys, values, *late = found
-        return Remembered(groups, keys[order], values[order], *(None if part is None else part[order] for part in late))
+        return Remembered(
+            groups, keys[order], values[order], *(None if part is None else part[order] for part in late)
+        )
 
     def missing(self, layer: int, length: int) -> str | None:
         sizes, held = self.sizes, len(self.groups[layer])
@@ -138,9 +138,9 @@ class KeyValues:
     def known(self) -> Known:
         return Known(torch.from_numpy(self.memory.start), torch.from_numpy(self.memory.offset))
 
-    def stand(self, places: Places) -> None:
-        """What a call says of the columns before it holds; it knows where rows begin that were padding."""
-        self.memory.start[:], self.memory.offset[:] = places.start.numpy(), places.offset.numpy()
+    def stand(self, start: Tensor, offset: Tensor) -> None:
+        """As the last call says, which knows where rows begin that were padding so far."""
+        self.memory.start[:], self.memory.offset[:] = start.numpy(), offset.numpy()
 
     def up_to(self, position: int) -> Memory:
         """For a token here: a row that has not begun is read as if it began here."""
@@ -171,35 +171,8 @@ def room_for(columns: int, old: KeyValues | None) -> int:
     return old.room if columns <= old.room else max(columns, 2 * old.room)
 
 
-def memory_of(cache: Cache) -> KeyValues | None:
-    """What holds a cache's first layer, and all that is decided of its texts; None: nothing of this
-    executor's."""
-    first = cache.layers[0] if cache.layers else None
-    memory = first.memory if isinstance(first, HeldLayer) else None
-    return memory if isinstance(memory, KeyValues) else None
-
-
-def known_of(cache: Cache, rows: int) -> Known | None:
-    memory, first = memory_of(cache), cache.layers[0]
-    if memory is None:
-        return None
-    assert isinstance(first, HeldLayer)
-    known = memory.known if first.order is None else Known(*(part[first.order] for part in memory.known))
-    return known if len(known.start) == rows else None
-
-
-def lying(cache: Cache) -> KeyValues | None:
-    """The memory in which all of a cache lies as it stands; None: something was done to it."""
-    memory = memory_of(cache)
-    if memory is None:
-        return None
-    whole = all(isinstance(layer, HeldLayer) and layer.lies_in(memory) for layer in cache.layers)
-    return memory if whole else None
-
-
-def remembered(layer: object, own: bool) -> Remembered:
+def remembered(layer: DynamicLayer, own: bool) -> Remembered:
     """own: whether heads without keys may stay so."""
-    assert isinstance(layer, DynamicLayer)
     if own and isinstance(layer, HeldLayer) and isinstance(layer.memory, KeyValues) and not layer.has_own:
         return layer.memory.remembered(layer.index, layer.length, layer.order)
     keys, values = layer.keys, layer.values

@@ -14,9 +14,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.executors.cache_layer import HeldLayer, lay_in
-from shadow.executors.calls import (
+from shadow.executors.cache_layer import (
+    HeldLayer,
     Known,
+    known_of,
+    lay_in,
+    layers_of,
+    lengthen,
+    lying,
+    memory_of,
+)
+from shadow.executors.calls import (
     Places,
     answering,
     ids_of,
@@ -25,7 +33,7 @@ from shadow.executors.calls import (
     require_known,
     stock,
 )
-from shadow.executors.cpu.cache import KeyValues, known_of, lying, memory_of, remembered, room_for
+from shadow.executors.cpu.cache import KeyValues, remembered, room_for
 from shadow.executors.cpu.compact import Plan, compact, of_rows
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
@@ -161,14 +169,14 @@ class GatheredRun:
             plan = self.first_plan(len(ids))
             room = room_for(ids.shape[1], None)
             memory = KeyValues(self.weights.sizes, left, known, self.turns, self.late_keys, plan, self, room)
-            lay_in(cache, memory, self.weights.sizes.layers)
+            lay_in(cache, memory)
         return self.vocabulary(h[:, last])
 
     def go_on(
         self, cache: DynamicCache, before: int, ids: Tensor, mask: Tensor | None, given: Tensor | None
     ) -> Tensor:
         """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
-        memory, sizes, rows = lying(cache), self.weights.sizes, len(ids)
+        memory, sizes, rows = lying(cache, KeyValues), self.weights.sizes, len(ids)
         lies = memory is not None and memory.owner is self and memory.rows == rows
         if not lies:
             require_fitting(cache, ids, sizes)
@@ -177,16 +185,14 @@ class GatheredRun:
         self.require_known(ids, places.positions)
         if memory is None or not lies or memory.room < before + ids.shape[1]:
             memory = self.pack(cache, places, before + ids.shape[1])
-        memory.stand(places)
+        memory.stand(places.start, places.offset)
         logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
-        for layer in cache.layers:
-            assert isinstance(layer, HeldLayer)
-            layer.length = memory.length
+        lengthen(cache, memory)
         return torch.stack(logits, 1)
 
     def pack(self, cache: DynamicCache, places: Places, columns: int) -> KeyValues:
         """Put what a cache holds in a memory of this run, with room for so many columns."""
-        rows, first, held = len(places.start), cache.layers[0], memory_of(cache)
+        rows, first, held = len(places.start), cache.layers[0], memory_of(cache, KeyValues)
         own = held if held is not None and held.owner is self and known_of(cache, rows) is not None else None
         if own is not None:
             assert isinstance(first, HeldLayer)
@@ -198,10 +204,10 @@ class GatheredRun:
             )
         else:
             plan = self.first_plan(rows)
-        layers = [remembered(layer, own is not None) for layer in cache.layers]
+        layers = [remembered(layer, own is not None) for layer in layers_of(cache)]
         known, room = Known(places.start, places.offset), room_for(columns, own)
         memory = KeyValues(self.weights.sizes, layers, known, self.turns, self.late_keys, plan, self, room)
-        lay_in(cache, memory, self.weights.sizes.layers)
+        lay_in(cache, memory)
         return memory
 
     def require_known(self, ids: Tensor, counted: Tensor) -> None:
