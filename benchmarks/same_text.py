@@ -76,7 +76,7 @@ def gathered(
 def plan_of(memory: KeyValues, policy: SparsityPolicy) -> Plan:
     """What the last token's choice keeps, as the masked executor takes it: bool [1, 1, U] each."""
     pruned = [layer for layer in range(memory.sizes.layers) if layer not in policy.dense_layers]
-    heads, neurons = (torch.from_numpy(keep) for keep in memory.plan.choice[:2])
+    heads, neurons = (torch.from_numpy(keep) for keep in memory.decided.plan.choice[:2])
     plan: Plan = {}
     for layer in pruned:
         plan[layer, "head"] = heads[:, None, layer].clone()

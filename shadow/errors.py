@@ -24,3 +24,7 @@ def require_number(setting: str, value: object, rule: str, holds: Callable[[floa
     """rule: what it must be, in words."""
     if type(value) not in (int, float) or not holds(value):  # type: ignore[arg-type]
         raise UserError(f"{setting} must be {rule}, got {value!r}")
+
+
+class UncountedTokens(UserWarning):
+    """What a block counted is not what it ran."""

@@ -1,5 +1,6 @@
 """The front door: a model made sparse for the length of a block."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -7,7 +8,8 @@ from typing import Literal, get_args
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.errors import UserError
+from shadow.errors import UncountedTokens, UserError
+from shadow.executors.block import block, require_eager
 from shadow.executors.masked import Masked
 from shadow.executors.planner import Planner
 from shadow.executors.run import Executor, Run
@@ -79,11 +81,17 @@ def open_run(
     if policy.level > 0:
         policy = policy.of(scorer.kinds)
     facts = facts_of(model, scorer, policy, decided_at)
+    require_eager(model)
     reason = refusal(facts) or executor.refuses(facts)
     if reason is not None:
         raise UserError(reason)
-    with executor.open(model, Planner(model, scorer, policy, decided_at, stand_in)) as run:
+    planner = Planner(model, scorer, policy, decided_at, stand_in)
+    with block(model, planner), executor.open(model, planner) as run:
         yield run
+        run.bytes()  # a run on a GPU counts when it is asked
+        doubt = planner.counts.doubt()
+    if doubt is not None:
+        warnings.warn(doubt, UncountedTokens, stacklevel=5)
 
 
 def chosen(policy: SparsityPolicy | None, level: float | None) -> SparsityPolicy:

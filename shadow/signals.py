@@ -1,5 +1,8 @@
 """Hooks: what scorers and criteria see of a pass, and what replaces it. No other module sets any."""
 
+import copy
+import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -32,18 +35,70 @@ class Signal(NamedTuple):
     slot: str = ""
 
 
+class _Noted(threading.local):
+    """What hooks have noted of the call under way. Threads that call one model do not see each other's."""
+
+    def __init__(self) -> None:
+        self.here: list[Any] = []
+
+
 @contextmanager
-def hook_calls(model: PreTrainedModel, fn: Callable[[tuple, dict], None]) -> Iterator[None]:
-    """Call fn(args, kwargs) with what each call of the model is given."""
+def replace_method(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block this method of the owner is another one; afterwards it is what it was.
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        fn(args, kwargs)
+    torch.compile leaves it and all that it calls as they are: compiled code goes past hooks.
+    """
+    eager = torch.compiler.disable(method)
 
-    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        return eager(*args, **kwargs)
+
+    stand_in.__signature__ = inspect.signature(getattr(owner, name))  # type: ignore[attr-defined]
+    stood = stand_in.stood = vars(owner).get(name)  # type: ignore[attr-defined]  # accelerate has a `forward`
+    setattr(owner, name, stand_in)
     try:
         yield
     finally:
-        handle.remove()
+        if stood is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, stood)
+
+
+@contextmanager
+def copied_without(model: nn.Module) -> Iterator[None]:
+    """Inside the block a deep copy of the model has none of what this module has put on it."""
+
+    def copied(memo: dict[int, Any]) -> nn.Module:
+        found = memo[id(model)] = type(model).__new__(type(model))
+        state = {name: value for name, value in vars(model).items() if value is not copied}
+        found.__setstate__(copy.deepcopy(state, memo))
+        for module in found.modules():
+            _take_off(module)
+        return found
+
+    model.__deepcopy__ = copied  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model.__deepcopy__
+
+
+def _take_off(module: nn.Module) -> None:
+    """What functions of this module have put on a copy."""
+    for name, value in list(vars(module).items()):
+        if getattr(value, "__module__", None) == __name__:
+            del vars(module)[name]
+            if (stood := getattr(value, "stood", None)) is not None:
+                vars(module)[name] = stood
+    for hooks, with_kwargs in (
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    ):
+        for number, hook in list(hooks.items()):
+            if hook.__module__ == __name__:
+                del hooks[number]
+                with_kwargs.pop(number, None)
 
 
 @contextmanager
@@ -61,7 +116,7 @@ def hook_sites(
 
         def at(site: Site) -> Callable[[Tensor], Tensor]:
             def see(x: Tensor) -> Tensor:
-                units = x.view(*shape_of(x, shape), site.units, site.width)
+                units = x.view(*shape_of(x, shape.here), site.units, site.width)
                 seen = fn(site, units)
                 return (units if seen is None else seen).view(x.shape)
 
@@ -91,7 +146,7 @@ def hook_signals(
 
         def at(signal: Signal) -> Callable[[Tensor], None]:
             def see(x: Tensor) -> None:
-                fn(signal, x.view(*shape_of(x, shape), x.shape[-1]))
+                fn(signal, x.view(*shape_of(x, shape.here), x.shape[-1]))
 
             return see
 
@@ -167,12 +222,12 @@ def _up(
 
 
 @contextmanager
-def _batch_shape(model: PreTrainedModel) -> Iterator[list[int]]:
+def _batch_shape(model: PreTrainedModel) -> Iterator[_Noted]:
     """[B, T] of the call under way: OPT flattens both before its FFN."""
-    shape: list[int] = []
+    shape = _Noted()
 
     def note(state: Tensor) -> None:
-        shape[:] = state.shape[:-1]
+        shape.here[:] = state.shape[:-1]
 
     with ExitStack() as stack:
         _hook_state(stack, find_layers(model)[0], note)
@@ -205,17 +260,16 @@ def _kept(fn: Callable[[Tensor], None]) -> Callable[[Tensor], Tensor]:
 
 def _hook_input(stack: ExitStack, readers: Sequence[nn.Module], fn: Callable[[Tensor], Tensor]) -> None:
     """Each reader's input becomes fn of it; fn is called once for those that read the same tensor."""
-    held: list[Tensor] = []  # the input, and what it becomes; nothing when all have read it
-    reading = 0
+    held = _Noted()  # the input, what it becomes, and how many have read it; nothing when all have
 
     def hook(module: nn.Module, args: tuple) -> tuple:
-        nonlocal reading
         x, *others = args
-        if not held or held[0] is not x:
-            held[:], reading = [x, fn(x)], 0
-        found, reading = held[1], reading + 1
-        if reading == len(readers):
-            held.clear()
+        now = held.here
+        if not now or now[0] is not x:
+            now[:] = [x, fn(x), 0]
+        found, now[2] = now[1], now[2] + 1
+        if now[2] == len(readers):
+            now.clear()
         return (found, *others)
 
     for reader in readers:
@@ -244,21 +298,22 @@ def _hook_experts(experts: nn.Module, fns: dict[str, Callable[[Tensor], Tensor]]
             f"neurons of experts are visible with experts_implementation in {sorted(ORDERS)}, got "
             f"{implementation!r}: call model.set_experts_implementation('grouped_mm')"
         )
-    sent: list[Tensor] = []  # [N, K]: the experts of each token
+    sent = _Noted()  # [N, K]: the experts of each token
     before = vars(experts).get("_apply_gate")
     gate: Callable[[Tensor], Tensor] = experts._apply_gate  # type: ignore[assignment]
 
     def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        sent[:] = [args[1] if len(args) > 1 else kwargs["top_k_index"]]
+        sent.here[:] = [args[1] if len(args) > 1 else kwargs["top_k_index"]]
 
     def apply_gate(gates: Tensor) -> Tensor:
-        chosen = sent[0].flatten()
+        (experts_of,) = sent.here
+        chosen = experts_of.flatten()
         rows = torch.sort(chosen).indices if ORDERS[implementation] else torch.arange(len(chosen))
-        token, expert = rows.to(chosen.device) // sent[0].shape[1], chosen[rows]
+        token, expert = rows.to(chosen.device) // experts_of.shape[1], chosen[rows]
 
         def spread(values: Tensor) -> Tensor:
             """[N * K, F] -> [N, X * F]."""
-            shape = (len(sent[0]), count_experts(experts), values.shape[1])
+            shape = (len(experts_of), count_experts(experts), values.shape[1])
             return values.new_zeros(shape).index_put((token, expert), values).flatten(1)
 
         first, second = gates.chunk(2, -1)
@@ -270,7 +325,7 @@ def _hook_experts(experts: nn.Module, fns: dict[str, Callable[[Tensor], Tensor]]
         if "site" not in fns:
             return neurons
         x = fns["site"](spread(neurons))
-        return x.view(len(sent[0]), count_experts(experts), -1)[token, expert]
+        return x.view(len(experts_of), count_experts(experts), -1)[token, expert]
 
     with ExitStack() as stack:
         stack.callback(experts.register_forward_pre_hook(note, with_kwargs=True).remove)

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.errors import UserError
 from shadow.executors.cache_layer import HeldLayer, Known, layers_of
 from shadow.executors.families import Sizes
+from shadow.signals import replace_method
 
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
 ELSE = "leave past_key_values and cache_implementation out, or use executor=masked"
@@ -78,6 +79,16 @@ def require_fitting(cache: DynamicCache, ids: Tensor, sizes: Sizes) -> None:
         raise UserError(
             f"the model has {sizes.kv_heads} key-value heads of width {sizes.head_width}, and "
             f"past_key_values {heads} of width {width}: this is another model's cache"
+        )
+
+
+def require_whole_prompt(prompt: int, before: int) -> None:
+    """prompt: columns that a plan was made of; before: those that the cache still holds."""
+    if before < prompt:
+        raise UserError(
+            f"the plan was made of a prompt of {prompt} positions, and the key-value cache was cropped to "
+            f"{before} of them: crop no more than what follows the prompt, begin without past_key_values, or "
+            "use sparsity.decided_at=token"
         )
 
 
@@ -163,13 +174,5 @@ def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithP
         found = forward(**dict(zip(names, args)), **kwargs)
         return found.to_tuple() if kwargs.get("return_dict") is False else found
 
-    answer.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
-    stood = vars(model).get("forward")  # accelerate puts one there
-    model.forward = answer
-    try:
+    with replace_method(model, "forward", answer):
         yield
-    finally:
-        if stood is None:
-            del model.forward
-        else:
-            model.forward = stood

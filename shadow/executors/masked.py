@@ -1,22 +1,24 @@
 """The masked executor: a stock model that computes everything, and goes without what a plan drops."""
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch, logits_of
+from shadow.executors.given import cache_in, read_given
 from shadow.executors.planner import Planner
-from shadow.executors.run import real_positions
 from shadow.models.sites import Kind
 from shadow.plans.facts import Facts
 from shadow.plans.rules import Plan
-from shadow.scorers.protocol import Scorer
-from shadow.signals import hook_calls, hook_signals, hook_sites
+from shadow.scorers.protocol import Looks, Scorer
+from shadow.signals import hook_signals, hook_sites, replace_method
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Masked:
     @contextmanager
     def open(self, model: PreTrainedModel, planner: Planner) -> Iterator["MaskedRun"]:
         run = MaskedRun(model, planner)
-        with hook_calls(model, run.called), dropping(model, planner):
+        with replace_method(model, "forward", run.forward), dropping(model, planner):
             yield run
 
 
@@ -38,8 +40,9 @@ class MaskedRun:
 
     def __init__(self, model: PreTrainedModel, planner: Planner) -> None:
         self.model, self.planner = model, planner
-        self._batch: Batch | None = None
-        self._signature = inspect.signature(model.forward)
+        self.own_forward = model.forward
+        self.signature = inspect.signature(model.forward)
+        self.looks = threading.RLock()  # what a scorer has seen of a sample is the scorer's, not the call's
 
     @property
     def scorer(self) -> Scorer:
@@ -59,35 +62,43 @@ class MaskedRun:
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
         batch = batch.to(self.model.device)
-        self.planner.look(batch)
-        self._batch = batch
-        try:
-            return logits_of(self.model, batch)
-        finally:
-            self._batch = None
+        if not isinstance(self.scorer, Looks):
+            return self.run(batch)
+        with self.looks:
+            self.planner.look(batch)
+            return self.run(batch)
 
-    def called(self, args: tuple, kwargs: dict) -> None:
-        """Tell the planner of a call of the model."""
-        if self._batch is not None:
-            self.planner.begin(self._batch.real(), self._batch.in_prompt())
-            return
-        given = self._signature.bind(*args, **kwargs).arguments
-        shown = given.get("input_ids")
-        if shown is None:  # [B, T, E] instead of [B, T]
-            shown = given["inputs_embeds"][..., 0]
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
-        real = real_positions(shown, mask)
-        before = None
-        if cache is not None and (cached := cache.get_seq_length()) > 0:
-            seen = torch.full(shown.shape[:1], cached, device=shown.device)
-            before = seen if mask is None else mask[:, : mask.shape[1] - shown.shape[1]].sum(1)
-        self.planner.begin(real, real, before)
+    def run(self, batch: Batch) -> Tensor:
+        with self.planner.calling(batch.real(), batch.in_prompt()):
+            return logits_of(self.model, batch)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own, of a call that the planner knows."""
+        planner = self.planner
+        if planner.dense_here or planner.call is not None:
+            return self.own_forward(*args, **kwargs)
+        given = read_given(self.signature, args, kwargs)
+        columns = planner.prompt_columns
+        real = given.real(behind=columns is not None and given.start >= columns)
+        prompt = planner.prompt_of(real, given.start)
+        with planner.calling(
+            real,
+            prompt,
+            start=given.start,
+            before=given.before() if given.start and type(planner.policy.tokens) is int else None,
+            cache=given.cache,
+            shown=given.of_last_projection(),
+            read=prompt,
+        ) as call:
+            output = self.own_forward(*args, **kwargs)
+            planner.remember(call, cache_in(output) if given.cache is None else given.cache)
+        return output
 
 
 @contextmanager
 def dropping(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
     """Inside the block each call of the model is planned at the scorer's signals, and goes without what its
-    plan drops; `planner.begin` must have been told of the call."""
+    plan drops; `planner.calling` must have been told of the call."""
     with (
         hook_signals(model, planner.signals, planner.decide),
         hook_sites(model, list(planner.sites.values()), planner.drop),

@@ -1,15 +1,20 @@
 """What every run does, whatever carries its plans out: plan a call, and count what stays."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
+from uuid import uuid4
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from shadow.data.batches import Batch
 from shadow.errors import UserError
+from shadow.executors.cached_plan import CachedPlan, keep_in, plan_in
+from shadow.executors.call import Call, Counts
 from shadow.models.kinds import find_sites, weights_of
 from shadow.models.sites import KINDS, Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
@@ -22,12 +27,23 @@ from shadow.signals import Signal
 OnScores = Callable[[Signal, Mapping[SiteKey, Tensor]], None]
 
 
+class Here(threading.local):
+    """What a thread knows of its own: the call under way, the plan of the last one, the prompts of `generate`
+    (a model that drafts for itself is called within another), and whether calls are dense."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.plan: Plan | None = None
+        self.prompts: list[int] = []
+        self.looking = False
+
+
 class Planner:
-    """The plan of the call under way, and what was really kept of all calls.
+    """Plans calls, and counts what was really kept of all of them.
 
     The scorer sees its signals inside the same forward pass that it makes sparse. Decided at the `prompt`,
-    the plan of a row comes from its prompt and holds for all its positions; a call that goes on from a
-    key-value cache keeps the plan that was made when the cache was empty.
+    the plan of a row comes from its prompt and holds for all its positions; it lies with the key-value cache
+    that the prompt has filled, and holds for the calls that go on from this cache. Threads may call at once.
     """
 
     def __init__(
@@ -54,23 +70,28 @@ class Planner:
                 stand_in.require(site)
         self.signals = tuple(scorer.signals(pruned)) if policy.level > 0 else ()
         self.on_scores: OnScores | None = None  # is told what the scorer says at each signal
-        self.plan: Plan = {}
-        self.kept: Counter[SiteKey] = Counter()
-        self.total: Counter[SiteKey] = Counter()
-        self.whole: Counter[SiteKey] = Counter()  # of `total`, at positions that are not sparse
-        self._real = torch.zeros(0)  # bool [B, T] of the call under way
-        self._n_real = self._n_whole = 0
+        self.name = uuid4().hex  # of this run: plans that lie with caches bear it
+        self.lock = Lock()
+        self.counts = Counts(self.sites)
+        self.kept, self.total, self.whole = self.counts.kept, self.counts.total, self.counts.whole
+        self.standing: Plan = {}  # what every call begins with
+        self._here = Here()
         self._staying: dict[SiteKey, int] = {}  # of those that are as many at all positions of all calls
-        self._whole: Tensor | None = None  # bool [B, T], positions at which every unit stays
-        self._pool: Tensor | None = None
-        self._looking = self._going_on = self._untouched = False
         if not self.signals and policy.level > 0:
-            self.plan = policy.plan(scorer.scores(ONCE, torch.zeros(0), None), self.sites)
+            self.standing = policy.plan(scorer.scores(ONCE, torch.zeros(0), None), self.sites)
+            for site in pruned:
+                if site.key not in self.standing:
+                    raise self.silence(site.key)
 
     @property
     def decides_each_token(self) -> bool:
         """Whether plans change from one token to the next."""
         return self.decided_at == "token" and bool(self.signals)
+
+    @property
+    def decides_once(self) -> bool:
+        """Whether the plan of a call holds for all calls that go on from it."""
+        return self.decided_at != "token" and bool(self.signals)
 
     @property
     def constants(self) -> dict[SiteKey, Tensor]:
@@ -87,109 +108,252 @@ class Planner:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Inside the block calls of the model are dense, and nothing is counted."""
-        self._looking = True
+        self._here.looking = True
         try:
             yield
         finally:
-            self._looking = False
+            self._here.looking = False
 
-    def begin(self, real: Tensor, prompt: Tensor, before: Tensor | None = None) -> None:
-        """A call of these positions, bool [B, T] each.
+    @property
+    def call(self) -> Call | None:
+        """That of this thread which is under way."""
+        return self._here.call
 
-        before: [B], real tokens of each row in the key-value cache that it goes on from; None if from none.
+    @property
+    def dense_here(self) -> bool:
+        """Whether this thread's calls are dense and not counted."""
+        return self._here.looking
+
+    @property
+    def plan(self) -> Plan:
+        """As last decided in this thread."""
+        return self.standing if self._here.plan is None else self._here.plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self.standing, self._here.plan = plan, None
+
+    @contextmanager
+    def calling(
+        self,
+        real: Tensor,
+        prompt: Tensor,
+        *,
+        start: int = 0,
+        before: Tensor | None = None,
+        cache: Cache | None = None,
+        shown: slice | Tensor | None = None,
+        read: Tensor | None = None,
+    ) -> Iterator[Call]:
+        """A call of these positions, bool [B, T] each; counted when it has ended well.
+
+        start: positions in the cache that it goes on from; before: [B], real ones of each row, where the
+        policy asks. shown: of T, those that logits are asked for. read: bool [B, T], what the last share of
+        the policy's `tokens` is taken of; None: the real ones.
         """
-        if self._looking:
+        if self.dense_here:
+            yield Call(real, None, None, {}, decided=True)
             return
-        self._real, self._going_on = real, before is not None
-        self._n_real = int(real.count_nonzero())
-        self._whole = self.whole_positions(real, prompt, before)
-        self._n_whole = 0 if self._whole is None else int((self._whole & real).count_nonzero())
-        self._untouched = self._whole is not None and self._n_whole == self._n_real
-        self._pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
+        call = self.begin(real, prompt, start, before, cache, read)
+        if shown is not None:
+            call.shown = shown
+        self._here.call = call
+        try:
+            yield call
+        finally:
+            self._here.call = None
+        self._here.plan = call.plan
+        with self.lock:
+            self.counts.add(call)
 
-    def whole_positions(self, real: Tensor, prompt: Tensor, before: Tensor | None) -> Tensor | None:
+    def begin(
+        self,
+        real: Tensor,
+        prompt: Tensor,
+        start: int,
+        before: Tensor | None,
+        cache: Cache | None,
+        read: Tensor | None,
+    ) -> Call:
+        pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
+        whole = self.whole_positions(real, prompt, start, before, read)
+        call = Call(real, pool, whole, dict(self.standing))
+        columns = self.prompt_columns
+        if self.decides_once and start > 0:
+            call.plan |= self.plan_of(cache, start)
+            call.decided = True
+        elif self.decides_once and columns is not None and real.shape[1] < columns:
+            raise UserError(
+                f"sparsity.decided_at={self.decided_at} makes its plan of the whole prompt, and generate "
+                f"brings {real.shape[1]} of its {columns} positions first: leave prefill_chunk_size out, or "
+                "use sparsity.decided_at=token"
+            )
+        return call
+
+    def plan_of(self, cache: Cache | None, start: int) -> Plan:
+        """That of the prompt which began this cache."""
+        made = None if cache is None else plan_in(cache)
+        if made is None or made.run != self.name:
+            raise UserError(
+                f"sparsity.decided_at={self.decided_at} follows the plan of a prompt, and the cache has "
+                f"{start} positions that were not read in this block: begin without past_key_values, or "
+                "use sparsity.decided_at=token"
+            )
+        if start < made.columns:
+            raise UserError(
+                f"sparsity.decided_at={self.decided_at} follows the plan of a prompt of {made.columns} "
+                f"positions, and the key-value cache was cropped to {start} of them: crop no more than what "
+                "follows the prompt, or begin without past_key_values"
+            )
+        return made.plan
+
+    def remember(self, call: Call, cache: Cache | None) -> None:
+        """Leave the plan of a prompt with the cache that its call has filled."""
+        if self.decides_once and not call.decided and cache is not None:
+            assert call.pool is not None
+            columns = call.real.shape[1] if self.prompt_columns is None else self.prompt_columns
+            keep_in(cache, CachedPlan(self.name, columns, dict(call.plan)))
+
+    @property
+    def prompt_columns(self) -> int | None:
+        """Positions of the prompt that `generate` was given in this thread; None: it does not run."""
+        return self._here.prompts[-1] if self._here.prompts else None
+
+    @contextmanager
+    def generating(self, columns: int) -> Iterator[None]:
+        """Inside the block this thread's calls go on from a prompt of so many positions."""
+        self._here.prompts.append(columns)
+        try:
+            yield
+        finally:
+            self._here.prompts.pop()
+
+    def prompt_of(self, real: Tensor, start: int) -> Tensor:
+        """-> bool [B, T], the positions of a call that are the prompt's: those that `generate` was given, or
+        in a loop of one's own all of the first call on an empty cache."""
+        columns = self.prompt_columns
+        if columns is None:
+            return real if start == 0 else torch.zeros_like(real)
+        if columns >= start + real.shape[1]:
+            return real
+        return real & (torch.arange(start, start + real.shape[1], device=real.device) < columns)
+
+    def require_behind_prompt(self, start: int) -> None:
+        """For executors that take what follows a cache for sparse."""
+        columns = self.prompt_columns
+        if self.policy.tokens == "decode" and columns is not None and start < columns:
+            raise UserError(
+                f"sparsity.tokens=decode leaves the {columns} positions whole that generate was given, and "
+                f"executor=gathered would read those behind {start} as sparse ones: leave prefill_chunk_size "
+                "and past_key_values out, or use executor=masked"
+            )
+
+    def whole_positions(
+        self,
+        real: Tensor,
+        prompt: Tensor,
+        start: int = 0,
+        before: Tensor | None = None,
+        read: Tensor | None = None,
+    ) -> Tensor | None:
         """-> bool [B, T], True where policy.tokens leaves all units; None: nowhere."""
         tokens = self.policy.tokens
         if tokens == "all":
             return None
         if tokens == "decode":
-            return prompt if before is None else None
+            return prompt if bool(prompt.any()) else None
         place = real.long().cumsum(1)  # from 1 on
         if isinstance(tokens, int):
             return place + (0 if before is None else before[:, None]) <= tokens
-        if before is not None:
+        if start > 0:
             return None
         assert isinstance(tokens, float)
-        length = place[:, -1:]
+        length = (real if read is None else read).sum(1, keepdim=True)
         return place <= length - (length * tokens).ceil().long()
 
     def decide(self, signal: Signal, x: Tensor) -> None:
         """Plan what this signal decides by x: [B, T, N]."""
-        if self._looking or (self._going_on and self.decided_at != "token"):
+        if self._here.looking:
             return
-        if self._untouched and self.decided_at == "token" and self.on_scores is None:
+        call = self.under_way()
+        if call.decided:
+            return
+        if call.untouched and self.decided_at == "token" and self.on_scores is None:
             return  # nobody would use it
-        scores = self.scorer.scores(signal, x, self._pool)
+        scores = self.scorer.scores(signal, x, call.pool)
         if self.on_scores is not None:
             self.on_scores(signal, scores)
-        self.plan |= self.policy.plan(scores, self.sites)
+        call.plan |= self.policy.plan(scores, self.sites)
+
+    def under_way(self) -> Call:
+        call = self._here.call
+        if call is None:
+            raise UserError(
+                "layers of the model were run without a call of the model, which says where prompts and "
+                "padding are: inside the block call model(...) or model.generate(...)"
+            )
+        return call
 
     def keep(self, key: SiteKey, sent: Tensor | None = None) -> Tensor | None:
         """What stays at a site: bool [U] or [B, 1 or T, U], or None: all. Counted.
 
         sent: bool [B, T, U], the units that a token can read at all; None: all of them.
         """
-        if self._looking:
+        if self._here.looking:
             return None
-        units = self.sites[key].active
-        total = self._n_real * units
-        self.total[key] += total
-        self.whole[key] += self._n_whole * units
-        prunes = self.policy.prunes(key)
-        if self._untouched or (key not in self.plan and not prunes):
-            self.kept[key] += total
+        call, site, prunes = self.under_way(), self.sites[key], self.policy.prunes(key)
+        if call.untouched or (key not in call.plan and not prunes):
+            call.kept[key] += call.n_real * site.active
             return None
-        if key not in self.plan:
-            raise UserError(
-                f"the scorer {type(self.scorer).__name__} says nothing of the {key[1]}s of layer {key[0]}, "
-                f"and sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave "
-                "them out by sparsity.dense_layers or sparsity.kinds"
-            )
-        keep = self.plan[key]  # [U], [B, U] or [B, T, U]
-        if keep.dim() == 2:
-            keep = keep[:, None]
-        if self._whole is not None:
-            keep = keep | self._whole[..., None].to(keep.device)
-        if self._whole is None and self.policy.scope == "layer" and prunes:
+        if key not in call.plan:
+            raise self.silence(key)
+        keep = call.keep_of(site)
+        if call.whole is not None:
+            keep = keep | call.whole[..., None].to(keep.device)
+        if call.whole is None and self.policy.scope == "layer" and prunes:
             if key not in self._staying:
                 one = keep.view(-1, keep.shape[-1])[0]
-                self._staying[key] = int(one.count_nonzero()) * units // len(one)
-            self.kept[key] += self._n_real * self._staying[key]
+                self._staying[key] = int(one.count_nonzero()) * site.active // len(one)
+            call.kept[key] += call.n_real * self._staying[key]
         else:
-            read = self._real[..., None].to(keep.device)
+            read = call.real[..., None].to(keep.device)
             read = read if sent is None else read & sent
-            self.kept[key] += int((keep & read).count_nonzero())  # of bools faster than their sum
+            call.kept[key] += int((keep & read).count_nonzero())  # of bools faster than their sum
         return keep
+
+    def silence(self, key: SiteKey) -> UserError:
+        """Of a scorer that leaves out a site."""
+        return UserError(
+            f"the scorer {type(self.scorer).__name__} says nothing of the {key[1]}s of layer {key[0]}, "
+            f"and sparsity.level={self.policy.level_of(key):g} of them is to go: score them, or leave "
+            "them out by sparsity.dense_layers or sparsity.kinds"
+        )
 
     def drop(self, site: Site, x: Tensor) -> Tensor | None:
         """x: [B, T, U, D] -> without what the plan drops."""
         sent = None
-        if site.experts > 1 and not self._looking:
+        if self._here.looking:
+            return None
+        if site.experts > 1:
             by_expert = x[..., 0].unflatten(-1, (site.experts, -1)).detach()
             sent = (by_expert != 0).any(-1, keepdim=True).expand_as(by_expert).flatten(-2)
         keep = self.keep(site.key, sent)
         if keep is None:
             return None
         keep = keep.to(x.device)
-        if keep.dim() == 3 and keep.shape[1] > x.shape[1]:  # of the last projection, logits of the last alone
-            keep = keep[:, -x.shape[1] :]
+        call = self.under_way()
+        if keep.dim() == 3 and keep.shape[1] > 1 and site.slot == "lm_head":
+            keep = keep[:, call.shown]
+        if keep.dim() == 3 and keep.shape[1] not in (1, x.shape[1]):
+            raise UserError(
+                f"a call of {call.real.shape[1]} positions reached the {site.slot}s of layer {site.layer} "
+                f"with {x.shape[1]}: inside the block call the whole model, and no part of it"
+            )
         return self.stand_in(site, x, keep)
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
-        keys = [key for key in self.total if self.sites[key].kind == kind]
-        total = sum(self.total[key] for key in keys)
-        return 1 - sum(self.kept[key] for key in keys) / total if total else 0.0
+        return self.counts.achieved(kind)
 
     def bytes(self) -> dict[str, float | dict[str, float]]:
         """Shares of the weight bytes that a dense token reads, which a token at a sparse position does not.

@@ -3,7 +3,6 @@
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -50,8 +49,3 @@ class Executor(Protocol):
     def open(self, model: PreTrainedModel, planner: Planner) -> AbstractContextManager[Run]:
         """Inside the block the model runs by the planner's plans; afterwards it is as it was."""
         ...
-
-
-def real_positions(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """-> bool [B, T] of a call's ids [B, T]; mask: transformers' attention mask, [B, all positions]."""
-    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -ids.shape[1] :].bool()

@@ -1,4 +1,4 @@
-"""A key-value cache goes through every hand that transformers gives it to: own loops, beams, assistants, copies."""
+"""A key-value cache goes through every hand: own loops, the dense model, beams, assistants, copies."""
 
 import copy
 import io
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from shadow.errors import UserError
@@ -176,10 +176,6 @@ def test_several_tokens_at_once_are_those_of_the_masked_executor(lm, scorer, how
 
 def test_an_assistants_candidates_are_taken_back_where_they_are_wrong(lm, make_lm, scorer):
     other = make_lm(lm.model.config.model_type, layers=2, seed=1).model
-    alone, helped = (
-        [generate(lm, text(), **more) for more in ({}, {"assistant_model": other})] for _ in [0]
-    ).__next__()
-    assert torch.equal(alone, helped)
     masked, gathered = of_both(lm, scorer, lambda: generate(lm, text(), assistant_model=other))
     assert torch.equal(gathered, masked)
 
@@ -226,7 +222,7 @@ def test_calls_are_answered_as_the_model_answers_them(lm, scorer):
         cache = DynamicCache()
         lm.model(ids[:, :7], past_key_values=cache, use_cache=False)
         some = lm.model(ids[:, 7:], past_key_values=cache, logits_to_keep=torch.tensor([0, 2])).logits
-        tuples = lm.model(ids, mask, mask.cumsum(1) - 1, return_dict=False, use_cache=False)
+        tuples = lm.model(ids, mask, return_dict=False, use_cache=False)
         return some, *tuples, lm.model(ids, logits_to_keep=2).logits
 
     for one, other in zip(*of_both(lm, scorer, work), strict=True):
@@ -250,14 +246,14 @@ def test_keys_that_are_not_there_are_handed_to_nobody(lm, scorer):
         generated = generate(lm, text(), return_dict_in_generate=True)
         cache = generated.past_key_values
         longer = torch.cat([generated.sequences, text(length=3)], 1)
-    with pytest.raises(UserError, match="holds keys and values of .* key-value heads"):
+    with pytest.raises(UserError, match=r"holds keys and values of .* key-value heads"):
         generate(lm, longer, past_key_values=copy.deepcopy(cache))
     with (
         sparse(lm.model, scorer, level=0.5, executor=Gathered()),
         pytest.raises(UserError, match="holds keys"),
     ):
         lm.model(text(length=1), past_key_values=cache)
-    with sparse(lm.model, scorer, level=0.5, executor=Gathered(kv_policy="recompute")):
+    with sparse(lm.model, scorer, level=0.75, executor=Gathered(kv_policy="recompute")):
         late = lm.model(text()).past_key_values
         lm.model(text(length=2), past_key_values=late)
     with pytest.raises(UserError, match="recompute has not computed all"):
@@ -293,6 +289,6 @@ def test_caches_that_would_not_come_out_right_are_refused_by_name(lm, make_lm, s
     dense = lm.model(ids).past_key_values
     with (
         sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt", executor=Gathered()),
-        pytest.raises(UserError, match="decided_at=prompt needs the plan"),
+        pytest.raises(UserError, match="10 positions that were not read in this block"),
     ):
         lm.model(ids, past_key_values=dense)

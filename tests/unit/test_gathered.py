@@ -424,7 +424,7 @@ def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan
     executor = Gathered(storage=storage, compact=True)
     with sparse(lm.model, scorer, policy, decided_at, stand_in=fill, executor=executor) as run:
         found, also_gone = generate(lm, ids), skipped(run)
-        taken = memory_of(run.forward(ids).past_key_values, KeyValues).plan.weights.up.values
+        taken = memory_of(run.forward(ids).past_key_values, KeyValues).decided.plan.weights.up.values
     assert torch.equal(found, expected)
     assert also_gone == gone
     assert taken is not run.weights.up.values
@@ -432,7 +432,9 @@ def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan
 
 def test_nothing_is_copied_where_everything_stays(lm, make_scorer):
     with sparse(lm.model, make_scorer(lm, [1]), level=0.0, executor=Gathered(compact=True)) as run:
-        assert memory_of(run.forward(prompts(1)).past_key_values, KeyValues).plan.weights is run.weights
+        assert (
+            memory_of(run.forward(prompts(1)).past_key_values, KeyValues).decided.plan.weights is run.weights
+        )
 
 
 def test_int8_rows_are_within_half_a_step(lm):
@@ -527,14 +529,9 @@ def test_one_ranking_over_layers_cannot_be_made_token_by_token(lm, make_scorer):
         pass
 
 
-def test_stock_caches_and_beams_are_refused(lm, make_scorer):
-    dense = lm.model(prompts(1)).past_key_values
+def test_hidden_states_are_refused(lm, make_scorer):
     with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()) as run:
         assert isinstance(run, GatheredRun)
-        with pytest.raises(UserError, match="its own caches alone"):
-            lm.model(prompts(1), past_key_values=dense)
-        with pytest.raises(UserError, match="does not search beams"):
-            lm.model.generate(prompts(1), num_beams=2, max_new_tokens=4, pad_token_id=0)
         with pytest.raises(UserError, match="no output_hidden_states"):
             lm.model(prompts(1), output_hidden_states=True)
 

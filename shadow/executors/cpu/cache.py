@@ -29,6 +29,15 @@ class Remembered(NamedTuple):
     written: Tensor | None = None
 
 
+class Decided(NamedTuple):
+    """plan: what a prompt decided, or where tokens note what they choose; owner: the run that decided;
+    prompt: columns of the text that it was made of."""
+
+    plan: Plan
+    owner: object
+    prompt: int
+
+
 class KeyValues:
     """What the texts of a batch leave for their next tokens, in one flat memory. Of key-value heads that no
     token will need nothing is held."""
@@ -40,16 +49,14 @@ class KeyValues:
         known: Known,
         turns: tuple[Tensor, float] | None,
         late: bool,
-        plan: Plan,
-        owner: object,
+        decided: Decided,
         room: int,
     ) -> None:
-        """known: where rows begin; late: also hold the states that late keys come from; plan: what the prompt
-        decided, or where tokens note what they choose; owner: the run that decided; room: for so many
-        positions."""
+        """known: where rows begin; turns: as in `Parts`; late: also hold the states that late keys come
+        from; room: for so many positions."""
         rows, _, length, _ = layers[0].keys.shape
         self.sizes, self.rows, self.length, self.late = sizes, rows, length, late
-        self.turning, self.plan, self.owner = turns, plan, owner
+        self.turning, self.decided = turns, decided
         self.groups = [layer.groups for layer in layers]
         self.room = room
         self.memory = self.empty(known)
@@ -131,7 +138,7 @@ class KeyValues:
         """Weights are not copied: nobody writes to them."""
         twin = copy.copy(self)
         twin.memory = Memory(*(part.copy() for part in self.memory))
-        twin.plan = of_rows(self.plan, None)
+        twin.decided = self.decided._replace(plan=of_rows(self.decided.plan, None))
         return twin
 
     @property

@@ -1,7 +1,7 @@
 """The gathered executor: a model's calls, answered from the weights of kept units."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -13,7 +13,6 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
-from shadow.errors import UserError
 from shadow.executors.cache_layer import (
     HeldLayer,
     Known,
@@ -31,22 +30,24 @@ from shadow.executors.calls import (
     places_of,
     require_fitting,
     require_known,
+    require_whole_prompt,
     stock,
 )
-from shadow.executors.cpu.cache import KeyValues, remembered, room_for
+from shadow.executors.cpu.bench import empty_bench
+from shadow.executors.cpu.cache import Decided, KeyValues, Remembered, remembered, room_for
 from shadow.executors.cpu.compact import Plan, compact, of_rows
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.products import across
 from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.scoring import list_layer as list_choice
-from shadow.executors.cpu.storage import CHUNK, lined_up
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack
 from shadow.executors.families import describe
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.models.sites import KINDS, Kind, SiteKey
+from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
 
@@ -105,13 +106,13 @@ class GatheredRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        with self.lock:
-            self.planner.begin(batch.real(), batch.in_prompt())
-            start = torch.zeros_like(batch.ids[:, 0])
-            h, _ = self.read(Prompt(batch.ids, start, start))
+        start = torch.zeros_like(batch.ids[:, 0])
+        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()) as call:
+            h, _ = self.read(Prompt(batch.ids, start, start), call.plan)
             return self.vocabulary(h)
 
-    def read(self, prompt: Prompt) -> tuple[Tensor, list]:
+    def read(self, prompt: Prompt, decided: SitePlan) -> tuple[Tensor, list[Remembered]]:
+        """decided: the call's own plan, which grows as its layers are read."""
         torch.set_num_threads(self.team.members)
         signals = {signal.layer: signal for signal in self.planner.signals}
 
@@ -126,7 +127,7 @@ class GatheredRun:
             self.fills,
             self.planner.keep,
             enter,
-            lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
+            lambda layer: None if self.each_token else decided.get((layer, "head")),
         )
 
     def vocabulary(self, h: Tensor) -> Tensor:
@@ -162,53 +163,54 @@ class GatheredRun:
     def begin(self, cache: DynamicCache | None, ids: Tensor, places: Places, last: slice | Tensor) -> Tensor:
         """-> logits [B, T', V] of the last positions; what is to be remembered is put in the cache."""
         self.require_known(ids, places.positions)
-        self.planner.begin(places.real, places.real)
-        h, left = self.read(Prompt(ids, places.start, places.offset))
+        planner, rows, columns = self.planner, *ids.shape
+        with planner.calling(places.real, planner.prompt_of(places.real, 0)) as call:
+            h, left = self.read(Prompt(ids, places.start, places.offset), call.plan)
         if cache is not None:
-            known = Known(places.start, places.offset)
-            plan = self.first_plan(len(ids))
-            room = room_for(ids.shape[1], None)
-            memory = KeyValues(self.weights.sizes, left, known, self.turns, self.late_keys, plan, self, room)
-            lay_in(cache, memory)
+            prompt = planner.prompt_columns
+            decided = Decided(self.first_plan(rows, call.plan), self, columns if prompt is None else prompt)
+            lay_in(cache, self.memory(left, places, decided, room_for(columns, None)))
         return self.vocabulary(h[:, last])
 
     def go_on(
         self, cache: DynamicCache, before: int, ids: Tensor, mask: Tensor | None, given: Tensor | None
     ) -> Tensor:
         """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
-        memory, sizes, rows = lying(cache, KeyValues), self.weights.sizes, len(ids)
-        lies = memory is not None and memory.owner is self and memory.rows == rows
+        memory, rotary, (rows, tokens) = lying(cache, KeyValues), self.weights.sizes.rotary, ids.shape
+        lies = memory is not None and memory.decided.owner is self and memory.rows == rows
         if not lies:
-            require_fitting(cache, ids, sizes)
-        known = known_of(cache, rows)
-        places = places_of(ids, mask, given, before, known, not sizes.rotary)
+            require_fitting(cache, ids, self.weights.sizes)
+        places = places_of(ids, mask, given, before, known_of(cache, rows), not rotary)
         self.require_known(ids, places.positions)
-        if memory is None or not lies or memory.room < before + ids.shape[1]:
-            memory = self.pack(cache, places, before + ids.shape[1])
+        self.planner.require_behind_prompt(before)
+        if memory is None or not lies or memory.room < before + tokens:
+            memory = self.pack(cache, places, before, before + tokens)
         memory.stand(places.start, places.offset)
         logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
         lengthen(cache, memory)
         return torch.stack(logits, 1)
 
-    def pack(self, cache: DynamicCache, places: Places, columns: int) -> KeyValues:
+    def pack(self, cache: DynamicCache, places: Places, before: int, columns: int) -> KeyValues:
         """Put what a cache holds in a memory of this run, with room for so many columns."""
         rows, first, held = len(places.start), cache.layers[0], memory_of(cache, KeyValues)
-        own = held if held is not None and held.owner is self and known_of(cache, rows) is not None else None
-        if own is not None:
+        own = held is not None and held.decided.owner is self and known_of(cache, rows) is not None
+        if held is not None and own:
             assert isinstance(first, HeldLayer)
-            plan = of_rows(own.plan, first.order)
-        elif self.planner.signals and not self.each_token:
-            raise UserError(
-                "sparsity.decided_at=prompt needs the plan of a cache's prompt, and this cache was filled "
-                "outside this block: begin without past_key_values, or use sparsity.decided_at=token"
-            )
+            decided = held.decided._replace(plan=of_rows(held.decided.plan, first.order))
+            if self.planner.decides_once:
+                require_whole_prompt(decided.prompt, before)
         else:
-            plan = self.first_plan(rows)
-        layers = [remembered(layer, own is not None) for layer in layers_of(cache)]
-        known, room = Known(places.start, places.offset), room_for(columns, own)
-        memory = KeyValues(self.weights.sizes, layers, known, self.turns, self.late_keys, plan, self, room)
+            if self.planner.decides_once:
+                self.planner.plan_of(None, before)  # raises: nothing is known of this cache's prompt
+            decided = Decided(self.first_plan(rows, self.planner.standing), self, 0)
+        layers = [remembered(layer, own) for layer in layers_of(cache)]
+        memory = self.memory(layers, places, decided, room_for(columns, held if own else None))
         lay_in(cache, memory)
         return memory
+
+    def memory(self, layers: Sequence[Remembered], places: Places, decided: Decided, room: int) -> KeyValues:
+        known = Known(places.start, places.offset)
+        return KeyValues(self.weights.sizes, layers, known, self.turns, self.late_keys, decided, room)
 
     def require_known(self, ids: Tensor, counted: Tensor) -> None:
         sizes = self.weights.sizes
@@ -219,7 +221,7 @@ class GatheredRun:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
         # torch's own threads keep a core busy for a while after each small operation
         torch.set_num_threads(1)
-        bench, (weights, choice, fill) = self.room_to_work(len(ids), memory.room), memory.plan
+        bench, (weights, choice, fill) = self.room_to_work(len(ids), memory.room), memory.decided.plan
         before, position = choice.kept.copy(), memory.length
         self.team.run(
             step,
@@ -242,6 +244,7 @@ class GatheredRun:
         sizes, planner, rows = self.weights.sizes, self.planner, int(real.sum())
         chosen = self.nets.taps[0, 1] if len(self.nets.taps) else sizes.layers
         whole = ((choice.heads, sizes.heads), (choice.neurons, sizes.neurons))
+        planner.counts.tokens += rows
         for layer in range(sizes.layers):
             for index, kind in enumerate(KINDS):
                 keep, units = whole[index]
@@ -250,7 +253,7 @@ class GatheredRun:
                     counts.total[layer, kind] += rows * units
                     counts.kept[layer, kind] += int(stay)
 
-    def first_plan(self, rows: int) -> Plan:
+    def first_plan(self, rows: int, decided: SitePlan) -> Plan:
         """What all tokens follow, or everything, of which tokens then choose."""
         sizes = self.weights.sizes
         choice = Choice(
@@ -263,7 +266,7 @@ class GatheredRun:
         )
         for layer in range(sizes.layers):
             for index, kind in enumerate(KINDS):
-                keep = None if self.each_token else self.planner.plan.get((layer, kind))
+                keep = None if self.each_token else decided.get((layer, kind))
                 if keep is not None:
                     (choice.heads, choice.neurons)[index][:, layer] = keep.numpy()
                 list_choice(choice, layer, index)
@@ -275,38 +278,7 @@ class GatheredRun:
         sizes, members = self.weights.sizes, self.team.members
         if self.bench is not None and self.bench.h.shape[0] == rows and self.bench.weights.shape[1] >= room:
             return self.bench
-        # a line more than is used where a member's own begins, or two threads would write to one cache line
-        inner = sizes.heads * sizes.head_width
-        stored = sizes.kv_heads * sizes.head_width
-
-        def empty(*shape: int) -> np.ndarray:
-            return lined_up(shape, np.dtype(np.float32))
-
-        self.bench = Bench(
-            h=empty(rows, sizes.width),
-            x=empty(members, rows + 1, sizes.width),
-            query=empty(rows, inner),
-            key=empty(rows, stored),
-            value=empty(rows, stored),
-            context=empty(rows, inner),
-            sums=empty(members, rows + 1, sizes.width),
-            up=empty(rows, sizes.neurons),
-            gate=empty(rows, sizes.neurons),
-            lines=np.empty((members, CHUNK + 16), np.int32),
-            factors=empty(members, CHUNK + 16),
-            weights=empty(members, room + 32),
-            turned=empty(members, 3, sizes.head_width),
-            scaled=empty(members, rows, sizes.width),
-            hidden=empty(max(1, int(self.nets.depth[0])), rows, self.nets.bend.values.shape[2]),
-            told=empty(rows, self.nets.bend.values.shape[1]),
-            head_scores=empty(rows, sizes.layers * sizes.heads),
-            neuron_scores=empty(rows, sizes.layers * sizes.neurons),
-            ranked=np.empty((members, max(sizes.heads, sizes.neurons)), np.int32),
-            logits=empty(rows, sizes.vocabulary),
-            fill_heads=self.fills.of["head"].flatten(1).numpy(),
-            fill_neurons=self.fills.of["neuron"].flatten(1).numpy(),
-            fill_bases=self.fills.bases.numpy(),
-        )
+        self.bench = empty_bench(sizes, self.nets, self.fills, members, rows, room)
         return self.bench
 
 

@@ -1,27 +1,36 @@
 """A model's calls on a GPU: prompts by the masked executor, later tokens from the weights of kept units."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.executors.calls import answering, begun, check_positions, counted_on, ids_of, require_left_padding
+from shadow.executors.cache_layer import HeldLayer, known_of, lay_in, lengthen, lying, memory_of
+from shadow.executors.calls import (
+    answering,
+    ids_of,
+    places_of,
+    require_fitting,
+    require_whole_prompt,
+    stock,
+)
 from shadow.executors.cpu.scoring import TOP, Rule, rule_of
-from shadow.executors.gpu.cache import DeviceCache, taken_from
+from shadow.executors.gpu.cache import DeviceKeyValues, taken_from
 from shadow.executors.gpu.choice import Choice
 from shadow.executors.gpu.decode import step
 from shadow.executors.gpu.tuning import INTERPRETED
 from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
-from shadow.executors.run import real_positions
 from shadow.models.sites import KINDS, Kind, SiteKey
+from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal
 
@@ -41,6 +50,7 @@ class DeviceRun:
         """planner: makes the plans of prompts, and counts."""
         self.model, self.planner, self.weights = model, planner, place(model, planner.constants)
         self.own_forward = model.forward
+        self.lock = Lock()
         self.each_token = planner.decides_each_token
         self.rule: Rule | None = rule_of(model, planner.policy) if self.each_token else None
         sizes, device = self.weights.sizes, model.device
@@ -68,6 +78,7 @@ class DeviceRun:
     def count(self) -> None:
         """Tell the planner of the tokens since it was told last."""
         rows = int(self.rows)
+        self.planner.counts.tokens += rows
         for counted, (units, _) in self.units.items():
             for layer, kept in enumerate(self.kept[counted].tolist()):
                 self.planner.total[layer, counted] += rows * units
@@ -88,8 +99,8 @@ class DeviceRun:
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end. As the masked executor's."""
         batch = batch.to(self.model.device)
-        self.planner.begin(batch.real(), batch.in_prompt())
-        found = self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()):
+            found = self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
         assert found is not None
         return found
 
@@ -103,71 +114,141 @@ class DeviceRun:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        logits_to_keep: int = 0,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
-        input_ids = ids_of(input_ids, others)
-        real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
-        going_on = begun(past_key_values, DeviceCache)
-        if going_on is not None:
-            check_positions(given, counted_on(going_on, input_ids.shape[1]), real)
-            steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
-        require_left_padding(real)
-        self.planner.begin(real, real)
-        start = real.long().argmax(1)
-        counted = (torch.arange(input_ids.shape[1], device=real.device) - start[:, None]).clamp(min=0)
-        check_positions(given, counted, real)
-        caching = others.get("use_cache") is not False
-        found = self.masked(
-            input_ids,
-            attention_mask=real.long(),
-            position_ids=counted,
-            use_cache=caching,
-            logits_to_keep=logits_to_keep,
-        )
-        assert found.logits is not None
-        logits = found.logits.float()
-        if not caching:
-            return CausalLMOutputWithPast(logits=logits)
-        left, choices = taken_from(found.past_key_values), self.first_choices(len(input_ids))
-        cache = DeviceCache(self.weights.sizes, left, start, self.weights.turns, choices)
+        """As the model's own: a cache that is given is filled, and one is made where none is."""
+        ids, cache = ids_of(input_ids, others), stock(past_key_values)
+        if cache is None and (self.model.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache()
+        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        with self.lock:  # the planner and what is counted are shared; a text's own state lies in its cache
+            before = 0 if cache is None else cache.get_seq_length()
+            if cache is not None and before:
+                logits = self.go_on(cache, before, ids, attention_mask, position_ids)[:, last]
+            else:
+                logits = self.begin(cache, ids, attention_mask, position_ids, logits_to_keep)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
-    def first_choices(self, rows: int) -> dict[Kind, Choice]:
+    def begin(
+        self,
+        cache: DynamicCache | None,
+        ids: Tensor,
+        mask: Tensor | None,
+        given: Tensor | None,
+        logits_to_keep: int | Tensor,
+    ) -> Tensor:
+        """-> logits of the positions asked for; what is to be remembered is put in the cache."""
+        real, start, offset, positions = places_of(ids, mask, given, 0, None, True)
+        require_begun(start, offset, ids.shape[1])
+        planner = self.planner
+        with planner.calling(real, planner.prompt_of(real, 0)) as call:
+            found = self.masked(
+                ids,
+                attention_mask=real.long(),
+                position_ids=positions,
+                use_cache=cache is not None,
+                logits_to_keep=logits_to_keep,
+            )
+        if cache is not None:
+            prompt = ids.shape[1] if planner.prompt_columns is None else planner.prompt_columns
+            choices = self.choices_of(self.first_choices(len(ids), call.plan))
+            lay_in(cache, self.memory(taken_from(found.past_key_values), start, choices, prompt, 0))
+        assert found.logits is not None
+        return found.logits.float()
+
+    def go_on(
+        self, cache: DynamicCache, before: int, ids: Tensor, mask: Tensor | None, given: Tensor | None
+    ) -> Tensor:
+        """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
+        memory, sizes, (rows, tokens) = lying(cache, DeviceKeyValues), self.weights.sizes, ids.shape
+        lies = memory is not None and memory.owner is self and memory.rows == rows
+        if not lies:
+            require_fitting(cache, ids, sizes)
+        places = places_of(ids, mask, given, before, known_of(cache, rows), not sizes.rotary)
+        require_begun(places.start, places.offset, before)
+        self.planner.require_behind_prompt(before)
+        if memory is None or not lies or memory.room < before + tokens:
+            memory = self.pack(cache, places.start, before, before + tokens)
+        logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
+        lengthen(cache, memory)
+        return torch.stack(logits, 1)
+
+    def pack(self, cache: DynamicCache, start: Tensor, before: int, columns: int) -> DeviceKeyValues:
+        """Put what a cache holds in a memory of this run, with room for so many columns."""
+        first, held, prompt = cache.layers[0], memory_of(cache, DeviceKeyValues), 0
+        own = held is not None and held.owner is self and known_of(cache, len(start)) is not None
+        if held is not None and own:
+            assert isinstance(first, HeldLayer)
+            choices, prompt = (
+                {kind: one.of_rows(first.order) for kind, one in held.choices.items()},
+                held.prompt,
+            )
+            if self.planner.decides_once:
+                require_whole_prompt(prompt, before)
+        else:
+            if self.planner.decides_once:
+                self.planner.plan_of(None, before)  # raises: nothing is known of this cache's prompt
+            choices = self.first_choices(len(start), self.planner.standing)
+        room = max(columns, 2 * held.room) if held is not None and held.room < columns else columns
+        memory = self.memory(taken_from(cache), start, self.choices_of(choices), prompt, room)
+        lay_in(cache, memory)
+        return memory
+
+    def memory(
+        self,
+        left: Sequence[tuple[Tensor, Tensor]],
+        start: Tensor,
+        choices: dict[Kind, Choice],
+        prompt: int,
+        room: int,
+    ) -> DeviceKeyValues:
+        turns, dtype = self.weights.turns, self.weights.embedding.dtype
+        device = self.model.device
+        left = [(keys.to(device, dtype), values.to(device, dtype)) for keys, values in left]
+        return DeviceKeyValues(self.weights.sizes, left, start, turns, choices, self, prompt, room)
+
+    def first_choices(self, rows: int, plan: Plan) -> dict[Kind, Choice]:
         """The plan that all tokens follow, or everything, of which tokens then choose."""
         layers = self.weights.sizes.layers
         choices = {}
-        for index, kind in enumerate(KINDS):
+        for kind in KINDS:
             units, width = self.units[kind]
             choice = choices[kind] = Choice(rows, layers, units, width, self.model.device)
             if self.rule is None:
                 for layer in range(layers):
-                    if (layer, kind) in self.plan:
-                        choice.keep[layer] = self.plan[layer, kind].to(choice.keep)
+                    if (layer, kind) in plan:
+                        choice.keep[layer] = plan[layer, kind].to(choice.keep)
             choice.list(range(layers))
+        return choices
+
+    def choices_of(self, choices: dict[Kind, Choice]) -> dict[Kind, Choice]:
+        """The same, which know how many units may stay of each layer."""
+        for index, kind in enumerate(KINDS):
+            choice, (units, _) = choices[kind], self.units[kind]
             if self.rule is None:
                 choice.at_most(choice.count.tolist())
             else:
                 way, least = self.rule.way[:, index], self.rule.keep[:, index]
+                rows = choice.keep.shape[1]
                 choice.at_most([int(n) * rows if how == TOP else units for how, n in zip(way, least)])
         return choices
 
-    def step(self, cache: DeviceCache, ids: Tensor, real: Tensor) -> Tensor:
+    def step(self, memory: DeviceKeyValues, ids: Tensor, real: Tensor) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
-        cache.make_room()
         taps = {signal.layer for signal in self.planner.signals} if self.each_token else set()
 
         def enter(layer: int, state: Tensor) -> None:
             if layer in taps:
-                self.choose(cache.choices, layer, state)
+                self.choose(memory.choices, layer, state)
 
-        logits = step(self.weights, cache, enter, ids)
-        cache.advance()
+        logits = step(self.weights, memory, enter, ids)
+        memory.advance()
         self.rows += real.sum()
-        for kind, choice in cache.choices.items():
+        for kind, choice in memory.choices.items():
             self.kept[kind] += (choice.kept * real).sum(1)
         return logits
 
@@ -182,6 +263,15 @@ class DeviceRun:
             if layers:
                 of_layers = torch.stack([scores[layer, kind][:, 0] for layer in layers], 1)
                 choice.choose(of_layers, range(layers[0], layers[-1] + 1), *self.rules[kind])
+
+
+def require_begun(start: Tensor, offset: Tensor, columns: int) -> None:
+    """What kernels read begins at each row's first real token, and so do its positions."""
+    if bool(((start >= columns) | (start != offset)).any()):
+        raise UserError(
+            "executor=gathered on a GPU needs a real token in each row of the first call, and positions that "
+            "are counted from it: give position_ids of the attention_mask, or use executor=masked"
+        )
 
 
 @contextmanager
