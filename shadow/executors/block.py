@@ -65,7 +65,7 @@ def prompted(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
 
     def generate(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         require_no_draft_of_its_own(model, args, kwargs)
-        with planner.generating(columns_of(inputs, kwargs)):
+        with planner.here.generating(columns_of(inputs, kwargs)):
             return own(inputs, *args, **kwargs)
 
     with replace_method(model, "generate", generate):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
+from shadow.errors import UserError
 from shadow.plans.rules import Plan
 
 PLACE = "shadow_plan"
@@ -68,5 +69,19 @@ def keep_in(cache: Cache, made: CachedPlan) -> None:
         vars(cache)[name] = Following(cache, name)
 
 
-def plan_in(cache: Cache) -> CachedPlan | None:
-    return vars(cache).get(PLACE)
+def plan_of(cache: Cache | None, start: int, run: str, decided_at: str) -> Plan:
+    """That of the prompt which began this cache of `start` positions, in the run of this name."""
+    made: CachedPlan | None = None if cache is None else vars(cache).get(PLACE)
+    if made is None or made.run != run:
+        raise UserError(
+            f"sparsity.decided_at={decided_at} follows the plan of a prompt, and the cache has {start} "
+            "positions that were not read in this block: begin without past_key_values, or use "
+            "sparsity.decided_at=token"
+        )
+    if start < made.columns:
+        raise UserError(
+            f"sparsity.decided_at={decided_at} follows the plan of a prompt of {made.columns} positions, and "
+            f"the key-value cache was cropped to {start} of them: crop no more than what follows the prompt, "
+            "or begin without past_key_values"
+        )
+    return made.plan

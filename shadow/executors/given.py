@@ -39,12 +39,10 @@ class Given(NamedTuple):
             mask = sees(mask[:, 0, -1]).expand(rows, -1)
         return mask[:, : self.start].bool().sum(1)
 
-    def of_last_projection(self) -> slice | Tensor:
-        """Of T, the positions that logits are asked for."""
+    def shown_of(self) -> slice | Tensor | None:
+        """Of T, the positions that logits are asked for; None: all."""
         kept = self.logits_to_keep
-        if isinstance(kept, Tensor):
-            return kept
-        return slice(-kept, None) if kept else slice(None)
+        return kept if isinstance(kept, Tensor) else slice(-kept, None) if kept else None
 
 
 def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Given:
@@ -62,7 +60,7 @@ def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]
             "generate_batch, or cache_implementation=paged, are not to be had in the block"
         )
     start = 0 if cache is None else int(cache.get_seq_length())
-    return Given(shown, given.get("attention_mask"), cache, start, given.get("logits_to_keep") or 0)
+    return Given(shown, given.get("attention_mask"), cache, start, given.get("logits_to_keep", 0))
 
 
 def cache_in(output: Any) -> Cache | None:

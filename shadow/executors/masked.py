@@ -75,10 +75,10 @@ class MaskedRun:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own, of a call that the planner knows."""
         planner = self.planner
-        if planner.dense_here or planner.call is not None:
+        if planner.here.dense or planner.here.call is not None:
             return self.own_forward(*args, **kwargs)
         given = read_given(self.signature, args, kwargs)
-        columns = planner.prompt_columns
+        columns = planner.here.columns
         real = given.real(behind=columns is not None and given.start >= columns)
         prompt = planner.prompt_of(real, given.start)
         with planner.calling(
@@ -87,7 +87,7 @@ class MaskedRun:
             start=given.start,
             before=given.before() if given.start and type(planner.policy.tokens) is int else None,
             cache=given.cache,
-            shown=given.of_last_projection(),
+            shown=given.shown_of(),
             read=prompt,
         ) as call:
             output = self.own_forward(*args, **kwargs)

@@ -1,9 +1,7 @@
 """What every run does, whatever carries its plans out: plan a call, and count what stays."""
 
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Lock
 from uuid import uuid4
 
@@ -13,9 +11,12 @@ from transformers import Cache, PreTrainedModel
 
 from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.executors.cached_plan import CachedPlan, keep_in, plan_in
-from shadow.executors.call import Call, Counts
-from shadow.models.kinds import find_sites, weights_of
+from shadow.executors.cached_plan import CachedPlan, keep_in, plan_of
+from shadow.executors.call import Call
+from shadow.executors.counts import Counts
+from shadow.executors.here import Here
+from shadow.executors.positions import Positions, prompt_of, whole_positions
+from shadow.models.kinds import find_sites
 from shadow.models.sites import KINDS, Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
@@ -25,17 +26,6 @@ from shadow.scorers.protocol import ONCE, Looks, Scorer
 from shadow.signals import Signal
 
 OnScores = Callable[[Signal, Mapping[SiteKey, Tensor]], None]
-
-
-class Here(threading.local):
-    """What a thread knows of its own: the call under way, the plan of the last one, the prompts of `generate`
-    (a model that drafts for itself is called within another), and whether calls are dense."""
-
-    def __init__(self) -> None:
-        self.call: Call | None = None
-        self.plan: Plan | None = None
-        self.prompts: list[int] = []
-        self.looking = False
 
 
 class Planner:
@@ -75,7 +65,7 @@ class Planner:
         self.counts = Counts(self.sites)
         self.kept, self.total, self.whole = self.counts.kept, self.counts.total, self.counts.whole
         self.standing: Plan = {}  # what every call begins with
-        self._here = Here()
+        self.here = Here()
         self._staying: dict[SiteKey, int] = {}  # of those that are as many at all positions of all calls
         if not self.signals and policy.level > 0:
             self.standing = policy.plan(scorer.scores(ONCE, torch.zeros(0), None), self.sites)
@@ -105,33 +95,18 @@ class Planner:
             with self.looking():
                 self.scorer.look(self.model, batch.to(self.model.device))
 
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Inside the block calls of the model are dense, and nothing is counted."""
-        self._here.looking = True
-        try:
-            yield
-        finally:
-            self._here.looking = False
-
-    @property
-    def call(self) -> Call | None:
-        """That of this thread which is under way."""
-        return self._here.call
-
-    @property
-    def dense_here(self) -> bool:
-        """Whether this thread's calls are dense and not counted."""
-        return self._here.looking
+    def looking(self) -> AbstractContextManager[None]:
+        """Inside the block this thread's calls of the model are dense, and nothing is counted."""
+        return self.here.looking()
 
     @property
     def plan(self) -> Plan:
         """As last decided in this thread."""
-        return self.standing if self._here.plan is None else self._here.plan
+        return self.standing if self.here.plan is None else self.here.plan
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
-        self.standing, self._here.plan = plan, None
+        self.standing, self.here.plan = plan, None
 
     @contextmanager
     def calling(
@@ -151,96 +126,48 @@ class Planner:
         policy asks. shown: of T, those that logits are asked for. read: bool [B, T], what the last share of
         the policy's `tokens` is taken of; None: the real ones.
         """
-        if self.dense_here:
-            yield Call(real, None, None, {}, decided=True)
+        if self.here.dense:
+            yield Call(Positions(real, None), None, {}, decided=True)
             return
-        call = self.begin(real, prompt, start, before, cache, read)
-        if shown is not None:
-            call.shown = shown
-        self._here.call = call
-        try:
+        whole = whole_positions(self.policy.tokens, real, prompt, start, before, read)
+        pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
+        plan = self.plan_before(start, cache, real.shape[1])
+        call = Call(Positions(real, whole), pool, self.standing | (plan or {}), plan is not None, shown)
+        with self.here.within(call):
             yield call
-        finally:
-            self._here.call = None
-        self._here.plan = call.plan
+        self.here.plan = call.plan
         with self.lock:
             self.counts.add(call)
 
-    def begin(
-        self,
-        real: Tensor,
-        prompt: Tensor,
-        start: int,
-        before: Tensor | None,
-        cache: Cache | None,
-        read: Tensor | None,
-    ) -> Call:
-        pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
-        whole = self.whole_positions(real, prompt, start, before, read)
-        call = Call(real, pool, whole, dict(self.standing))
-        columns = self.prompt_columns
-        if self.decides_once and start > 0:
-            call.plan |= self.plan_of(cache, start)
-            call.decided = True
-        elif self.decides_once and columns is not None and real.shape[1] < columns:
+    def plan_before(self, start: int, cache: Cache | None, tokens: int) -> Plan | None:
+        """That of an earlier call, if this one is to follow it."""
+        if not self.decides_once:
+            return None
+        if start > 0:
+            return plan_of(cache, start, self.name, self.decided_at)
+        columns = self.here.columns
+        if columns is not None and tokens < columns:
             raise UserError(
                 f"sparsity.decided_at={self.decided_at} makes its plan of the whole prompt, and generate "
-                f"brings {real.shape[1]} of its {columns} positions first: leave prefill_chunk_size out, or "
-                "use sparsity.decided_at=token"
+                f"brings {tokens} of its {columns} positions first: leave prefill_chunk_size and "
+                "guidance_scale out, or use sparsity.decided_at=token"
             )
-        return call
-
-    def plan_of(self, cache: Cache | None, start: int) -> Plan:
-        """That of the prompt which began this cache."""
-        made = None if cache is None else plan_in(cache)
-        if made is None or made.run != self.name:
-            raise UserError(
-                f"sparsity.decided_at={self.decided_at} follows the plan of a prompt, and the cache has "
-                f"{start} positions that were not read in this block: begin without past_key_values, or "
-                "use sparsity.decided_at=token"
-            )
-        if start < made.columns:
-            raise UserError(
-                f"sparsity.decided_at={self.decided_at} follows the plan of a prompt of {made.columns} "
-                f"positions, and the key-value cache was cropped to {start} of them: crop no more than what "
-                "follows the prompt, or begin without past_key_values"
-            )
-        return made.plan
+        return None
 
     def remember(self, call: Call, cache: Cache | None) -> None:
         """Leave the plan of a prompt with the cache that its call has filled."""
         if self.decides_once and not call.decided and cache is not None:
             assert call.pool is not None
-            columns = call.real.shape[1] if self.prompt_columns is None else self.prompt_columns
+            columns = call.positions.real.shape[1] if self.here.columns is None else self.here.columns
             keep_in(cache, CachedPlan(self.name, columns, dict(call.plan)))
 
-    @property
-    def prompt_columns(self) -> int | None:
-        """Positions of the prompt that `generate` was given in this thread; None: it does not run."""
-        return self._here.prompts[-1] if self._here.prompts else None
-
-    @contextmanager
-    def generating(self, columns: int) -> Iterator[None]:
-        """Inside the block this thread's calls go on from a prompt of so many positions."""
-        self._here.prompts.append(columns)
-        try:
-            yield
-        finally:
-            self._here.prompts.pop()
-
     def prompt_of(self, real: Tensor, start: int) -> Tensor:
-        """-> bool [B, T], the positions of a call that are the prompt's: those that `generate` was given, or
-        in a loop of one's own all of the first call on an empty cache."""
-        columns = self.prompt_columns
-        if columns is None:
-            return real if start == 0 else torch.zeros_like(real)
-        if columns >= start + real.shape[1]:
-            return real
-        return real & (torch.arange(start, start + real.shape[1], device=real.device) < columns)
+        """real: bool [B, T], behind `start` positions in the cache -> bool [B, T], those of the prompt."""
+        return prompt_of(real, start, self.here.columns)
 
     def require_behind_prompt(self, start: int) -> None:
         """For executors that take what follows a cache for sparse."""
-        columns = self.prompt_columns
+        columns = self.here.columns
         if self.policy.tokens == "decode" and columns is not None and start < columns:
             raise UserError(
                 f"sparsity.tokens=decode leaves the {columns} positions whole that generate was given, and "
@@ -248,37 +175,14 @@ class Planner:
                 "and past_key_values out, or use executor=masked"
             )
 
-    def whole_positions(
-        self,
-        real: Tensor,
-        prompt: Tensor,
-        start: int = 0,
-        before: Tensor | None = None,
-        read: Tensor | None = None,
-    ) -> Tensor | None:
-        """-> bool [B, T], True where policy.tokens leaves all units; None: nowhere."""
-        tokens = self.policy.tokens
-        if tokens == "all":
-            return None
-        if tokens == "decode":
-            return prompt if bool(prompt.any()) else None
-        place = real.long().cumsum(1)  # from 1 on
-        if isinstance(tokens, int):
-            return place + (0 if before is None else before[:, None]) <= tokens
-        if start > 0:
-            return None
-        assert isinstance(tokens, float)
-        length = (real if read is None else read).sum(1, keepdim=True)
-        return place <= length - (length * tokens).ceil().long()
-
     def decide(self, signal: Signal, x: Tensor) -> None:
         """Plan what this signal decides by x: [B, T, N]."""
-        if self._here.looking:
+        if self.here.dense:
             return
         call = self.under_way()
         if call.decided:
             return
-        if call.untouched and self.decided_at == "token" and self.on_scores is None:
+        if call.positions.untouched and self.decided_at == "token" and self.on_scores is None:
             return  # nobody would use it
         scores = self.scorer.scores(signal, x, call.pool)
         if self.on_scores is not None:
@@ -286,7 +190,7 @@ class Planner:
         call.plan |= self.policy.plan(scores, self.sites)
 
     def under_way(self) -> Call:
-        call = self._here.call
+        call = self.here.call
         if call is None:
             raise UserError(
                 "layers of the model were run without a call of the model, which says where prompts and "
@@ -299,24 +203,25 @@ class Planner:
 
         sent: bool [B, T, U], the units that a token can read at all; None: all of them.
         """
-        if self._here.looking:
+        if self.here.dense:
             return None
         call, site, prunes = self.under_way(), self.sites[key], self.policy.prunes(key)
-        if call.untouched or (key not in call.plan and not prunes):
-            call.kept[key] += call.n_real * site.active
+        here = call.at(site)
+        if here.untouched or (key not in call.plan and not prunes):
+            call.kept[key] += here.n_real * site.active
             return None
         if key not in call.plan:
             raise self.silence(key)
         keep = call.keep_of(site)
-        if call.whole is not None:
-            keep = keep | call.whole[..., None].to(keep.device)
-        if call.whole is None and self.policy.scope == "layer" and prunes:
+        if here.whole is not None:
+            keep = keep | here.whole[..., None].to(keep.device)
+        if here.whole is None and self.policy.scope == "layer" and prunes:
             if key not in self._staying:
                 one = keep.view(-1, keep.shape[-1])[0]
                 self._staying[key] = int(one.count_nonzero()) * site.active // len(one)
-            call.kept[key] += call.n_real * self._staying[key]
+            call.kept[key] += here.n_real * self._staying[key]
         else:
-            read = call.real[..., None].to(keep.device)
+            read = here.real[..., None].to(keep.device)
             read = read if sent is None else read & sent
             call.kept[key] += int((keep & read).count_nonzero())  # of bools faster than their sum
         return keep
@@ -332,7 +237,7 @@ class Planner:
     def drop(self, site: Site, x: Tensor) -> Tensor | None:
         """x: [B, T, U, D] -> without what the plan drops."""
         sent = None
-        if self._here.looking:
+        if self.here.dense:
             return None
         if site.experts > 1:
             by_expert = x[..., 0].unflatten(-1, (site.experts, -1)).detach()
@@ -341,13 +246,10 @@ class Planner:
         if keep is None:
             return None
         keep = keep.to(x.device)
-        call = self.under_way()
-        if keep.dim() == 3 and keep.shape[1] > 1 and site.slot == "lm_head":
-            keep = keep[:, call.shown]
-        if keep.dim() == 3 and keep.shape[1] not in (1, x.shape[1]):
+        if keep.dim() == 3 and any(n not in (1, here) for n, here in zip(keep.shape, x.shape[:2])):
             raise UserError(
-                f"a call of {call.real.shape[1]} positions reached the {site.slot}s of layer {site.layer} "
-                f"with {x.shape[1]}: inside the block call the whole model, and no part of it"
+                f"a plan of {list(keep.shape)} meets {list(x.shape[:2])} positions at the {site.slot}s of "
+                f"layer {site.layer}: inside the block call the whole model, and no part of it"
             )
         return self.stand_in(site, x, keep)
 
@@ -356,29 +258,9 @@ class Planner:
         return self.counts.achieved(kind)
 
     def bytes(self) -> dict[str, float | dict[str, float]]:
-        """Shares of the weight bytes that a dense token reads, which a token at a sparse position does not.
-
-        skipped: of all projections and the lm_head; skipped_of_layers: of the layers' alone; by_kind: what
-        each kind of unit leaves unread, of all; added: what the scorer reads instead. In one storage type.
-        """
-        weights = weights_of(self.model)
-        unread: Counter[str] = Counter()
-        for key, total in self.total.items():
-            site, whole = self.sites[key], self.whole[key]
-            if total > whole:
-                absent = 1 - (self.kept[key] - whole) / (total - whole)
-                unread[site.slot] += absent * site.active * self.cost_of(site)  # type: ignore[assignment]
+        """Shares of the weight bytes that a dense token reads, as `Counts.bytes` has them."""
         added = getattr(self.scorer, "weights", 0) if self.decides_each_token else 0
-        by_kind: Counter[str] = Counter()
-        for slot, count in unread.items():
-            by_kind["channel" if slot not in KINDS else slot] += count
-        skipped = sum(unread.values()) - added
-        return {
-            "skipped": skipped / weights.all,
-            "skipped_of_layers": (skipped - unread["lm_head"]) / weights.layers,
-            "by_kind": {kind: count / weights.all for kind, count in by_kind.items()},
-            "added": added / weights.all,
-        }
+        return self.counts.bytes(self.model, added, self.cost_of)
 
     def cost_of(self, site: Site) -> int:
         """Weights that an absent unit leaves unread, where the scorer has seen some of its point already."""

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,7 +24,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from shadow.artifacts.files import FULL, cannot_write, write_json
-from shadow.errors import UserError
+from shadow.errors import UncountedTokens, UserError
 from shadow.jobs.config import plain
 from shadow.jobs.memory import peak_memory
 
@@ -80,7 +81,9 @@ def job(cfg: DictConfig) -> Iterator[Job]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     this = Job(cfg)
     try:
-        yield this
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UncountedTokens)  # figures of what was not run are no figures
+            yield this
         this.record["status"] = "done"
     except BaseException as error:
         cause = cause_of(error, cfg)

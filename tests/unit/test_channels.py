@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shadow.data.batches import Batch, Example, collate, logits_of
 from shadow.errors import UserError
 from shadow.executors.gathered import Gathered
+from shadow.executors.positions import whole_positions
 from shadow.fit.quantiles import Quantiles
 from shadow.fit.thresholds import learn
 from shadow.front import sparse
@@ -24,7 +25,7 @@ from shadow.scorers.fixed import Fixed
 from shadow.scorers.gate import GateMagnitude
 from shadow.scorers.inputs import InputMagnitude
 from shadow.scorers.predicted import DenseFed, Predicted
-from shadow.signals import Signal, hook_calls, hook_signals
+from shadow.signals import Signal, hook_signals, replace_method
 
 EVERY = pytest.mark.parametrize("family", FAMILIES)
 PLAIN = pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].experts == 1])
@@ -190,9 +191,9 @@ def test_cats_reads_every_gate(tiny_llama, small):
 
 @pytest.mark.parametrize("scorer", [InputMagnitude(), GateMagnitude()], ids=["teal", "cats"])
 def test_thresholds_come_from_one_dense_pass_and_remove_their_level(tiny_llama, batch, scorer):
-    calls = []
-    policy = SparsityPolicy(0.4, "threshold")
-    with hook_calls(tiny_llama.model, lambda args, kwargs: calls.append(1)):
+    calls, model = [], tiny_llama.model
+    policy, own = SparsityPolicy(0.4, "threshold"), model.forward
+    with replace_method(model, "forward", lambda **given: calls.append(1) or own(**given)):
         learnt = learn(tiny_llama.model, scorer, policy, "token", Zero(), [batch])
     assert len(calls) == 1
     kind = next(iter(scorer.kinds))
@@ -235,8 +236,7 @@ def test_tokens_say_which_positions_are_sparse(tiny_llama, tokens, whole):
     batch = collate([Example([5, 6, 7, 8], 2), Example([5, 6, 7], 2)])
     with sparse(tiny_llama.model, InputMagnitude(), policy) as run:
         run.logits(batch)
-    planner = run.planner
-    found = planner.whole_positions(batch.real(), batch.in_prompt(), None)
+    found = whole_positions(tokens, batch.real(), batch.in_prompt())
     expected = torch.tensor(whole, dtype=torch.bool) & batch.real()
     assert torch.equal(torch.zeros_like(expected) if found is None else found & batch.real(), expected)
     sparse_share = 1 - float(expected.sum()) / float(batch.real().sum())

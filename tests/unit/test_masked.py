@@ -289,8 +289,9 @@ def test_a_net_that_reads_whole_prompts_does_not_decide_at_a_token(lm, make_net)
         )
         with refused, sparse(lm.model, scorer, level=0.5):
             pass
-        with sparse(lm.model, scorer, level=0.0), sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt"):
-            pass
+        for taken in ({"level": 0.0}, {"level": 0.5, "decided_at": "prompt"}):
+            with sparse(lm.model, scorer, **taken):
+                pass
 
 
 @torch.no_grad()
