@@ -23,6 +23,7 @@ from shadow.executors.cache_layer import (
     lying,
     memory_of,
 )
+from shadow.executors.cached_plan import plan_of
 from shadow.executors.calls import (
     Places,
     answering,
@@ -167,7 +168,7 @@ class GatheredRun:
         with planner.calling(places.real, planner.prompt_of(places.real, 0)) as call:
             h, left = self.read(Prompt(ids, places.start, places.offset), call.plan)
         if cache is not None:
-            prompt = planner.prompt_columns
+            prompt = planner.here.columns
             decided = Decided(self.first_plan(rows, call.plan), self, columns if prompt is None else prompt)
             lay_in(cache, self.memory(left, places, decided, room_for(columns, None)))
         return self.vocabulary(h[:, last])
@@ -201,7 +202,9 @@ class GatheredRun:
                 require_whole_prompt(decided.prompt, before)
         else:
             if self.planner.decides_once:
-                self.planner.plan_of(None, before)  # raises: nothing is known of this cache's prompt
+                plan_of(
+                    None, before, self.planner.name, self.planner.decided_at
+                )  # raises: nothing is known of this cache's prompt
             decided = Decided(self.first_plan(rows, self.planner.standing), self, 0)
         layers = [remembered(layer, own) for layer in layers_of(cache)]
         memory = self.memory(layers, places, decided, room_for(columns, held if own else None))

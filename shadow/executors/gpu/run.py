@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cache_layer import HeldLayer, known_of, lay_in, lengthen, lying, memory_of
+from shadow.executors.cached_plan import plan_of
 from shadow.executors.calls import (
     answering,
     ids_of,
@@ -154,7 +155,7 @@ class DeviceRun:
                 logits_to_keep=logits_to_keep,
             )
         if cache is not None:
-            prompt = ids.shape[1] if planner.prompt_columns is None else planner.prompt_columns
+            prompt = ids.shape[1] if planner.here.columns is None else planner.here.columns
             choices = self.choices_of(self.first_choices(len(ids), call.plan))
             lay_in(cache, self.memory(taken_from(found.past_key_values), start, choices, prompt, 0))
         assert found.logits is not None
@@ -191,7 +192,9 @@ class DeviceRun:
                 require_whole_prompt(prompt, before)
         else:
             if self.planner.decides_once:
-                self.planner.plan_of(None, before)  # raises: nothing is known of this cache's prompt
+                plan_of(
+                    None, before, self.planner.name, self.planner.decided_at
+                )  # raises: nothing is known of this cache's prompt
             choices = self.first_choices(len(start), self.planner.standing)
         room = max(columns, 2 * held.room) if held is not None and held.room < columns else columns
         memory = self.memory(taken_from(cache), start, self.choices_of(choices), prompt, room)
