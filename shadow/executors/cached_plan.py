@@ -4,6 +4,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -16,25 +17,34 @@ MOVES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
 @dataclass
 class CachedPlan:
-    """run: the name of the run that made it; columns: positions of the prompt that it is made of; plan: bool
-    [U] or [B, U] of each site."""
+    """run: the name of the run that made it; prompt: ids [B, P] or embeddings [B, P, E] that it is made of;
+    plan: bool [U] or [B, U] of each site."""
 
     run: str
-    columns: int
+    prompt: Tensor
     plan: Plan
 
     def move(self, name: str, by: Any) -> None:
         """As the cache's method of this name moves its rows."""
+        self.prompt = moved(self.prompt, name, by)
         for key, keep in self.plan.items():
             if keep.dim() > 1:
                 self.plan[key] = moved(keep, name, by)
 
+    def is_of(self, read: Tensor, start: int) -> bool:
+        """Whether a call that reads these behind `start` positions goes on from this very prompt: of a cache
+        that was cropped its end may be read again."""
+        again = self.prompt[:, start:]
+        if again.shape[1] == 0:
+            return True
+        return read.dtype == again.dtype and torch.equal(read[:, : again.shape[1]], again)
 
-def moved(keep: Tensor, name: str, by: Any) -> Tensor:
-    """keep: bool [B, ...] -> [B', ...]."""
+
+def moved(rows: Tensor, name: str, by: Any) -> Tensor:
+    """rows: [B, ...] -> [B', ...]."""
     if name == "batch_repeat_interleave":
-        return keep.repeat_interleave(by, 0)
-    return keep[by.to(keep.device) if isinstance(by, Tensor) else by]
+        return rows.repeat_interleave(by, 0)
+    return rows[by.to(rows.device) if isinstance(by, Tensor) else by]
 
 
 class Following:
@@ -69,8 +79,9 @@ def keep_in(cache: Cache, made: CachedPlan) -> None:
         vars(cache)[name] = Following(cache, name)
 
 
-def plan_of(cache: Cache | None, start: int, run: str, decided_at: str) -> Plan:
-    """That of the prompt which began this cache of `start` positions, in the run of this name."""
+def plan_of(cache: Cache | None, start: int, read: Tensor, run: str, decided_at: str) -> Plan:
+    """That of the prompt which began this cache of `start` positions, in the run of this name; read: what the
+    call brings, ids [B, T] or embeddings [B, T, E]."""
     made: CachedPlan | None = None if cache is None else vars(cache).get(PLACE)
     if made is None or made.run != run:
         raise UserError(
@@ -78,10 +89,10 @@ def plan_of(cache: Cache | None, start: int, run: str, decided_at: str) -> Plan:
             "positions that were not read in this block: begin without past_key_values, or use "
             "sparsity.decided_at=token"
         )
-    if start < made.columns:
+    if not made.is_of(read, start):
         raise UserError(
-            f"sparsity.decided_at={decided_at} follows the plan of a prompt of {made.columns} positions, and "
-            f"the key-value cache was cropped to {start} of them: crop no more than what follows the prompt, "
-            "or begin without past_key_values"
+            f"sparsity.decided_at={decided_at} follows the plan of a prompt of {made.prompt.shape[1]} "
+            f"positions, and the key-value cache was cropped to {start} of them: crop no more than what "
+            "follows the prompt, or begin without past_key_values"
         )
     return made.plan

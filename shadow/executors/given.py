@@ -14,10 +14,10 @@ NAMES = ("past_key_values", "cache")  # of the key-value cache; transformers 5.2
 
 
 class Given(NamedTuple):
-    """shown: ids [B, T] or embeddings [B, T, E]; mask: as the caller gave it; start: positions in the cache;
+    """read: ids [B, T] or embeddings [B, T, E]; mask: as the caller gave it; start: positions in the cache;
     logits_to_keep: as transformers has it, the last so many, or numbers of positions."""
 
-    shown: Tensor
+    read: Tensor
     mask: Any
     cache: Cache | None
     start: int
@@ -26,20 +26,20 @@ class Given(NamedTuple):
     def real(self, behind: bool = False) -> Tensor:
         """-> bool [B, T]; behind: in a loop of transformers, behind its prompt, where nothing is padding."""
         if behind and not (isinstance(self.mask, Tensor) and self.mask.dim() == 2):
-            return torch.ones(self.shown.shape[:2], dtype=torch.bool, device=self.shown.device)
-        return real_positions(self.shown, self.mask, self.start)
+            return torch.ones(self.read.shape[:2], dtype=torch.bool, device=self.read.device)
+        return real_positions(self.read, self.mask, self.start)
 
     def before(self) -> Tensor:
         """-> [B], real tokens of each row in the cache."""
-        rows, tokens = self.shown.shape[:2]
+        rows, tokens = self.read.shape[:2]
         mask = read_mask(self.mask, tokens, self.start)
         if mask is None or mask.shape[-1] == tokens:  # of the call alone
-            return torch.full((rows,), self.start, device=self.shown.device)
+            return torch.full((rows,), self.start, device=self.read.device)
         if mask.dim() == 4:
             mask = sees(mask[:, 0, -1]).expand(rows, -1)
         return mask[:, : self.start].bool().sum(1)
 
-    def shown_of(self) -> slice | Tensor | None:
+    def shown(self) -> slice | Tensor | None:
         """Of T, the positions that logits are asked for; None: all."""
         kept = self.logits_to_keep
         return kept if isinstance(kept, Tensor) else slice(-kept, None) if kept else None
@@ -48,10 +48,10 @@ class Given(NamedTuple):
 def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Given:
     bound = signature.bind(*args, **kwargs).arguments
     given = {name: value for name, value in bound.items() if name != "kwargs"} | bound.get("kwargs", {})
-    shown = given.get("input_ids")
-    if shown is None:
-        shown = given.get("inputs_embeds")
-    if shown is None:
+    read = given.get("input_ids")
+    if read is None:
+        read = given.get("inputs_embeds")
+    if read is None:
         raise UserError("a sparse model is called with input_ids or inputs_embeds, and was given neither")
     cache = next((given[name] for name in NAMES if given.get(name) is not None), None)
     if cache is not None and not isinstance(cache, Cache):
@@ -60,7 +60,7 @@ def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]
             "generate_batch, or cache_implementation=paged, are not to be had in the block"
         )
     start = 0 if cache is None else int(cache.get_seq_length())
-    return Given(shown, given.get("attention_mask"), cache, start, given.get("logits_to_keep", 0))
+    return Given(read, given.get("attention_mask"), cache, start, given.get("logits_to_keep", 0))
 
 
 def cache_in(output: Any) -> Cache | None:

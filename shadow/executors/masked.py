@@ -80,18 +80,11 @@ class MaskedRun:
         given = read_given(self.signature, args, kwargs)
         columns = planner.here.columns
         real = given.real(behind=columns is not None and given.start >= columns)
-        prompt = planner.prompt_of(real, given.start)
-        with planner.calling(
-            real,
-            prompt,
-            start=given.start,
-            before=given.before() if given.start and type(planner.policy.tokens) is int else None,
-            cache=given.cache,
-            shown=given.shown_of(),
-            read=prompt,
-        ) as call:
+        asked = given.start > 0 and type(planner.policy.tokens) is int
+        before = given.before() if asked else None
+        with planner.calling(real, planner.prompt_of(real, given.start), given, before) as call:
             output = self.own_forward(*args, **kwargs)
-            planner.remember(call, cache_in(output) if given.cache is None else given.cache)
+            planner.remember(call, given.read, cache_in(output) if given.cache is None else given.cache)
         return output
 
 

@@ -14,6 +14,7 @@ from shadow.errors import UserError
 from shadow.executors.cached_plan import CachedPlan, keep_in, plan_of
 from shadow.executors.call import Call
 from shadow.executors.counts import Counts
+from shadow.executors.given import Given
 from shadow.executors.here import Here
 from shadow.executors.positions import Positions, prompt_of, whole_positions
 from shadow.models.kinds import find_sites
@@ -101,7 +102,9 @@ class Planner:
 
     @property
     def plan(self) -> Plan:
-        """As last decided in this thread."""
+        """Of this thread's call that is under way, or else of its last one."""
+        if self.here.call is not None:
+            return self.here.call.plan
         return self.standing if self.here.plan is None else self.here.plan
 
     @plan.setter
@@ -113,25 +116,22 @@ class Planner:
         self,
         real: Tensor,
         prompt: Tensor,
-        *,
-        start: int = 0,
+        given: Given | None = None,
         before: Tensor | None = None,
-        cache: Cache | None = None,
-        shown: slice | Tensor | None = None,
-        read: Tensor | None = None,
     ) -> Iterator[Call]:
         """A call of these positions, bool [B, T] each; counted when it has ended well.
 
-        start: positions in the cache that it goes on from; before: [B], real ones of each row, where the
-        policy asks. shown: of T, those that logits are asked for. read: bool [B, T], what the last share of
-        the policy's `tokens` is taken of; None: the real ones.
+        given: what else is known of it, where it may go on from a cache; None: it begins, and what it reads
+        is a sample with its answer. before: [B], real positions of each row in the cache, if the policy asks.
         """
         if self.here.dense:
             yield Call(Positions(real, None), None, {}, decided=True)
             return
-        whole = whole_positions(self.policy.tokens, real, prompt, start, before, read)
+        start, ends = (0, real) if given is None else (given.start, prompt)
+        whole = whole_positions(self.policy.tokens, real, prompt, ends, start, before)
         pool = {"token": None, "prompt": prompt, "sequence": real}[self.decided_at]
-        plan = self.plan_before(start, cache, real.shape[1])
+        plan = None if given is None else self.plan_before(given)
+        shown = None if given is None else given.shown()
         call = Call(Positions(real, whole), pool, self.standing | (plan or {}), plan is not None, shown)
         with self.here.within(call):
             yield call
@@ -139,13 +139,13 @@ class Planner:
         with self.lock:
             self.counts.add(call)
 
-    def plan_before(self, start: int, cache: Cache | None, tokens: int) -> Plan | None:
+    def plan_before(self, given: Given) -> Plan | None:
         """That of an earlier call, if this one is to follow it."""
         if not self.decides_once:
             return None
-        if start > 0:
-            return plan_of(cache, start, self.name, self.decided_at)
-        columns = self.here.columns
+        if given.start > 0:
+            return plan_of(given.cache, given.start, given.read, self.name, self.decided_at)
+        columns, tokens = self.here.columns, given.read.shape[1]
         if columns is not None and tokens < columns:
             raise UserError(
                 f"sparsity.decided_at={self.decided_at} makes its plan of the whole prompt, and generate "
@@ -154,12 +154,11 @@ class Planner:
             )
         return None
 
-    def remember(self, call: Call, cache: Cache | None) -> None:
-        """Leave the plan of a prompt with the cache that its call has filled."""
+    def remember(self, call: Call, read: Tensor, cache: Cache | None) -> None:
+        """Leave the plan of a prompt with the cache that its call has filled. read: as `Given` has it."""
         if self.decides_once and not call.decided and cache is not None:
-            assert call.pool is not None
-            columns = call.positions.real.shape[1] if self.here.columns is None else self.here.columns
-            keep_in(cache, CachedPlan(self.name, columns, dict(call.plan)))
+            prompt = read[:, : self.here.columns].detach()
+            keep_in(cache, CachedPlan(self.name, prompt, dict(call.plan)))
 
     def prompt_of(self, real: Tensor, start: int) -> Tensor:
         """real: bool [B, T], behind `start` positions in the cache -> bool [B, T], those of the prompt."""

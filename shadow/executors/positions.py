@@ -30,17 +30,12 @@ def prompt_of(real: Tensor, start: int, columns: int | None) -> Tensor:
 
 
 def whole_positions(
-    tokens: Tokens,
-    real: Tensor,
-    prompt: Tensor,
-    start: int = 0,
-    before: Tensor | None = None,
-    read: Tensor | None = None,
+    tokens: Tokens, real: Tensor, prompt: Tensor, ends: Tensor, start: int = 0, before: Tensor | None = None
 ) -> Tensor | None:
     """-> bool [B, T], True where `tokens` of the policy leaves all units; None: nowhere.
 
-    real, prompt: bool [B, T]. before: [B], real ones of each row in the cache; read: bool [B, T], what the
-    last share is taken of; None: the real ones.
+    real, prompt: bool [B, T]; ends: bool [B, T], those of which a share is the last. start: positions in the
+    cache, and before: [B], real ones of each row.
     """
     if tokens == "all":
         return None
@@ -52,5 +47,5 @@ def whole_positions(
     if start > 0:
         return None
     assert isinstance(tokens, float)
-    length = (real if read is None else read).sum(1, keepdim=True)
+    length = ends.sum(1, keepdim=True)
     return place <= length - (length * tokens).ceil().long()

@@ -236,7 +236,7 @@ def test_tokens_say_which_positions_are_sparse(tiny_llama, tokens, whole):
     batch = collate([Example([5, 6, 7, 8], 2), Example([5, 6, 7], 2)])
     with sparse(tiny_llama.model, InputMagnitude(), policy) as run:
         run.logits(batch)
-    found = whole_positions(tokens, batch.real(), batch.in_prompt())
+    found = whole_positions(tokens, batch.real(), batch.in_prompt(), batch.real())
     expected = torch.tensor(whole, dtype=torch.bool) & batch.real()
     assert torch.equal(torch.zeros_like(expected) if found is None else found & batch.real(), expected)
     sparse_share = 1 - float(expected.sum()) / float(batch.real().sum())
