@@ -82,16 +82,6 @@ def require_fitting(cache: DynamicCache, ids: Tensor, sizes: Sizes) -> None:
         )
 
 
-def require_whole_prompt(prompt: int, before: int) -> None:
-    """prompt: columns that a plan was made of; before: those that the cache still holds."""
-    if before < prompt:
-        raise UserError(
-            f"the plan was made of a prompt of {prompt} positions, and the key-value cache was cropped to "
-            f"{before} of them: crop no more than what follows the prompt, begin without past_key_values, or "
-            "use sparsity.decided_at=token"
-        )
-
-
 def shape_of(layer: DynamicLayer) -> tuple[int, ...]:
     if isinstance(layer, HeldLayer) and layer.memory is not None and not layer.has_own:
         return layer.shape()

@@ -30,12 +30,10 @@ class Remembered(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """plan: what a prompt decided, or where tokens note what they choose; owner: the run that decided;
-    prompt: columns of the text that it was made of."""
+    """plan: what a prompt decided, or where tokens note what they choose; owner: the run that decided."""
 
     plan: Plan
     owner: object
-    prompt: int
 
 
 class KeyValues:

@@ -23,7 +23,6 @@ from shadow.executors.cache_layer import (
     lying,
     memory_of,
 )
-from shadow.executors.cached_plan import plan_of
 from shadow.executors.calls import (
     Places,
     answering,
@@ -31,7 +30,6 @@ from shadow.executors.calls import (
     places_of,
     require_fitting,
     require_known,
-    require_whole_prompt,
     stock,
 )
 from shadow.executors.cpu.bench import empty_bench
@@ -45,6 +43,7 @@ from shadow.executors.cpu.scoring import list_layer as list_choice
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack
 from shadow.executors.families import describe
+from shadow.executors.given import Given
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.models.sites import KINDS, Kind, SiteKey
@@ -108,12 +107,11 @@ class GatheredRun:
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
         start = torch.zeros_like(batch.ids[:, 0])
-        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()) as call:
-            h, _ = self.read(Prompt(batch.ids, start, start), call.plan)
+        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()):
+            h, _ = self.read(Prompt(batch.ids, start, start))
             return self.vocabulary(h)
 
-    def read(self, prompt: Prompt, decided: SitePlan) -> tuple[Tensor, list[Remembered]]:
-        """decided: the call's own plan, which grows as its layers are read."""
+    def read(self, prompt: Prompt) -> tuple[Tensor, list[Remembered]]:
         torch.set_num_threads(self.team.members)
         signals = {signal.layer: signal for signal in self.planner.signals}
 
@@ -128,7 +126,7 @@ class GatheredRun:
             self.fills,
             self.planner.keep,
             enter,
-            lambda layer: None if self.each_token else decided.get((layer, "head")),
+            lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
         )
 
     def vocabulary(self, h: Tensor) -> Tensor:
@@ -151,61 +149,61 @@ class GatheredRun:
         ids, cache = ids_of(input_ids, others), stock(past_key_values)
         if cache is None and (self.caches if use_cache is None else use_cache):
             cache = DynamicCache()
-        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        with self.lock:  # buffers are shared, and so is the planner; a text's own state lies in its cache
+        with self.lock:  # buffers are shared; a text's own state lies in its cache
             before = 0 if cache is None else cache.get_seq_length()
+            given = Given(ids, attention_mask, cache, before, logits_to_keep)
             if cache is not None and before:
-                logits = self.go_on(cache, before, ids, attention_mask, position_ids)[:, last]
+                logits = self.go_on(cache, given, position_ids)[:, given.last()]
             else:
-                places = places_of(ids, attention_mask, position_ids, 0, None, not self.weights.sizes.rotary)
-                logits = self.begin(cache, ids, places, last)
+                logits = self.begin(cache, given, position_ids)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
-    def begin(self, cache: DynamicCache | None, ids: Tensor, places: Places, last: slice | Tensor) -> Tensor:
-        """-> logits [B, T', V] of the last positions; what is to be remembered is put in the cache."""
+    def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
+        """-> logits [B, T', V] of the positions asked for; what is to be remembered is put in the cache."""
+        ids, planner = given.read, self.planner
+        places = places_of(ids, given.mask, positions, 0, None, not self.weights.sizes.rotary)
         self.require_known(ids, places.positions)
-        planner, rows, columns = self.planner, *ids.shape
-        with planner.calling(places.real, planner.prompt_of(places.real, 0)) as call:
-            h, left = self.read(Prompt(ids, places.start, places.offset), call.plan)
+        with planner.calling(places.real, planner.prompt_of(places.real, 0), given) as call:
+            h, left = self.read(Prompt(ids, places.start, places.offset))
         if cache is not None:
-            prompt = planner.here.columns
-            decided = Decided(self.first_plan(rows, call.plan), self, columns if prompt is None else prompt)
-            lay_in(cache, self.memory(left, places, decided, room_for(columns, None)))
-        return self.vocabulary(h[:, last])
+            decided = Decided(self.first_plan(len(ids), call.plan), self)
+            lay_in(cache, self.memory(left, places, decided, room_for(ids.shape[1], None)))
+            planner.remember(call, ids, cache)
+        return self.vocabulary(h[:, given.last()])
 
-    def go_on(
-        self, cache: DynamicCache, before: int, ids: Tensor, mask: Tensor | None, given: Tensor | None
-    ) -> Tensor:
+    def go_on(self, cache: DynamicCache, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
-        memory, rotary, (rows, tokens) = lying(cache, KeyValues), self.weights.sizes.rotary, ids.shape
+        ids, before, memory, rotary = (
+            given.read,
+            given.start,
+            lying(cache, KeyValues),
+            self.weights.sizes.rotary,
+        )
+        rows, tokens = ids.shape
         lies = memory is not None and memory.decided.owner is self and memory.rows == rows
         if not lies:
             require_fitting(cache, ids, self.weights.sizes)
-        places = places_of(ids, mask, given, before, known_of(cache, rows), not rotary)
+        places = places_of(ids, given.mask, positions, before, known_of(cache, rows), not rotary)
         self.require_known(ids, places.positions)
         self.planner.require_behind_prompt(before)
+        plan = self.planner.standing | (self.planner.plan_before(given) or {})
         if memory is None or not lies or memory.room < before + tokens:
-            memory = self.pack(cache, places, before, before + tokens)
+            memory = self.pack(cache, places, plan, before + tokens)
         memory.stand(places.start, places.offset)
         logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
         lengthen(cache, memory)
         return torch.stack(logits, 1)
 
-    def pack(self, cache: DynamicCache, places: Places, before: int, columns: int) -> KeyValues:
-        """Put what a cache holds in a memory of this run, with room for so many columns."""
+    def pack(self, cache: DynamicCache, places: Places, plan: SitePlan, columns: int) -> KeyValues:
+        """Put what a cache holds in a memory of this run, with room for so many columns; plan: of its texts,
+        where another reader has filled it."""
         rows, first, held = len(places.start), cache.layers[0], memory_of(cache, KeyValues)
         own = held is not None and held.decided.owner is self and known_of(cache, rows) is not None
         if held is not None and own:
             assert isinstance(first, HeldLayer)
             decided = held.decided._replace(plan=of_rows(held.decided.plan, first.order))
-            if self.planner.decides_once:
-                require_whole_prompt(decided.prompt, before)
         else:
-            if self.planner.decides_once:
-                plan_of(
-                    None, before, self.planner.name, self.planner.decided_at
-                )  # raises: nothing is known of this cache's prompt
-            decided = Decided(self.first_plan(rows, self.planner.standing), self, 0)
+            decided = Decided(self.first_plan(rows, plan), self)
         layers = [remembered(layer, own) for layer in layers_of(cache)]
         memory = self.memory(layers, places, decided, room_for(columns, held if own else None))
         lay_in(cache, memory)

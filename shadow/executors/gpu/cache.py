@@ -29,13 +29,11 @@ class DeviceKeyValues:
         turning: tuple[Tensor, float] | None,
         choices: dict[Kind, Choice],
         owner: object,
-        prompt: int,
         room: int,
     ) -> None:
         """left: keys and values [B, G, T, D] of each layer so far; turning: the frequency of each pair of a
-        head's numbers, and what cosines and sines are multiplied by; owner: the run that decided; prompt:
-        columns of the text that choices were made of."""
-        self.sizes, self.choices, self.owner, self.prompt = sizes, choices, owner, prompt
+        head's numbers, and what cosines and sines are multiplied by; owner: the run that decided."""
+        self.sizes, self.choices, self.owner = sizes, choices, owner
         self.rows, _, self.length, _ = left[0][0].shape
         self.start, self.room = start.to(torch.int32), max(room, self.length + ROOM)
         self.end = torch.full((1,), self.length, dtype=torch.int32, device=start.device)

@@ -13,16 +13,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cache_layer import HeldLayer, known_of, lay_in, lengthen, lying, memory_of
-from shadow.executors.cached_plan import plan_of
 from shadow.executors.calls import (
     answering,
     ids_of,
     places_of,
     require_fitting,
-    require_whole_prompt,
     stock,
 )
 from shadow.executors.cpu.scoring import TOP, Rule, rule_of
+from shadow.executors.given import Given
 from shadow.executors.gpu.cache import DeviceKeyValues, taken_from
 from shadow.executors.gpu.choice import Choice
 from shadow.executors.gpu.decode import step
@@ -125,94 +124,79 @@ class DeviceRun:
         ids, cache = ids_of(input_ids, others), stock(past_key_values)
         if cache is None and (self.model.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
-        last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        with self.lock:  # the planner and what is counted are shared; a text's own state lies in its cache
+        with self.lock:  # what is counted is shared; a text's own state lies in its cache
             before = 0 if cache is None else cache.get_seq_length()
+            given = Given(ids, attention_mask, cache, before, logits_to_keep)
             if cache is not None and before:
-                logits = self.go_on(cache, before, ids, attention_mask, position_ids)[:, last]
+                logits = self.go_on(cache, given, position_ids)[:, given.last()]
             else:
-                logits = self.begin(cache, ids, attention_mask, position_ids, logits_to_keep)
+                logits = self.begin(cache, given, position_ids)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
-    def begin(
-        self,
-        cache: DynamicCache | None,
-        ids: Tensor,
-        mask: Tensor | None,
-        given: Tensor | None,
-        logits_to_keep: int | Tensor,
-    ) -> Tensor:
+    def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits of the positions asked for; what is to be remembered is put in the cache."""
-        real, start, offset, positions = places_of(ids, mask, given, 0, None, True)
-        require_begun(start, offset, ids.shape[1])
-        planner = self.planner
-        with planner.calling(real, planner.prompt_of(real, 0)) as call:
+        ids, planner = given.read, self.planner
+        places = places_of(ids, given.mask, positions, 0, None, True)
+        require_begun(places.start, places.offset, ids.shape[1])
+        with planner.calling(places.real, planner.prompt_of(places.real, 0), given) as call:
             found = self.masked(
                 ids,
-                attention_mask=real.long(),
-                position_ids=positions,
+                attention_mask=places.real.long(),
+                position_ids=places.positions,
                 use_cache=cache is not None,
-                logits_to_keep=logits_to_keep,
+                logits_to_keep=given.logits_to_keep,
             )
         if cache is not None:
-            prompt = ids.shape[1] if planner.here.columns is None else planner.here.columns
-            choices = self.choices_of(self.first_choices(len(ids), call.plan))
-            lay_in(cache, self.memory(taken_from(found.past_key_values), start, choices, prompt, 0))
+            choices = self.first_choices(len(ids), call.plan)
+            lay_in(cache, self.memory(taken_from(found.past_key_values), places.start, choices, 0))
+            planner.remember(call, ids, cache)
         assert found.logits is not None
         return found.logits.float()
 
-    def go_on(
-        self, cache: DynamicCache, before: int, ids: Tensor, mask: Tensor | None, given: Tensor | None
-    ) -> Tensor:
+    def go_on(self, cache: DynamicCache, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
-        memory, sizes, (rows, tokens) = lying(cache, DeviceKeyValues), self.weights.sizes, ids.shape
+        ids, before, memory, sizes = (
+            given.read,
+            given.start,
+            lying(cache, DeviceKeyValues),
+            self.weights.sizes,
+        )
+        rows, tokens = ids.shape
         lies = memory is not None and memory.owner is self and memory.rows == rows
         if not lies:
             require_fitting(cache, ids, sizes)
-        places = places_of(ids, mask, given, before, known_of(cache, rows), not sizes.rotary)
+        places = places_of(ids, given.mask, positions, before, known_of(cache, rows), not sizes.rotary)
         require_begun(places.start, places.offset, before)
         self.planner.require_behind_prompt(before)
+        plan = self.planner.standing | (self.planner.plan_before(given) or {})
         if memory is None or not lies or memory.room < before + tokens:
-            memory = self.pack(cache, places.start, before, before + tokens)
+            memory = self.pack(cache, places.start, plan, before + tokens)
         logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
         lengthen(cache, memory)
         return torch.stack(logits, 1)
 
-    def pack(self, cache: DynamicCache, start: Tensor, before: int, columns: int) -> DeviceKeyValues:
-        """Put what a cache holds in a memory of this run, with room for so many columns."""
-        first, held, prompt = cache.layers[0], memory_of(cache, DeviceKeyValues), 0
+    def pack(self, cache: DynamicCache, start: Tensor, plan: Plan, columns: int) -> DeviceKeyValues:
+        """Put what a cache holds in a memory of this run, with room for so many columns; plan: of its texts,
+        where another reader has filled it."""
+        first, held = cache.layers[0], memory_of(cache, DeviceKeyValues)
         own = held is not None and held.owner is self and known_of(cache, len(start)) is not None
         if held is not None and own:
             assert isinstance(first, HeldLayer)
-            choices, prompt = (
-                {kind: one.of_rows(first.order) for kind, one in held.choices.items()},
-                held.prompt,
-            )
-            if self.planner.decides_once:
-                require_whole_prompt(prompt, before)
+            choices = {kind: choice.of_rows(first.order) for kind, choice in held.choices.items()}
         else:
-            if self.planner.decides_once:
-                plan_of(
-                    None, before, self.planner.name, self.planner.decided_at
-                )  # raises: nothing is known of this cache's prompt
-            choices = self.first_choices(len(start), self.planner.standing)
+            choices = self.first_choices(len(start), plan)
         room = max(columns, 2 * held.room) if held is not None and held.room < columns else columns
-        memory = self.memory(taken_from(cache), start, self.choices_of(choices), prompt, room)
+        memory = self.memory(taken_from(cache), start, choices, room)
         lay_in(cache, memory)
         return memory
 
     def memory(
-        self,
-        left: Sequence[tuple[Tensor, Tensor]],
-        start: Tensor,
-        choices: dict[Kind, Choice],
-        prompt: int,
-        room: int,
+        self, left: Sequence[tuple[Tensor, Tensor]], start: Tensor, choices: dict[Kind, Choice], room: int
     ) -> DeviceKeyValues:
-        turns, dtype = self.weights.turns, self.weights.embedding.dtype
-        device = self.model.device
+        device, dtype = self.model.device, self.weights.embedding.dtype
         left = [(keys.to(device, dtype), values.to(device, dtype)) for keys, values in left]
-        return DeviceKeyValues(self.weights.sizes, left, start, turns, choices, self, prompt, room)
+        choices = self.choices_of(choices)
+        return DeviceKeyValues(self.weights.sizes, left, start, self.weights.turns, choices, self, room)
 
     def first_choices(self, rows: int, plan: Plan) -> dict[Kind, Choice]:
         """The plan that all tokens follow, or everything, of which tokens then choose."""
