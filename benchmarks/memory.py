@@ -44,7 +44,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import latency  # benchmarks/latency.py
     import torch
 
-    from shadow.executors.cpu.cache import GatheredCache
+    from shadow.executors.cache_layer import memory_of
+    from shadow.executors.cpu.cache import KeyValues
     from shadow.executors.gathered import Gathered
     from shadow.front import sparse
 
@@ -63,8 +64,9 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
             new = found.logits[:, -1:].argmax(-1)
             found = model(new, past_key_values=found.past_key_values, use_cache=True)
     cache = found.past_key_values
-    if isinstance(cache, GatheredCache):
-        held, dense = cache.bytes_held(), cache.bytes_of_dense()
+    memory = memory_of(cache, KeyValues)
+    if memory is not None:
+        held, dense = memory.bytes_held(), memory.bytes_of_dense()
     else:
         held = dense = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     later = peak()

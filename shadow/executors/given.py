@@ -44,6 +44,11 @@ class Given(NamedTuple):
         kept = self.logits_to_keep
         return kept if isinstance(kept, Tensor) else slice(-kept, None) if kept else None
 
+    def last(self) -> slice | Tensor:
+        """Of T, the same, to pick them by."""
+        shown = self.shown()
+        return slice(None) if shown is None else shown
+
 
 def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Given:
     bound = signature.bind(*args, **kwargs).arguments

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
-from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.cache_layer import memory_of
+from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.storage import Rows
 from shadow.executors.cpu.weights import Weights
@@ -104,8 +105,10 @@ def beside_dense(
                 f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs]
             )
     dense_token = model.dtype.itemsize * sum(rows.values.size for rows in read_densely(run.weights))
-    cache = run.forward(prompts[-1], use_cache=True).past_key_values
-    assert isinstance(cache, GatheredCache)
+    filled = run.forward(prompts[-1], use_cache=True).past_key_values
+    assert filled is not None
+    cache = memory_of(filled, KeyValues)
+    assert cache is not None
     return figures | {
         "kv_bytes": float(cache.bytes_held()),
         "kv_share_of_dense": cache.bytes_held() / cache.bytes_of_dense(),

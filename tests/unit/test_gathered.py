@@ -11,7 +11,8 @@ from torch import Tensor
 
 from shadow.data.batches import Example, collate
 from shadow.errors import UserError
-from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.cache_layer import memory_of
+from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
 from shadow.executors.cpu.weights import pack
@@ -311,8 +312,7 @@ def test_padding_on_the_right_is_refused(lm, make_scorer):
 def test_dropped_heads_leave_no_keys_when_the_prompt_decides(lm, make_scorer):
     policy = SparsityPolicy(0.5)
     with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=Gathered()) as run:
-        cache = lm.model(prompts(1)).past_key_values
-        assert isinstance(cache, GatheredCache)
+        cache = memory_of(lm.model(prompts(1)).past_key_values, KeyValues)
         each = lm.model.config.num_attention_heads // cache.sizes.kv_heads
         for layer, groups in enumerate(cache.groups):
             keep = run.plan.get((layer, "head"))
@@ -336,7 +336,7 @@ def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, tokens)
     ):
         policy, executor = SparsityPolicy(level, min_units=0, tokens=tokens), Gathered(kv_policy=kv_policy)
         with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=executor):
-            cache = lm.model(prompts(3)).past_key_values
+            cache = memory_of(lm.model(prompts(3)).past_key_values, KeyValues)
         assert cache.bytes_of_dense() == full
         held[name] = cache.bytes_held()
         layers = [cache.of_layer(layer) for layer in range(cache.sizes.layers)]
@@ -425,7 +425,7 @@ def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan
     executor = Gathered(storage=storage, compact=True)
     with sparse(lm.model, scorer, policy, decided_at, stand_in=fill, executor=executor) as run:
         found, also_gone = generate(lm, ids), skipped(run)
-        taken = run.forward(ids).past_key_values.plan.weights.up.values
+        taken = memory_of(run.forward(ids).past_key_values, KeyValues).decided.plan.weights.up.values
     assert torch.equal(found, expected)
     assert also_gone == gone
     assert taken is not run.weights.up.values
@@ -433,7 +433,9 @@ def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan
 
 def test_nothing_is_copied_where_everything_stays(lm, make_scorer):
     with sparse(lm.model, make_scorer(lm, [1]), level=0.0, executor=Gathered(compact=True)) as run:
-        assert run.forward(prompts(1)).past_key_values.plan.weights is run.weights
+        assert (
+            memory_of(run.forward(prompts(1)).past_key_values, KeyValues).decided.plan.weights is run.weights
+        )
 
 
 def test_int8_rows_are_within_half_a_step(lm):
@@ -528,14 +530,9 @@ def test_one_ranking_over_layers_cannot_be_made_token_by_token(lm, make_scorer):
         pass
 
 
-def test_stock_caches_and_beams_are_refused(lm, make_scorer):
-    dense = lm.model(prompts(1)).past_key_values
+def test_hidden_states_are_refused(lm, make_scorer):
     with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()) as run:
         assert isinstance(run, GatheredRun)
-        with pytest.raises(UserError, match="its own caches alone"):
-            lm.model(prompts(1), past_key_values=dense)
-        with pytest.raises(UserError, match="does not search beams"):
-            lm.model.generate(prompts(1), num_beams=2, max_new_tokens=4, pad_token_id=0)
         with pytest.raises(UserError, match="no output_hidden_states"):
             lm.model(prompts(1), output_hidden_states=True)
 

@@ -14,7 +14,8 @@ from shadow.executors.cpu.team import meet, share
 class Memory(NamedTuple):
     """Keys and values of earlier positions. keys, values: float32 [N]; a layer's are [B, slots, room, D]
     from `base` [L] on, where slots: [L] counts the key-value heads that are stored and slot: [L, G] says
-    which, -1 for none. start: [B], a row's first position; turns: [2, room, D / 2], cosine and sine of each.
+    which, -1 for none. start: [B], a row's first real column; offset: [B], what columns count above
+    positions; turns: [2, room, D / 2], cosine and sine of each position.
 
     With late keys, `states` has what a layer's heads read, [L, B, room, E], and `written`: bool [L, B, G,
     room], whether a key-value head has computed its keys and values of a position; else both are empty.
@@ -26,6 +27,7 @@ class Memory(NamedTuple):
     slots: np.ndarray
     slot: np.ndarray
     start: np.ndarray
+    offset: np.ndarray
     turns: np.ndarray
     states: np.ndarray
     written: np.ndarray
@@ -170,7 +172,7 @@ def catch_up(weights, layer, choice, memory, x, position, bench, member, members
             memory.written[layer, b, group, at] = True
             if sizes.rotary:
                 line = base + at * width
-                turn(flat, 0, line, memory.turns, at - memory.start[b], width // 2, turned)
+                turn(flat, 0, line, memory.turns, at - memory.offset[b], width // 2, turned)
                 for d in range(width):
                     memory.keys[line + d] = turned[d]
 
@@ -180,7 +182,7 @@ def remember(sizes, layer, memory, position, bench, member, members):
     """Put the new keys, turned, and values behind the others."""
     rows, width = bench.h.shape[0], sizes.head_width
     room = memory.turns.shape[1]
-    keys, values, turns, starts, slots = memory.keys, memory.values, memory.turns, memory.start, memory.slot
+    keys, values, turns, offsets, slots = memory.keys, memory.values, memory.turns, memory.offset, memory.slot
     base, stored = memory.base[layer], memory.slots[layer]
     key, value, turned = bench.key, bench.value, bench.turned[member, 0]
     start, stop = share(rows * sizes.kv_heads, member, members)
@@ -191,7 +193,7 @@ def remember(sizes, layer, memory, position, bench, member, members):
             continue
         line = base + ((b * stored + slot) * room + position) * width
         if sizes.rotary:
-            turn(key, b, group * width, turns, position - starts[b], width // 2, turned)
+            turn(key, b, group * width, turns, position - offsets[b], width // 2, turned)
             for d in range(width):
                 keys[line + d] = turned[d]
         else:
@@ -211,7 +213,8 @@ def attend(weights, layer, choice, memory, position, bench, member, members):
     start, stop = share(kept * rows, member, members)
     probabilities, said, query = bench.weights[member], bench.turned[member, 0], bench.turned[member, 1]
     heads, found, queries, context = choice.heads, choice.head_list, bench.query, bench.context
-    keys, values, turns, starts, slots = memory.keys, memory.values, memory.turns, memory.start, memory.slot
+    keys, values, turns, slots = memory.keys, memory.values, memory.turns, memory.slot
+    starts, offsets = memory.start, memory.offset
     base, stored = memory.base[layer], memory.slots[layer]
     for task in range(start, stop):
         b, head = task // kept, found[layer, task % kept]
@@ -219,7 +222,7 @@ def attend(weights, layer, choice, memory, position, bench, member, members):
             continue
         first = starts[b]
         if sizes.rotary:
-            turn(queries, b, head * width, turns, position - first, width // 2, query)
+            turn(queries, b, head * width, turns, position - offsets[b], width // 2, query)
         else:
             for d in range(width):
                 query[d] = queries[b, head * width + d]
@@ -331,7 +334,7 @@ def step(weights, nets, rule, choice, memory, bench, ids, real, position, board,
             bench.lines[member, 0], bench.factors[member, 0] = ids[b], 1
             adds(h, b, bench.factors[member], weights.embedding, 0, bench.lines[member], 1)
             if not sizes.rotary:
-                h[b] += weights.positions[sizes.first + position - memory.start[b]]
+                h[b] += weights.positions[sizes.first + position - memory.offset[b]]
     meet(board, members)
     tap = 0
     for layer in range(sizes.layers):

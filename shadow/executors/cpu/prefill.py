@@ -19,15 +19,13 @@ Later = Callable[[int], Tensor | None]  # bool [..., H], a layer's heads that to
 
 
 class Prompt:
-    """The positions of a call. real: bool [B, T]; no row has padding between real tokens, and what stands
-    behind them does not matter."""
+    """The columns of a call. start: [B], each row's first real one, behind which there is no padding, or what
+    stands there does not matter; offset: [B], what columns count above positions."""
 
-    def __init__(self, ids: Tensor, real: Tensor) -> None:
-        self.ids, self.real = ids, real
-        self.start = real.long().argmax(1)  # [B]
-        self.positions = (torch.arange(ids.shape[1]) - self.start[:, None]).clamp(min=0)
-        padded = bool((self.start > 0).any())
-        self.mask = self._mask() if padded else None
+    def __init__(self, ids: Tensor, start: Tensor, offset: Tensor) -> None:
+        self.ids, self.start = ids, start
+        self.positions = (torch.arange(ids.shape[1]) - offset[:, None]).clamp(min=0)
+        self.mask = self._mask() if bool((start > 0).any()) else None
 
     def _mask(self) -> Tensor:
         """-> bool [B, 1, T, T]; a padding token sees itself, as nothing has no softmax."""
