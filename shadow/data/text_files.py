@@ -47,8 +47,9 @@ def read_documents(setting: str, file: str | None, column: str) -> list[str]:
         ) from error
     if len(rows) == 1 and isinstance(rows[0], list):
         rows = rows[0]
-    documents = [row.get(column) if isinstance(row, dict) else None for row in rows]
-    if not documents or not all(isinstance(document, str) and is_unicode(document) for document in documents):
+    found = [row.get(column) if isinstance(row, dict) else None for row in rows]
+    documents = [value for value in found if isinstance(value, str) and is_unicode(value)]
+    if not documents or len(documents) < len(found):
         raise UserError(f"{setting}={file!r} must have a {column!r} column of text in each line or object")
     return documents
 
@@ -69,7 +70,9 @@ def read_text(setting: str, file: str | None, column: str) -> str:
         raise UserError(f"{setting}={file!r} must be text in UTF-8{cure}") from error
     if packed or "\0" in text:
         what = f"is {packed}" if packed else "has NUL bytes, as no text has"
-        raise UserError(f"{setting}={file!r} {what}: give a plain text, or JSON lines with a {column!r} column")
+        raise UserError(
+            f"{setting}={file!r} {what}: give a plain text, or JSON lines with a {column!r} column"
+        )
     if not text.strip():
         raise UserError(f"{setting}={file!r} is empty: give text, or JSON lines with a {column!r} column")
     return text.replace("\r\n", "\n").replace("\r", "\n")

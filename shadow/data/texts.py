@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shadow.data.batches import Example
 from shadow.errors import UserError
+from shadow.models.tokenizers import added
 
 Part = Literal["train", "eval"]
 
@@ -42,7 +43,7 @@ def fingerprint(texts: Sequence[str]) -> str:
 
 def cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
     """Every whole, disjoint window of `tokens` tokens, begun as the tokenizer begins a text."""
-    start: list[int] = tokenizer("")["input_ids"]
+    start, _ = added(tokenizer)
     step = tokens - len(start)
     if step < 1:
         raise UserError(

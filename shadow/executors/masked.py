@@ -58,7 +58,7 @@ class MaskedRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        batch = batch.to(self.model.device)
+        batch = batch.for_model(self.model)
         self.planner.look(batch)
         self._batch = batch
         try:

@@ -82,7 +82,7 @@ class Planner:
         """Show the sample to a scorer that must see it first; nothing is dropped or counted."""
         if isinstance(self.scorer, Looks) and self.policy.level > 0:
             with self.looking():
-                self.scorer.look(self.model, batch.to(self.model.device))
+                self.scorer.look(self.model, batch.for_model(self.model))
 
     @contextmanager
     def looking(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from shadow.data.batches import IGNORED, Example, batched
 from shadow.data.tasks import check_shots, load_tasks, require_tasks, task_specs
 from shadow.data.texts import Question
 from shadow.executors.run import Run
-from shadow.measures.harness import BatchSize, SparseHFLM, check_rolling, rows_of
+from shadow.measures.sparse_hf import BatchSize, SparseHFLM, check_rolling, rows_of
 from shadow.models.load import LM
 
 log = logging.getLogger(__name__)
