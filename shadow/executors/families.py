@@ -198,10 +198,10 @@ def _without_memory(model: PreTrainedModel) -> str | None:
                 "without device_map (parallelize), or use executor=masked"
             )
         if type(values) is not nn.Parameter or not values.is_floating_point():
+            found = f"{type(values).__name__} of {str(values.dtype)[6:]}"
             return (
-                f"executor=gathered reads weights as plain floating-point numbers, and {name} is a "
-                f"{type(values).__name__} of {str(values.dtype)[6:]}: load the model without quantisation, or "
-                "use executor=masked"
+                f"executor=gathered reads weights as plain floating-point numbers, and {name} is a {found}: "
+                "load the model without quantisation, or use executor=masked"
             )
     return None
 

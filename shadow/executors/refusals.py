@@ -25,8 +25,8 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
         )
     if facts.device != "cuda" and storage is None and facts.dtype not in OWN:
         return (
-            f"executor=gathered stores weights as one of {list(get_args(Storage))}: give storage, or load the "
-            f"model with dtype={' or '.join(OWN)}, got storage=None and dtype={facts.dtype}"
+            f"executor=gathered stores weights as one of {list(get_args(Storage))}: give storage, or load "
+            f"the model with dtype={' or '.join(OWN)}, got storage=None and dtype={facts.dtype}"
         )
     return None
 
