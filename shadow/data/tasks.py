@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml  # there is no public way to a task's whole config
 
 from shadow.data.batches import Example
+from shadow.data.text_files import check_rows
 from shadow.errors import UserError
 from shadow.models.load import LM
 from shadow.models.tokenizers import require_open_end
@@ -45,6 +46,8 @@ def local_files(folder: Path) -> dict[str, str]:
             "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl, or "
             f"test.jsonl; missing: {missing}"
         )
+    for split in ("train", *there):
+        known_rows(found[split], found[split].stat().st_mtime_ns)
     for split in EVALUATION:
         if split not in there:
             tell_stand_in(folder, split, there[0])
@@ -52,6 +55,11 @@ def local_files(folder: Path) -> dict[str, str]:
         split: str(file if split == "train" or split in there else found[there[0]])
         for split, file in found.items()
     }
+
+
+@cache  # large files, of which each job of a sweep asks
+def known_rows(file: Path, changed_ns: int) -> None:
+    check_rows("data.root (or measure.root)", file)
 
 
 @cache  # once a process

@@ -29,24 +29,17 @@ SPACE = re.compile(r"[ \t\n\r]*")  # between JSON values
 def read_documents(setting: str, file: str | None, column: str) -> list[str]:
     """The `column` of each JSON object in a file of them, one a line or in an array; or the whole of a plain
     text. The file's content says which; where its name ends as JSON does, it must be JSON."""
-    text = read_text(setting, file, column)
+    such = f"with a {column!r} column"
+    text = read_text(setting, file, such)
     ending = Path(str(file)).suffix.lower()
     if ending not in JSON_ENDINGS and not BEGINS_JSON.match(text) and not is_array(text):
         if ending in TABLES:
             raise UserError(
                 f"{setting}={file!r} is named as a table, whose marks would be read as text: give JSON lines "
-                f"with a {column!r} column, or a plain text file"
+                f"{such}, or a plain text file"
             )
         return [text]
-    try:
-        rows = list(json_values(text))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{setting}={file!r} must be JSON lines or an array of objects with a {column!r} column, or a "
-            f"plain text that does not begin as they do: {error}"
-        ) from error
-    if len(rows) == 1 and isinstance(rows[0], list):
-        rows = rows[0]
+    rows = rows_in(text, f"{setting}={file!r}", f"{such}, or a plain text of another beginning")
     found = [row.get(column) if isinstance(row, dict) else None for row in rows]
     documents = [value for value in found if isinstance(value, str) and is_unicode(value)]
     if not documents or len(documents) < len(found):
@@ -54,12 +47,13 @@ def read_documents(setting: str, file: str | None, column: str) -> list[str]:
     return documents
 
 
-def read_text(setting: str, file: str | None, column: str) -> str:
-    """The file's characters, without a byte-order mark, and each line ended by a line feed alone."""
+def read_text(setting: str, file: str | None, such: str) -> str:
+    """The file's characters, without a byte-order mark, and each line ended by a line feed alone.
+
+    such: what JSON lines must be, for sentences that refuse a file.
+    """
     if file is None or not Path(file).expanduser().is_file():
-        raise UserError(
-            f"{setting} must name a text file or a file of JSON lines with a {column!r} column, got {file!r}"
-        )
+        raise UserError(f"{setting} must name a text file or a file of JSON lines {such}, got {file!r}")
     content = Path(file).expanduser().read_bytes()
     packed = next((name for begin, name in PACKED.items() if content.startswith(begin)), None)
     try:
@@ -70,12 +64,26 @@ def read_text(setting: str, file: str | None, column: str) -> str:
         raise UserError(f"{setting}={file!r} must be text in UTF-8{cure}") from error
     if packed or "\0" in text:
         what = f"is {packed}" if packed else "has NUL bytes, as no text has"
-        raise UserError(
-            f"{setting}={file!r} {what}: give a plain text, or JSON lines with a {column!r} column"
-        )
+        raise UserError(f"{setting}={file!r} {what}: give a plain text, or JSON lines {such}")
     if not text.strip():
-        raise UserError(f"{setting}={file!r} is empty: give text, or JSON lines with a {column!r} column")
+        raise UserError(f"{setting}={file!r} is empty: give text, or JSON lines {such}")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def check_rows(setting: str, file: Path) -> None:
+    """Refuse a file, as of a task, that is no JSON objects."""
+    rows = rows_in(read_text(setting, str(file), "of a task"), f"{setting}={str(file)!r}", "of a task")
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{setting}={str(file)!r} must have a JSON object in each line")
+
+
+def rows_in(text: str, what: str, such: str) -> list[Any]:
+    """The values of JSON lines or of an array; what, such: for the sentence that refuses another text."""
+    try:
+        rows = list(json_values(text))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} must be JSON lines or an array of objects {such}: {error}") from error
+    return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
 
 
 def json_values(text: str) -> Iterator[Any]:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from shadow.data.tasks import local_files
 from shadow.data.text_files import read_documents
 from shadow.errors import UserError
 from shadow.jobs.disjoint import check_disjoint
@@ -73,6 +74,24 @@ def test_what_holds_no_documents_is_refused_in_one_sentence(tmp_path, name, cont
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=r"data\.eval=.*" + message) as refused:
         read_documents("data.eval", str(tmp_path / name), "page")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (gzip.compress(LINES.encode()), "it is gzip, unpack it first"),
+        (LINES.encode("utf-16"), "UTF-16, convert it"),
+        (LINES.encode()[:-9], "must be JSON lines or an array of objects of a task"),
+        (LINES.encode() + b"3\n", "must have a JSON object in each line"),
+    ],
+)
+def test_a_tasks_file_that_is_no_json_lines_is_refused_by_name(tmp_path, content, message):
+    for split, lines in (("train", LINES.encode()), ("test", content)):
+        (tmp_path / f"{split}.jsonl").write_bytes(lines)
+    with pytest.raises(UserError, match=r"measure\.root\)=.*test\.jsonl.* " + message) as refused:
+        local_files(tmp_path)
     assert "\n" not in str(refused.value)
 
 
