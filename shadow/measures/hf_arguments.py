@@ -46,6 +46,8 @@ def check_arguments(pretrained: Any, executor: str, hf: Mapping[str, Any]) -> No
             "model_args: executor=gathered reads the weights where they lie in one memory: leave parallelize "
             "out, or use executor=masked"
         )
+    if hf.get("peft") and hf.get("delta"):
+        raise UserError(f"model_args: leave one of peft and delta out, got {hf['peft']} and {hf['delta']}")
     if hf.get("peft"):
         check_adapter(hf["peft"], hf.get("revision", "main"))
 

@@ -59,7 +59,7 @@ adapters = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Future
     "given",
     [
         {"add_bos_token": True, "prefix_token_id": 5, "max_length": 30},
-        {"batch_size": "auto:2", "max_batch_size": 2, "logits_cache": False, "max_length": 40},
+        {"logits_cache": False, "truncation": True},
         {"mixed_precision_dtype": "bfloat16"},
         {"softmax_dtype": "float64", "dtype": "bfloat16", "use_fast_tokenizer": False},
         {"parallelize": True, "max_cpu_memory": "1GiB"},
@@ -75,6 +75,14 @@ def test_arguments_of_hf_do_what_they_do_there(folder, make_lm, tmp_path, given)
         given["delta"] = str(tmp_path / "delta")
     expected = answers(HFLM(str(folder), **({"device": "cpu", "batch_size": 3} | given)))
     assert answers(ShadowLM(str(folder), **({"device": "cpu", "batch_size": 3} | given))) == expected
+
+
+@pytest.mark.parametrize("batch_size", ["auto", "auto:2"])
+def test_batches_as_large_as_fit_give_the_same_answers(folder, batch_size):
+    expected = answers(ShadowLM(str(folder), device="cpu", batch_size=1))
+    found = answers(ShadowLM(str(folder), device="cpu", batch_size=batch_size, max_batch_size=2))
+    assert [value for value, _ in found[0]] == pytest.approx([value for value, _ in expected[0]], rel=1e-5)
+    assert found[1] == pytest.approx(expected[1], rel=1e-5)
 
 
 def test_weights_that_lie_on_disk_give_the_same_sparse_answers(folder, sparse_args, tmp_path):
@@ -117,6 +125,7 @@ def test_a_lora_adapter_is_merged_into_the_weights_and_either_executor_reads_the
         ({"enable_thinking": True}, "enable_thinking needs think_end_token"),
         ({"mixed_precision_dtype": "bfloat16", "executor": "gathered"}, "leave mixed_precision_dtype out"),
         ({"parallelize": True, "executor": "gathered"}, "leave parallelize out"),
+        ({"peft": "/nowhere", "delta": "/nowhere"}, "leave one of peft and delta out"),
         ({"peft": "/nowhere/at/all"}, "peft=/nowhere/at/all must be a folder"),
         ({"gguf_file": "nosuch.gguf"}, "nosuch.gguf"),
         ({"pretrained": "/nowhere/at/all"}, "pretrained=/nowhere/at/all must be a model's folder"),
