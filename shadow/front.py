@@ -117,11 +117,12 @@ def facts_of(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, dec
         policy=policy,
         decided_at=decided_at,
         scorer=traits_of(scorer, sites),
-        family=model.config.model_type,
+        config=model.config,
         layers=len(find_layers(model)),
         group=max((site.ranking.group for site in sites), default=1),
         experts=max((site.ranking.experts for site in sites), default=1),
         device=model.device.type,
+        dtype=str(model.dtype)[6:],
     )
 
 

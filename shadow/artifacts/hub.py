@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -41,6 +42,7 @@ NEEDED = (
     "deviates",
     "means",
     "weights",
+    "sha256",
 )
 
 
@@ -86,7 +88,9 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
         unfit = [name for name, values in tensors.items() if not values.isfinite().all()]
         shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
         units = {kind: config["units"][kind] for kind in config["kinds"]}
-        net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
+        with torch.device("cpu"):  # whatever a program has set for tensors of its own
+            net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
+            net.float()
         means: dict[SiteKey, Tensor] = {
             (layer, kind): tensors.pop(name)
             for layer in range(config["layers"])
@@ -102,7 +106,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not the predictor that {CONFIG} tells of ({reason}): {CURE}") from error
     found = hashlib.sha256(content).hexdigest()
-    if config.get("sha256", found) != found:  # predictors of before have no checksum
+    if config["sha256"] != found:
         raise UserError(f"{file} is damaged, for it does not match the checksum in {CONFIG}: {CURE}")
     if unfit:
         raise UserError(

@@ -64,6 +64,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in self))
 
+    def for_model(self, model: PreTrainedModel) -> "Batch":
+        """Where the model reads it. Of weights on disk accelerate takes an input from anywhere."""
+        return self if model.device.type == "meta" else self.to(model.device)
+
 
 def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     """-> [B, T, V]: one forward pass, without a key-value cache."""

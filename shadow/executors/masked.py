@@ -61,7 +61,7 @@ class MaskedRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        batch = batch.to(self.model.device)
+        batch = batch.for_model(self.model)
         if not isinstance(self.scorer, Looks):
             return self.run(batch)
         with self.looks:

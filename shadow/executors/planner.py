@@ -94,7 +94,7 @@ class Planner:
         """Show the sample to a scorer that must see it first; nothing is dropped or counted."""
         if isinstance(self.scorer, Looks) and self.policy.level > 0:
             with self.looking():
-                self.scorer.look(self.model, batch.to(self.model.device))
+                self.scorer.look(self.model, batch.for_model(self.model))
 
     def looking(self) -> AbstractContextManager[None]:
         """Inside the block this thread's calls of the model are dense, and nothing is counted."""

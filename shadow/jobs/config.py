@@ -22,7 +22,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def model_label(cfg: DictConfig) -> str:
-    return Path(cfg.model.path).name if cfg.model.path else cfg.model.name
+    return Path(cfg.model.path).expanduser().resolve().name if cfg.model.path else cfg.model.name
 
 
 def data_label(cfg: DictConfig) -> str:

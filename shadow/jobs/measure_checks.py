@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from shadow import criteria
-from shadow.data.texts import read_documents
+from shadow.data.text_files import read_documents
 from shadow.errors import UserError
 from shadow.jobs.calibration import calibration_data
 from shadow.models.load import require_dtype

@@ -110,11 +110,12 @@ def facts_of(cfg: DictConfig, level: float | None = None) -> Facts:
         policy if level is None else replace(policy, level=level),
         cfg.sparsity.decided_at,
         traits_of(cfg),
-        config.model_type,
+        config,
         text.num_hidden_layers,
         text.num_attention_heads // key_value_heads(text),
         getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1,
         device_of(cfg).type,
+        (cfg.measure.dtype if "measure" in cfg else None) or cfg.model.dtype,
     )
 
 

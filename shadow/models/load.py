@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,7 +19,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +26,7 @@ from shadow.artifacts.files import alone, making
 from shadow.errors import UserError
 from shadow.models.layouts import require_layout
 from shadow.models.packages import assemble, require_package
+from shadow.models.tokenizers import byte_tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +90,13 @@ def describe_folder(path: str) -> dict[str, int]:
 
 
 def require_dtype(setting: str, name: str) -> torch.dtype:
-    chosen = getattr(torch, name, None)
-    if not isinstance(chosen, torch.dtype):
-        raise UserError(f"{setting} must name a torch dtype such as float32 or bfloat16, got {name!r}")
+    """Of those in which a model computes; what has fewer bits only stores numbers."""
+    chosen = getattr(torch, str(name), None)
+    if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise UserError(
+            f"{setting} must name a torch dtype that computes, as float32, bfloat16, float16 or float64, got "
+            f"{name!r}"
+        )
     return chosen
 
 
@@ -128,8 +131,16 @@ def _reachable(hub_id: str, revision: str | None) -> bool:
     except urllib.error.HTTPError:
         return True  # a refusal is an answer: transformers will say which
     except OSError as error:
-        if try_to_load_from_cache(hub_id, "config.json", revision=revision) is None:
+        kept = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        if not isinstance(kept, str):  # None, or a mark that there is none
             raise ConnectionError(f"the hub cannot be reached: {error}") from error
+        log.warning(
+            "the hub cannot be reached (%s): %s at revision %s is the one in the cache, %s",
+            error,
+            hub_id,
+            revision or "main",
+            Path(kept).parent.name,
+        )
         return False
     return True
 
@@ -158,7 +169,7 @@ def _pretrained(
             "it, and give model.trust_remote_code=true, got false"
         ) from error
     require_layout(config.model_type)  # before gigabytes are read
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    tokenizer = load_tokenizer(name, **where)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, **where)
     return LM(model, tokenizer)
 
@@ -287,14 +298,3 @@ def random_weights(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> P
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and <pad> as token 0."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({"<pad>": 0} | {c: i + 1 for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<pad>", bos_token="<pad>"
-    )

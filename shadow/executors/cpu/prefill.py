@@ -43,10 +43,10 @@ class Fills:
         """means: [U, D] of the layers and kinds where something stands in a dropped unit's place."""
         sizes = weights.sizes
         self.of: dict[str, Tensor] = {
-            "head": torch.zeros(sizes.layers, sizes.heads, sizes.head_width),
-            "neuron": torch.zeros(sizes.layers, sizes.neurons, 1),
+            "head": torch.zeros(sizes.layers, sizes.heads, sizes.head_width, dtype=torch.float32),
+            "neuron": torch.zeros(sizes.layers, sizes.neurons, 1, dtype=torch.float32),
         }
-        self.bases = torch.zeros(2, sizes.layers, sizes.width)
+        self.bases = torch.zeros(2, sizes.layers, sizes.width, dtype=torch.float32)
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
             rows = weights.output if kind == "head" else weights.down
