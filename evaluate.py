@@ -2,8 +2,6 @@
 
 import sys
 
-sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not this script
-
 import hydra
 from omegaconf import DictConfig
 
@@ -53,8 +51,13 @@ def main(cfg: DictConfig) -> float | None:
         return next(iter(figures.values()), None)  # the perplexity, where measured: for sweepers that ask
 
 
-if __name__ == "__main__":
-    from shadow.jobs.command_line import refuse_null_groups
+def command() -> None:
+    from shadow.jobs.command_line import prepare
 
-    refuse_null_groups(sys.argv[1:])
+    prepare(sys.argv[1:])
     main()
+
+
+if __name__ == "__main__":
+    sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
+    command()

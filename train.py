@@ -2,10 +2,6 @@
 
 import sys
 
-sys.path.append(
-    sys.path.pop(0)
-)  # lm-eval's "import evaluate" means Hugging Face's, not the script beside this one
-
 import hydra
 from omegaconf import DictConfig
 
@@ -38,8 +34,13 @@ def main(cfg: DictConfig) -> float | None:
         return metrics["val/mass@50"]
 
 
-if __name__ == "__main__":
-    from shadow.jobs.command_line import refuse_null_groups
+def command() -> None:
+    from shadow.jobs.command_line import prepare
 
-    refuse_null_groups(sys.argv[1:])
+    prepare(sys.argv[1:])
     main()
+
+
+if __name__ == "__main__":
+    sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
+    command()

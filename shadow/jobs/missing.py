@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sys
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -73,10 +75,11 @@ def cure() -> str:
 
 
 def train_command() -> str:
-    """The `python train.py ...` that makes what this job misses, from this job's own overrides."""
+    """What makes what this job misses, from this job's own overrides, as this job was started."""
     kept = [
         override
         for override in HydraConfig.get().overrides.task
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
     ]
-    return shlex.join(["python", "train.py", *kept])
+    installed = Path(sys.argv[0]).stem == "shadow-evaluate"
+    return shlex.join([*(["shadow-train"] if installed else ["python", "train.py"]), *kept])

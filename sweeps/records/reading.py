@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweeps.records.record import Bytes, Failure, Measured, Point, Record, RecordError, Records
+from .record import Bytes, Failure, Measured, Point, Record, RecordError, Records
 
 WORDS = ("model", "data", "criterion", "scorer", "decided_at", "scope", "tokens", "scored")  # of a point
 DENSE = Bytes(0.0, 0.0, {}, 0.0)  # it reads everything, whatever a predictor beside it would read

@@ -11,9 +11,9 @@ from markdown_it.renderer import RendererProtocol
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
-from sweeps.figures.interactive import to_html
-from sweeps.figures.panels import Figure
-from sweeps.files import writing
+from ..figures.interactive import to_html
+from ..figures.panels import Figure
+from ..files import writing
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #333; }
