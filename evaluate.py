@@ -51,13 +51,9 @@ def main(cfg: DictConfig) -> float | None:
         return next(iter(figures.values()), None)  # the perplexity, where measured: for sweepers that ask
 
 
-def command() -> None:
+if __name__ == "__main__":
     from shadow.jobs.command_line import prepare
 
+    sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
     prepare(sys.argv[1:])
     main()
-
-
-if __name__ == "__main__":
-    sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
-    command()

@@ -34,13 +34,9 @@ def main(cfg: DictConfig) -> float | None:
         return metrics["val/mass@50"]
 
 
-def command() -> None:
+if __name__ == "__main__":
     from shadow.jobs.command_line import prepare
 
+    sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
     prepare(sys.argv[1:])
     main()
-
-
-if __name__ == "__main__":
-    sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
-    command()

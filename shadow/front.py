@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
+from shadow.executors.copies import uncopied
 from shadow.executors.masked import Masked
 from shadow.executors.planner import Planner
 from shadow.executors.run import Executor, Run
@@ -82,7 +83,8 @@ def open_run(
     reason = refusal(facts) or executor.refuses(facts)
     if reason is not None:
         raise UserError(reason)
-    with executor.open(model, Planner(model, scorer, policy, decided_at, stand_in)) as run:
+    planner = Planner(model, scorer, policy, decided_at, stand_in)
+    with executor.open(model, planner) as run, uncopied(model):
         yield run
 
 

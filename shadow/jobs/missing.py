@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from shadow.artifacts.hub import CONFIG
 from shadow.errors import UserError
+from shadow.jobs import commands
 from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
 from shadow.jobs.keys import budgets_file, predictor_folder, traces_folder
 from shadow.jobs.method import is_trained, learns_budgets, ranks_layers
@@ -81,5 +82,5 @@ def train_command() -> str:
         for override in HydraConfig.get().overrides.task
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
     ]
-    installed = Path(sys.argv[0]).stem == "shadow-evaluate"
+    installed = Path(sys.argv[0]).parent == commands.PACKAGE / "scripts"
     return shlex.join([*(["shadow-train"] if installed else ["python", "train.py"]), *kept])

@@ -13,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from numba.core import caching
 from omegaconf import OmegaConf
 
+import shadow
 from shadow.jobs.command_line import prepare
+from shadow.jobs.commands import script
 from shadow.jobs.folders import FoldersCallback
 from shadow.jobs.missing import train_command
 from shadow.plans import compiled
@@ -58,12 +60,13 @@ def test_every_command_that_is_installed_can_be_called():
     for target in PROJECT["project"]["scripts"].values():
         module, _, function = target.partition(":")
         assert callable(getattr(import_module(module), function)), target
+    assert [script(name).parent for name in ("train.py", "evaluate.py")] == [ROOT] * 2
 
 
 def test_a_job_that_was_installed_names_the_installed_command(monkeypatch):
     hydra = SimpleNamespace(overrides=SimpleNamespace(task=["model=opt-mini", "measure.windows=4"]))
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    monkeypatch.setattr("sys.argv", ["/usr/bin/shadow-evaluate"])
+    monkeypatch.setattr("sys.argv", [str(Path(shadow.__file__).with_name("scripts") / "evaluate.py")])
     assert train_command() == "shadow-train model=opt-mini"
 
 

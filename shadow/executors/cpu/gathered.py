@@ -35,6 +35,7 @@ from shadow.executors.families import describe
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.run import real_positions
+from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
@@ -262,8 +263,10 @@ def gathered(
     run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute", compact)
 
     try:
-        with answering(model, run.forward):
+        with answering(model, run.forward), saved_row_by_row(model):
             yield run
     finally:
         torch.set_num_threads(run.team.members)
         run.team.close()
+        run.weights = Ended()  # type: ignore[assignment]
+        straighten(model)

@@ -21,6 +21,7 @@ from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
 from shadow.executors.run import real_positions
+from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal
@@ -190,5 +191,9 @@ def on_device(model: PreTrainedModel, planner: Planner) -> Iterator[DeviceRun]:
     if model.device.type != "cuda" and not INTERPRETED:
         raise UserError(f"executor=gathered runs on the CPU and on CUDA, and this model is on {model.device}")
     run = DeviceRun(model, planner)
-    with answering(model, run.forward):
-        yield run
+    try:
+        with answering(model, run.forward), saved_row_by_row(model):
+            yield run
+    finally:
+        run.weights = Ended()  # type: ignore[assignment]
+        straighten(model)
