@@ -42,6 +42,8 @@ def write_page(report: Path, figures: Mapping[str, Figure], file: Path) -> None:
         figure = figures.get(source)
         if figure:
             return to_html(figure, f"figure-{list(figures).index(source)}")
+        if Path(source).name != source or not source.endswith(".png"):  # a name that looks like an image
+            return html.escape(f"![{tokens[index].content}]({source})")
         content = base64.b64encode((report.parent / source).read_bytes()).decode()
         return f'<img alt="{html.escape(tokens[index].content)}" src="data:image/png;base64,{content}">'
 
