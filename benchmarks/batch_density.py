@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from shadow.sweeps.figures.looks import COLOURS, INK, PALE
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -30,7 +31,6 @@ from shadow.front import stand_in_of
 from shadow.measures import latency
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
-from sweeps.figures.looks import COLOURS, INK, PALE
 
 PLANS: tuple[DecidedAt, ...] = ("prompt", "token")
 

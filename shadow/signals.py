@@ -5,7 +5,8 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -67,21 +68,35 @@ def replace_method(owner: nn.Module, name: str, method: Callable[..., Any]) -> I
 
 @contextmanager
 def copied_without(model: nn.Module) -> Iterator[None]:
-    """Inside the block a deep copy of the model has none of what this module has put on it."""
-
-    def copied(memo: dict[int, Any]) -> nn.Module:
-        found = memo[id(model)] = type(model).__new__(type(model))
-        state = {name: value for name, value in vars(model).items() if value is not copied}
-        found.__setstate__(copy.deepcopy(state, memo))
-        for module in found.modules():
-            _take_off(module)
-        return found
-
-    model.__deepcopy__ = copied  # type: ignore[assignment]
+    """Inside the block a deep copy of the model, or of a part, has none of what this module has put on it; a
+    pickle, which would, is refused."""
+    modules = list(model.modules())
+    for module in modules:
+        vars(module).update({"__deepcopy__": partial(_copied, module), "__reduce_ex__": _refuse_pickle})
     try:
         yield
     finally:
-        del model.__deepcopy__
+        for module in modules:
+            for name in COPYING:
+                vars(module).pop(name, None)  # a block that ended out of turn has taken it
+
+
+COPYING = ("__deepcopy__", "__reduce_ex__")  # what a copy, and a pickle, ask an object for first
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    found = memo[id(module)] = type(module).__new__(type(module))
+    state = {name: value for name, value in vars(module).items() if name not in COPYING}
+    found.__setstate__(copy.deepcopy(state, memo))
+    _take_off(found)
+    return found
+
+
+def _refuse_pickle(protocol: object) -> NoReturn:
+    raise UserError(
+        "the model cannot be pickled inside a sparse block, as it would hold the block too: do it before the "
+        "block or after it, while save_pretrained, state_dict and copy.deepcopy work inside"
+    )
 
 
 def _take_off(module: nn.Module) -> None:

@@ -52,6 +52,8 @@ def load(
     trust_remote_code: run Python code that lies beside the weights, of a folder or a hub's model alone.
     """
     chosen = require_dtype("model.dtype", dtype)
+    if not isinstance(trust_remote_code, bool):  # the word "false" would count as true
+        raise UserError(f"model.trust_remote_code must be true or false, got {trust_remote_code!r}")
     transformers_logging.disable_progress_bar()
     if path:
         lm = from_folder(path, chosen, device_map, trust_remote_code)

@@ -4,11 +4,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from shadow.executors.cpu.scoring import HEADS, NEURONS, choose, score_tap
 from shadow.executors.cpu.storage import CHUNK, FAST, adds, dot, dots, dots_between
 from shadow.executors.cpu.team import meet, share
+from shadow.plans.compiled import compiled
 
 
 class Memory(NamedTuple):
@@ -71,7 +71,7 @@ class Bench(NamedTuple):
     fill_bases: np.ndarray
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def norm(weights, norms, layer, h, x):
     """h, x: [B, E]; x becomes the norm of h."""
     rows, width = h.shape
@@ -89,7 +89,7 @@ def norm(weights, norms, layer, h, x):
             x[b, e] = (h[b, e] - mean) * factor * norms.weight[layer, e] + norms.bias[layer, e]
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def turn(source, b, begin, table, position, half, target):
     """target: [2 * half], the head's numbers of source[b] from `begin` on, turned to this position."""
     for d in range(half):
@@ -99,7 +99,7 @@ def turn(source, b, begin, table, position, half, target):
         target[half + d] = second * cosine + first * sine
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def project(weights, layer, choice, memory, x, bench, member, members):
     """Queries of the heads that stay, keys and values of the key-value heads that are stored."""
     sizes = weights.sizes
@@ -133,13 +133,13 @@ def project(weights, layer, choice, memory, x, bench, member, members):
             dots(x, b, values, value_bias, layer, lines, count, value)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def wanted(choice, layer, b, group, share_of):
     """Whether a row needs this key-value head, which so many heads share."""
     return choice.heads[b, layer, group * share_of : (group + 1) * share_of].any()
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def catch_up(weights, layer, choice, memory, x, position, bench, member, members):
     """With late keys: of the key-value heads that are needed now, compute what they have not computed yet."""
     sizes = weights.sizes
@@ -177,7 +177,7 @@ def catch_up(weights, layer, choice, memory, x, position, bench, member, members
                     memory.keys[line + d] = turned[d]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def remember(sizes, layer, memory, position, bench, member, members):
     """Put the new keys, turned, and values behind the others."""
     rows, width = bench.h.shape[0], sizes.head_width
@@ -203,7 +203,7 @@ def remember(sizes, layer, memory, position, bench, member, members):
             values[line + d] = value[b, group * width + d]
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def attend(weights, layer, choice, memory, position, bench, member, members):
     """Contexts of the heads that stay, over all positions up to this one."""
     sizes = weights.sizes
@@ -249,7 +249,7 @@ def attend(weights, layer, choice, memory, position, bench, member, members):
             context[b, head * width + d] = said[d] / total
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def write_heads(weights, layer, choice, bench, member, members):
     """Add up what the heads that stay write, into this member's sums."""
     rows, width = bench.h.shape[0], weights.sizes.head_width
@@ -269,7 +269,7 @@ def write_heads(weights, layer, choice, bench, member, members):
             adds(sums, b, factors, outputs, layer, lines, count)
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def write_neurons(weights, layer, choice, x, bench, member, members):
     """What the neurons that stay read, say and write, into this member's sums."""
     rows = bench.h.shape[0]
@@ -304,7 +304,7 @@ def write_neurons(weights, layer, choice, x, bench, member, members):
             adds(sums, b, factors, downs, layer, lines, speaking)
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def gather_sums(h, sums, base, bias, member, members):
     """Add all members' sums to the stream, in their order; base, bias: [E]."""
     start, stop = share(h.shape[1], member, members)
@@ -316,7 +316,7 @@ def gather_sums(h, sums, base, bias, member, members):
             h[b, e] += total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def step(weights, nets, rule, choice, memory, bench, ids, real, position, board, member, members):
     """ids: int64 [B], the token at this position of each row -> bench.logits; real: bool [B], rows that count
     towards what was kept.

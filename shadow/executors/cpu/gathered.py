@@ -46,6 +46,7 @@ from shadow.executors.families import describe
 from shadow.executors.given import Given
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
+from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
@@ -291,8 +292,10 @@ def gathered(
     run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute", compact)
 
     try:
-        with answering(model, run.forward):
+        with answering(model, run.forward), saved_row_by_row(model):
             yield run
     finally:
         torch.set_num_threads(run.team.members)
         run.team.close()
+        run.weights = Ended()  # type: ignore[assignment]
+        straighten(model)

@@ -58,8 +58,8 @@ def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
     """The model's weights as rows; storage None: as the model has them, float32 or bfloat16.
 
     In the model's own dtype its parameters then *are* these rows, seen through views, so that nothing is held
-    twice: the model works as before, and `pack` again only looks. Of weights that were loaded as pages of a
-    file the copied pages go back to the system.
+    twice: the model works as before, and `pack` again only looks, until `straighten`. Of weights that were
+    loaded as pages of a file the copied pages go back to the system.
     """
     own: Storage | None = {torch.float32: "float32", torch.bfloat16: "bfloat16"}.get(model.dtype)  # type: ignore[assignment]
     storage = storage or own

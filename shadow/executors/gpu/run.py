@@ -29,6 +29,7 @@ from shadow.executors.gpu.tuning import INTERPRETED
 from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
+from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Scorer
@@ -267,5 +268,9 @@ def on_device(model: PreTrainedModel, planner: Planner) -> Iterator[DeviceRun]:
     if model.device.type != "cuda" and not INTERPRETED:
         raise UserError(f"executor=gathered runs on the CPU and on CUDA, and this model is on {model.device}")
     run = DeviceRun(model, planner)
-    with answering(model, run.forward):
-        yield run
+    try:
+        with answering(model, run.forward), saved_row_by_row(model):
+            yield run
+    finally:
+        run.weights = Ended()  # type: ignore[assignment]
+        straighten(model)
