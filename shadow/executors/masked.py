@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from shadow.data.batches import Batch, logits_of
 from shadow.executors.planner import Planner
 from shadow.executors.run import real_positions
+from shadow.models.cache_name import cache_of
 from shadow.models.sites import Kind
 from shadow.plans.facts import Facts
 from shadow.plans.rules import Plan
@@ -71,11 +72,11 @@ class MaskedRun:
         if self._batch is not None:
             self.planner.begin(self._batch.real(), self._batch.in_prompt())
             return
-        given = self._signature.bind(*args, **kwargs).arguments
+        given = self._signature.bind(*args, **kwargs).arguments | kwargs
         shown = given.get("input_ids")
         if shown is None:  # [B, T, E] instead of [B, T]
             shown = given["inputs_embeds"][..., 0]
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        cache, mask = cache_of(given), given.get("attention_mask")
         real = real_positions(shown, mask)
         before = None
         if cache is not None and (cached := cache.get_seq_length()) > 0:

@@ -35,6 +35,7 @@ from shadow.executors.families import describe
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.run import real_positions
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
@@ -125,20 +126,19 @@ class GatheredRun:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
         logits_to_keep: int = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
         input_ids = ids_of(input_ids, others)
         real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
-        going_on = begun(past_key_values, GatheredCache)
+        going_on = begun(cache_of(others), GatheredCache)
         if going_on is not None:
             counted = counted_on(going_on, input_ids.shape[1])
             check_positions(given, counted, real)
             self.require_known(input_ids, counted)
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
+            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), **named_cache(going_on))
         require_left_padding(real)
         self.planner.begin(real, real)
         prompt = Prompt(input_ids, real)
@@ -150,7 +150,7 @@ class GatheredRun:
             return CausalLMOutputWithPast(logits=logits)
         plan = self.first_plan(len(input_ids))
         cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys, plan)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 
     def require_known(self, ids: Tensor, counted: Tensor) -> None:
         sizes = self.weights.sizes

@@ -21,6 +21,7 @@ from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
 from shadow.executors.run import real_positions
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal
@@ -103,18 +104,17 @@ class DeviceRun:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
         logits_to_keep: int = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
         input_ids = ids_of(input_ids, others)
         real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
-        going_on = begun(past_key_values, DeviceCache)
+        going_on = begun(cache_of(others), DeviceCache)
         if going_on is not None:
             check_positions(given, counted_on(going_on, input_ids.shape[1]), real)
             steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
+            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), **named_cache(going_on))
         require_left_padding(real)
         self.planner.begin(real, real)
         start = real.long().argmax(1)
@@ -132,9 +132,9 @@ class DeviceRun:
         logits = found.logits.float()
         if not caching:
             return CausalLMOutputWithPast(logits=logits)
-        left, choices = taken_from(found.past_key_values), self.first_choices(len(input_ids))
+        left, choices = taken_from(cache_of(found)), self.first_choices(len(input_ids))
         cache = DeviceCache(self.weights.sizes, left, start, self.weights.turns, choices)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 
     def first_choices(self, rows: int) -> dict[Kind, Choice]:
         """The plan that all tokens follow, or everything, of which tokens then choose."""
