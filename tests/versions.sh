@@ -34,7 +34,7 @@ echo "torch==$torch" >"$FOLDER/constraints.txt"
 if [ "$end" = lowest ]; then
     "$bin/python" tests/lowest.py | grep -v ^torch== >>"$FOLDER/constraints.txt"
 fi
-"$bin/python" -m pip install --quiet --upgrade --upgrade-strategy eager -c "$FOLDER/constraints.txt" -e '.[test]'
+"$bin/python" -m pip install --quiet --no-compile --upgrade --upgrade-strategy eager -c "$FOLDER/constraints.txt" -e '.[test]'
 
 found=0
 "$bin/python" -m pytest -q -m "not slow and not nightly" "$@" || found=$?
