@@ -9,7 +9,7 @@ CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
 TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test fast nightly fuzz check format
+.PHONY: help setup demo test fast nightly fuzz versions check format
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
@@ -29,6 +29,10 @@ nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill
 
 fuzz: $(VENV)/.tested ## try inputs of any kind for an hour
 	SHADOW_FUZZ=$(or $(SHADOW_FUZZ),5000) $(BIN)/python -m pytest tests/unit/test_fuzz.py
+
+versions: ## run the quick suite with the lowest and the highest versions, each in a fresh environment
+	tests/versions.sh lowest
+	tests/versions.sh highest
 
 check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 	$(BIN)/ruff format --check .

@@ -48,6 +48,7 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     from shadow.executors.cpu.cache import KeyValues
     from shadow.executors.gathered import Gathered
     from shadow.front import sparse
+    from shadow.models.cache_name import cache_of, named_cache
 
     model = latency.load(args.shape)
     loaded = peak()
@@ -62,8 +63,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         found = model(ids, use_cache=True, logits_to_keep=1)
         for _ in range(args.tokens):
             new = found.logits[:, -1:].argmax(-1)
-            found = model(new, past_key_values=found.past_key_values, use_cache=True)
-    cache = found.past_key_values
+            found = model(new, use_cache=True, **named_cache(cache_of(found)))
+    cache = cache_of(found)
     memory = memory_of(cache, KeyValues)
     if memory is not None:
         held, dense = memory.bytes_held(), memory.bytes_of_dense()

@@ -36,7 +36,7 @@ def thresholds_of(rows: Iterable[tuple]) -> dict[SiteKey, float]:
 
 
 def is_row(row: object) -> bool:
-    """Layer, slot, and a number or null: JSON from strangers may hold anything, and Python's reads NaN too."""
+    """Layer, slot, and a number or null: JSON from strangers may hold anything, NaN too."""
     match row:
         case [int(layer), str(_), None | int() | float() as value]:
             plain = not isinstance(layer, bool) and not isinstance(value, bool)

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from shadow.errors import UserError
-
-NAMES = ("past_key_values", "cache")  # of the key-value cache; transformers 5.24 has renamed it
+from shadow.models.cache_name import cache_of
 
 
 class Given(NamedTuple):
@@ -58,7 +57,7 @@ def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]
         read = given.get("inputs_embeds")
     if read is None:
         raise UserError("a sparse model is called with input_ids or inputs_embeds, and was given neither")
-    cache = next((given[name] for name in NAMES if given.get(name) is not None), None)
+    cache = cache_of(given)
     if cache is not None and not isinstance(cache, Cache):
         raise UserError(
             f"a sparse model goes on from caches of transformers, got a {type(cache).__name__}: give a "

@@ -20,6 +20,7 @@ from shadow.executors.gathered import Gathered
 from shadow.executors.masked import Masked
 from shadow.executors.run import Run
 from shadow.front import sparse
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, SiteKey
@@ -127,7 +128,7 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
     at_token = decided_at == "token"
     with sparse(lm.model, scorer if at_token else Fixed({}), level=0.5 if at_token else 0) as run:
         run.planner.plan = planned
-        expected = lm.model(new, past_key_values=dense.past_key_values).logits
+        expected = lm.model(new, **named_cache(cache_of(dense))).logits
         gone = skipped(run)
     for executor in (Masked(), Gathered()):
         with sparse(
@@ -136,7 +137,7 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
             read = lm.model(ids)
             torch.testing.assert_close(read.logits, dense.logits, rtol=1e-4, atol=1e-5)
             assert skipped(run) == [0, 0]
-            found = lm.model(new, past_key_values=read.past_key_values).logits
+            found = lm.model(new, **named_cache(cache_of(read))).logits
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
             assert skipped(run) == pytest.approx(
                 [share / 11 for share in gone]

@@ -47,6 +47,7 @@ from shadow.executors.given import Given
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
@@ -141,13 +142,12 @@ class GatheredRun:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """As the model's own: a cache that is given is filled, and one is made where none is."""
-        ids, cache = ids_of(input_ids, others), stock(past_key_values)
+        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
         if cache is None and (self.caches if use_cache is None else use_cache):
             cache = DynamicCache()
         with self.lock:  # buffers are shared; a text's own state lies in its cache
@@ -157,7 +157,7 @@ class GatheredRun:
                 logits = self.go_on(cache, given, position_ids)[:, given.last()]
             else:
                 logits = self.begin(cache, given, position_ids)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 
     def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits [B, T', V] of the positions asked for; what is to be remembered is put in the cache."""

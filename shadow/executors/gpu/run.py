@@ -30,6 +30,7 @@ from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Scorer
@@ -116,13 +117,12 @@ class DeviceRun:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """As the model's own: a cache that is given is filled, and one is made where none is."""
-        ids, cache = ids_of(input_ids, others), stock(past_key_values)
+        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
         if cache is None and (self.model.config.use_cache if use_cache is None else use_cache):
             cache = DynamicCache()
         with self.lock:  # what is counted is shared; a text's own state lies in its cache
@@ -132,7 +132,7 @@ class DeviceRun:
                 logits = self.go_on(cache, given, position_ids)[:, given.last()]
             else:
                 logits = self.begin(cache, given, position_ids)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 
     def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits of the positions asked for; what is to be remembered is put in the cache."""
@@ -149,7 +149,7 @@ class DeviceRun:
             )
         if cache is not None:
             choices = self.first_choices(len(ids), call.plan)
-            lay_in(cache, self.memory(taken_from(found.past_key_values), places.start, choices, 0))
+            lay_in(cache, self.memory(taken_from(cache_of(found)), places.start, choices, 0))
             planner.remember(call, ids, cache)
         assert found.logits is not None
         return found.logits.float()
