@@ -26,6 +26,11 @@ def require_int(setting: str, value: object) -> None:
         raise UserError(f"{setting} must be a whole number, got {value!r}")
 
 
+def require_name(setting: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{setting} must be a name, got {value!r}")
+
+
 def require_number(setting: str, value: object, rule: str, holds: Callable[[float], bool]) -> None:
     """rule: what it must be, in words."""
     if type(value) not in (int, float) or not holds(value):  # type: ignore[arg-type]
