@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from shadow.data.batches import Example
-from shadow.errors import UserError
+from shadow.errors import UserError, require_number
 from shadow.models.tokenizers import added
 
 Part = Literal["train", "eval"]
@@ -17,6 +17,7 @@ Part = Literal["train", "eval"]
 
 def builtin_topics(part: Part, eval_share: float, seed: int) -> list[str]:
     """The language help that ships with Python, split by topic; what topics share stays in the first."""
+    require_number("data.eval_share", eval_share, "a share in [0, 1]", lambda share: 0 <= share <= 1)
     topics: dict[str, str] = pydoc_data.topics.topics
     seen: set[str] = set()
     texts = {}

@@ -76,7 +76,7 @@ def require_finite(model: PreTrainedModel) -> None:
 
 
 def require_folder(path: str) -> Path:
-    folder = Path(path).expanduser()
+    folder = Path(str(path)).expanduser()  # a number is no folder either
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path must be a Hugging Face model folder with a config.json, got {path!r}")
     return folder

@@ -50,8 +50,8 @@ def test_plain_text_is_one_document_without_its_byte_order_mark(tmp_path, text):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl.gz", gzip.compress(LINES.encode()), "it is gzip, unpack it first"),
-        ("a.jsonl", gzip.compress(LINES.encode()), "it is gzip, unpack it first"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), "it is gzip, unpack it first"),
+        ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), "it is gzip, unpack it first"),
         ("a.txt", b"PK\x03\x04 is zip", "is zip: give a plain text"),
         ("a.txt", b"PAR1\x15\x04\x15", "is Parquet"),
         ("a.txt", "Words.".encode("utf-16"), "UTF-16, convert it"),
@@ -81,7 +81,7 @@ def test_what_holds_no_documents_is_refused_in_one_sentence(tmp_path, name, cont
     ("content", "message"),
     [
         (b"", "is empty"),
-        (gzip.compress(LINES.encode()), "it is gzip, unpack it first"),
+        (gzip.compress(LINES.encode(), mtime=0), "it is gzip, unpack it first"),
         (LINES.encode("utf-16"), "UTF-16, convert it"),
         (LINES.encode()[:-9], "must be JSON lines or an array of objects of a task"),
         (LINES.encode() + b"3\n", "must have a JSON object in each line"),

@@ -23,7 +23,8 @@ from shadow.jobs import keys
 from shadow.models.load import load
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.nets import NetShape, TapNet
-from shadow.traces.store import Traces, read_manifest, read_means, write_shard
+from shadow.traces.shards import read_manifest, read_means, write_shard
+from shadow.traces.store import Traces
 
 ROOT = Path(__file__).parents[2]
 EVIL, IMAGE = "<script>alert(1)</script>", "![x](../secret.png)"
