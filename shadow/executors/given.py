@@ -61,8 +61,8 @@ def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]
     cache = next((given[name] for name in NAMES if given.get(name) is not None), None)
     if cache is not None and not isinstance(cache, Cache):
         raise UserError(
-            f"a sparse model goes on from caches of transformers, got a {type(cache).__name__}: batches of "
-            "generate_batch, or cache_implementation=paged, are not to be had in the block"
+            f"a sparse model goes on from caches of transformers, got a {type(cache).__name__}: give a "
+            "DynamicCache, or none"
         )
     start = 0 if cache is None else int(cache.get_seq_length())
     return Given(read, given.get("attention_mask"), cache, start, given.get("logits_to_keep", 0))

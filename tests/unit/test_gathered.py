@@ -124,10 +124,8 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
         lm.model(ids)  # one tap before the first sparse layer: its plan is that of a dense prompt
         planned = dict(run.plan)
     dense = lm.model(ids)
-    of_itself = (
-        {"scorer": scorer, "level": 0.5} if decided_at == "token" else {"scorer": Fixed({}), "level": 0}
-    )
-    with sparse(lm.model, **of_itself) as run:
+    at_token = decided_at == "token"
+    with sparse(lm.model, scorer if at_token else Fixed({}), level=0.5 if at_token else 0) as run:
         run.planner.plan = planned
         expected = lm.model(new, past_key_values=dense.past_key_values).logits
         gone = skipped(run)
