@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -95,10 +96,11 @@ def places_of(
     the columns before; learnt: whether a model without position_ids counts them from the first real token,
     as those that add learnt positions do, and not from the first column."""
     rows, tokens = ids.shape
-    columns = torch.arange(before, before + tokens, device=ids.device)
+    columns = np.arange(before, before + tokens)
+    first, shift = (None, None) if known is None else (numbers(known.start), numbers(known.offset))
     if mask is None:
-        real = torch.ones_like(ids, dtype=torch.bool)
-        start = torch.zeros_like(ids[:, 0]) if known is None else known.start
+        real = np.ones((rows, tokens), np.bool_)
+        start = np.zeros(rows, np.int64) if first is None else first
     else:
         if not isinstance(mask, Tensor) or mask.shape != (rows, before + tokens):
             shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
@@ -106,34 +108,39 @@ def places_of(
                 f"executor=gathered needs an attention_mask of all positions so far, [{rows}, "
                 f"{before + tokens}], got {shape}: leave it out, or use executor=masked"
             )
-        whole = mask.bool()
-        if bool((whole[:, 1:] < whole[:, :-1]).any()):
+        whole = numbers(mask) != 0
+        if (whole[:, 1:] < whole[:, :-1]).any():
             raise UserError(
                 "executor=gathered needs rows that are padded on the left alone: set "
                 "tokenizer.padding_side='left'"
             )
         real, start = whole[:, before:], before + tokens - whole.sum(1)
+    asked = None
     if given is not None:
         if given.shape[-2:] not in ((tokens,), (1, tokens), (rows, tokens)) or given.dim() > 2:
             raise UserError(
                 f"position_ids must be those of the call's tokens, [{rows}, {tokens}], got "
                 f"{list(given.shape)}"
             )
-        given = given.expand(rows, tokens)
-        offset = columns[-1] - given[:, -1]
+        asked = np.broadcast_to(numbers(given), (rows, tokens))
+        offset = columns[-1] - asked[:, -1]
     else:
-        offset = start if learnt else torch.zeros_like(start)
-    if known is not None:
-        offset = torch.where(known.start < before, known.offset, offset)
+        offset = start if learnt else np.zeros_like(start)
+    if first is not None and shift is not None:
+        offset = np.where(first < before, shift, offset)
     positions = columns - offset[:, None]
-    if given is not None and bool(
-        ((given != positions) | (positions < 0) | (offset < 0)[:, None])[real].any()
-    ):
+    if asked is not None and (((asked != positions) | (positions < 0) | (offset < 0)[:, None]) & real).any():
         raise UserError(
             "executor=gathered counts positions one by one from each row's first token or column, and "
             "position_ids are others: leave them out, or use executor=masked"
         )
-    return Places(real, start, offset, positions.clamp(min=0))
+    found = (real, start, offset, positions.clip(min=0))
+    return Places(*(torch.from_numpy(part).to(ids.device) for part in found))
+
+
+def numbers(of_device: Tensor) -> np.ndarray:
+    """Small arrays are faster in numpy, and on a GPU each look at one would wait for the device."""
+    return of_device.cpu().numpy()
 
 
 def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | None) -> None:
