@@ -110,7 +110,7 @@ def record(file: Path, content: dict) -> Record:
         seconds=number(content["seconds"]),
         reused_from=content["reused_from"],
         samples={
-            name: [number(value) for value in values]
+            name: [int(value) if isinstance(value, bool) else number(value) for value in values]  # or answers
             for name, values in load(file.with_name("samples.json")).items()
         },
         predictor=content["predictor"],

@@ -112,10 +112,10 @@ def spoilt(weights, what):
 @pytest.mark.parametrize("what", ["dtype", "shape", "nan", "means", "stranger"])
 def test_a_predictor_whose_weights_are_others_is_refused(tmp_path, predictor_folder, what):
     shutil.copytree(predictor_folder, tmp_path / "p")
-    config = json.loads((tmp_path / "p" / hub.CONFIG).read_text())
-    del config["sha256"]  # who makes a file makes its checksum too
-    (tmp_path / "p" / hub.CONFIG).write_text(json.dumps(config))
-    save_file(spoilt(load_file(tmp_path / "p" / hub.WEIGHTS), what), tmp_path / "p" / hub.WEIGHTS)
+    config, weights = tmp_path / "p" / hub.CONFIG, tmp_path / "p" / hub.WEIGHTS
+    save_file(spoilt(load_file(weights), what), weights)
+    made = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}  # by whoever made the file
+    config.write_text(json.dumps(json.loads(config.read_text()) | made))
     with pytest.raises(UserError, match=r"is not the predictor that|is not finite"):
         hub.load_predictor(tmp_path / "p")
 

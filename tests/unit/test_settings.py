@@ -187,7 +187,10 @@ def test_a_store_must_hold_the_criterion_that_is_used_and_those_that_are_asked_f
 
 def manifest(**windows: int) -> dict:
     """Of a store with so many windows of each part, of which 10 and 20 were asked for."""
-    parts = {part: [{"index": 0, "windows": count}] for part, count in windows.items()}
+    parts = {
+        part: [{"index": 0, "windows": count, "file": f"{part}-00000-rank0of1.safetensors"}]
+        for part, count in windows.items()
+    }
     return {"settings": {"traces": {"shard_windows": 64}}, "sizes": {"10": 10, "20": 20}, "parts": parts}
 
 

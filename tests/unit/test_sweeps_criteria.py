@@ -456,7 +456,7 @@ def swept(setting: str) -> list:
 
 def test_the_sweep_pairs_what_makes_sense_once() -> None:
     pairs = [tuple(pair) for pair in swept("contender")]
-    assert len(set(pairs)) == len(pairs) == 22
+    assert len(set(pairs)) == len(pairs) == 26
     without_oracle = {criterion for _, criterion in pairs} - {c for scorer, c in pairs if scorer == "oracle"}
     assert without_oracle == {"nwot", "jacov", "epenas", "random"}
     assert swept("sparsity.kinds") == [["head"], ["neuron"], ["head", "neuron"]]
