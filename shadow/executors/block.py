@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.executors.planner import Planner
+from shadow.executors.replaced import copied_without, replace_method
 from shadow.models.layouts import find_layers
-from shadow.signals import copied_without, replace_method
 
 OPEN: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()  # layers of the models that are in a block
 LOCK = threading.Lock()

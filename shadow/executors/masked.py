@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from shadow.data.batches import Batch
 from shadow.executors.given import cache_in, read_given
 from shadow.executors.planner import Planner
+from shadow.executors.replaced import replace_method
 from shadow.models.sites import Kind
 from shadow.plans.facts import Facts
 from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Looks, Scorer
-from shadow.signals import hook_signals, hook_sites, replace_method
+from shadow.signals import hook_signals, hook_sites
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from shadow import criteria
 from shadow.data.text_files import read_documents
 from shadow.errors import UserError, require_int, require_name
 from shadow.jobs.calibration import calibration_data
-from shadow.models.load import require_dtype
+from shadow.models.numbers import require_dtype
 
 OF_TEXT = ("perplexity", "choices", "quality", "latency", "context")  # measured on running text
 MEASURES = (*OF_TEXT, "tasks")

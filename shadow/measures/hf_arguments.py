@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.models.load import require_dtype
+from shadow.models.numbers import require_dtype
 
 PACKED = "its projections are another library's, packed, where no unit can be told from another"
 # arguments that are refused whatever they say, and why

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from shadow.artifacts.files import alone, making
 from shadow.errors import UserError
 from shadow.models.layouts import require_layout
+from shadow.models.numbers import require_dtype, require_finite
 from shadow.models.packages import assemble, require_package
 from shadow.models.tokenizers import byte_tokenizer, load_tokenizer
 
@@ -65,16 +66,6 @@ def load(
     return lm
 
 
-def require_finite(model: PreTrainedModel) -> None:
-    """Refuse weights that make every number after them meaningless. Those on disk are not read for it."""
-    for name, values in model.named_parameters():
-        if not values.is_meta and not torch.isfinite(values).all():
-            raise UserError(
-                f"the model's weights must be finite numbers, and {name} has NaN or infinity in "
-                f"model.dtype={str(values.dtype)[6:]}: get the file again, or try model.dtype=float32"
-            )
-
-
 def require_folder(path: str) -> Path:
     folder = Path(str(path)).expanduser()  # a number is no folder either
     if not (folder / "config.json").is_file():
@@ -89,17 +80,6 @@ def describe_folder(path: str) -> dict[str, int]:
         for file in sorted(require_folder(path).iterdir())
         if file.is_file()
     }
-
-
-def require_dtype(setting: str, name: str) -> torch.dtype:
-    """Of those in which a model computes; what has fewer bits only stores numbers."""
-    chosen = getattr(torch, str(name), None)
-    if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise UserError(
-            f"{setting} must name a torch dtype that computes, as float32, bfloat16, float16 or float64, got "
-            f"{name!r}"
-        )
-    return chosen
 
 
 def from_folder(path: str, dtype: torch.dtype, device_map: DeviceMap, trust_remote_code: bool = False) -> LM:

@@ -17,6 +17,7 @@ from shadow.executors.masked import Masked
 from shadow.front import sparse
 from shadow.models import load
 from shadow.models.kinds import find_sites
+from shadow.models.numbers import require_dtype
 from shadow.scorers.fixed import Fixed, random_scores
 
 EITHER = pytest.mark.parametrize("executor", [Masked(), Gathered()], ids=["masked", "gathered"])
@@ -235,4 +236,4 @@ def test_a_dtype_in_which_nothing_computes_is_refused(dtype):
     with pytest.raises(
         UserError, match=rf"measure\.dtype must name a torch dtype that computes.*got {dtype!r}"
     ):
-        load.require_dtype("measure.dtype", dtype)
+        require_dtype("measure.dtype", dtype)

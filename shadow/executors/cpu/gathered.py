@@ -290,7 +290,6 @@ def gathered(
 ) -> Iterator[GatheredRun]:
     """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
     run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute", compact)
-
     try:
         with answering(model, run.forward), saved_row_by_row(model):
             yield run
