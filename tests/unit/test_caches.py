@@ -14,6 +14,7 @@ from shadow.errors import UserError
 from shadow.executors.gathered import Gathered
 from shadow.executors.masked import Masked
 from shadow.front import sparse
+from shadow.models.cache_name import named_cache
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
@@ -59,7 +60,7 @@ def test_a_callers_own_cache_is_filled(lm, scorer):
     def loop():
         cache, ids, said = DynamicCache(config=lm.model.config), text(2), []
         for _ in range(6):
-            logits = lm.model(ids, past_key_values=cache).logits
+            logits = lm.model(ids, **named_cache(cache)).logits
             said.append(logits[:, -1])
             ids = logits[:, -1:].argmax(-1)
         assert cache.get_seq_length() == 15
@@ -84,7 +85,7 @@ def test_the_dense_model_goes_on_from_a_sparse_cache_and_the_sparse_one_from_a_d
             ids[:, span],
             attention_mask=mask[:, :last],
             position_ids=places[:, span],
-            past_key_values=cache,
+            **named_cache(cache),
         ).logits
 
     def turns(executor):
@@ -115,7 +116,7 @@ def test_positions_are_counted_as_the_model_counts_them(lm, scorer):
 
     def go_on():
         cache = lm.model(ids[:, :6], attention_mask=mask[:, :6]).past_key_values
-        return lm.model(ids[:, 6:], attention_mask=mask, past_key_values=cache).logits, cache.layers[1].keys
+        return lm.model(ids[:, 6:], attention_mask=mask, **named_cache(cache)).logits, cache.layers[1].keys
 
     for one, other in zip(*of_both(lm, scorer, go_on), strict=True):
         torch.testing.assert_close(one[..., -2:, :], other[..., -2:, :], **CLOSE)
@@ -135,15 +136,15 @@ def test_rows_are_repeated_chosen_and_reordered_with_their_own_plans(lm, scorer,
     executor = Gathered(kv_policy=kv_policy)
     with sparse(lm.model, scorer, SparsityPolicy(0.5), decided_at, executor=executor):
         cache = lm.model(ids).past_key_values
-        lm.model(new[:3, :1], past_key_values=cache)
+        lm.model(new[:3, :1], **named_cache(cache))
         cache.crop(-1)
         cache.batch_repeat_interleave(2)
         cache.batch_select_indices(torch.tensor([0, 2, 3, 5]))
         cache.reorder_cache(torch.tensor([3, 1, 1, 0]))
-        found = lm.model(new, past_key_values=cache).logits
+        found = lm.model(new, **named_cache(cache)).logits
         for row, line in enumerate((2, 1, 1, 0)):
             alone = lm.model(ids[line : line + 1]).past_key_values
-            expected = lm.model(new[row : row + 1], past_key_values=alone).logits
+            expected = lm.model(new[row : row + 1], **named_cache(alone)).logits
             torch.testing.assert_close(found[row : row + 1], expected, **CLOSE)
 
 
@@ -151,17 +152,17 @@ def test_what_is_cropped_is_forgotten_and_what_was_handed_out_stays(lm, scorer):
     ids = text(1, 12)
     with sparse(lm.model, scorer, level=0.5, executor=Gathered()):
         cache = lm.model(ids[:, :8]).past_key_values
-        lm.model(text(1, 3), past_key_values=cache)
+        lm.model(text(1, 3), **named_cache(cache))
         kept = cache.layers[2].keys
         before = kept.clone()
         cache.crop(-3)
-        found = lm.model(ids[:, 8:], past_key_values=cache).logits
+        found = lm.model(ids[:, 8:], **named_cache(cache)).logits
         assert torch.equal(kept, before)
-        expected = lm.model(ids[:, 8:], past_key_values=lm.model(ids[:, :8]).past_key_values).logits
+        expected = lm.model(ids[:, 8:], **named_cache(lm.model(ids[:, :8]).past_key_values)).logits
         assert torch.equal(found, expected)
         cache.reset()
         assert cache.get_seq_length() == 0
-        assert torch.equal(lm.model(ids, past_key_values=cache).logits, lm.model(ids).logits)
+        assert torch.equal(lm.model(ids, **named_cache(cache)).logits, lm.model(ids).logits)
         with pytest.raises(ValueError, match="positive"):
             cache.crop(3)
 
@@ -188,18 +189,18 @@ def test_a_copy_goes_on_by_itself(lm, scorer):
             cache = lm.model(ids).past_key_values
             twin, shallow = copy.deepcopy(cache), copy.copy(cache)
             shallow.layers = [copy.copy(layer) for layer in cache.layers]
-            first = lm.model(new, past_key_values=cache).logits
-            lm.model(new[:, :1] + 1, past_key_values=twin)
-            assert torch.equal(lm.model(new, past_key_values=shallow).logits, first)
+            first = lm.model(new, **named_cache(cache)).logits
+            lm.model(new[:, :1] + 1, **named_cache(twin))
+            assert torch.equal(lm.model(new, **named_cache(shallow)).logits, first)
             twin.crop(-1)
-            assert torch.equal(lm.model(new, past_key_values=twin).logits, first)
+            assert torch.equal(lm.model(new, **named_cache(twin)).logits, first)
     with sparse(lm.model, scorer, level=0.5, executor=Gathered()):
         cache, file = lm.model(ids).past_key_values, io.BytesIO()
         torch.save(cache, file)
         file.seek(0)
         read = torch.load(file, weights_only=False)
         assert torch.equal(
-            lm.model(new, past_key_values=read).logits, lm.model(new, past_key_values=cache).logits
+            lm.model(new, **named_cache(read)).logits, lm.model(new, **named_cache(cache)).logits
         )
 
 
@@ -220,8 +221,8 @@ def test_calls_are_answered_as_the_model_answers_them(lm, scorer):
 
     def work():
         cache = DynamicCache()
-        lm.model(ids[:, :7], past_key_values=cache, use_cache=False)
-        some = lm.model(ids[:, 7:], past_key_values=cache, logits_to_keep=torch.tensor([0, 2])).logits
+        lm.model(ids[:, :7], **named_cache(cache), use_cache=False)
+        some = lm.model(ids[:, 7:], **named_cache(cache), logits_to_keep=torch.tensor([0, 2])).logits
         tuples = lm.model(ids, mask, return_dict=False, use_cache=False)
         return some, *tuples, lm.model(ids, logits_to_keep=2).logits
 
@@ -234,8 +235,8 @@ def test_a_bfloat16_model_goes_on_from_a_gathered_cache(make_lm, make_net):
     scorer = Fixed(random_scores(find_sites(lm.model), 0))
     with sparse(lm.model, scorer, level=0.0, executor=Gathered()):
         cache = lm.model(text()).past_key_values
-    found = lm.model(text(length=3), past_key_values=cache).logits
-    expected = lm.model(text(length=3), past_key_values=lm.model(text()).past_key_values).logits
+    found = lm.model(text(length=3), **named_cache(cache)).logits
+    expected = lm.model(text(length=3), **named_cache(lm.model(text()).past_key_values)).logits
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)  # bfloat16 rounds at each layer
     assert cache.layers[0].keys.dtype == torch.bfloat16
 
@@ -247,17 +248,17 @@ def test_keys_that_are_not_there_are_handed_to_nobody(lm, scorer):
         cache = generated.past_key_values
         longer = torch.cat([generated.sequences, text(length=3)], 1)
     with pytest.raises(UserError, match=r"holds keys and values of .* key-value heads"):
-        generate(lm, longer, past_key_values=copy.deepcopy(cache))
+        generate(lm, longer, **named_cache(copy.deepcopy(cache)))
     with (
         sparse(lm.model, scorer, level=0.5, executor=Gathered()),
         pytest.raises(UserError, match="holds keys"),
     ):
-        lm.model(text(length=1), past_key_values=cache)
+        lm.model(text(length=1), **named_cache(cache))
     with sparse(lm.model, scorer, level=0.75, executor=Gathered(kv_policy="recompute")):
         late = lm.model(text()).past_key_values
-        lm.model(text(length=2), past_key_values=late)
+        lm.model(text(length=2), **named_cache(late))
     with pytest.raises(UserError, match="recompute has not computed all"):
-        lm.model(text(length=1), past_key_values=late)
+        lm.model(text(length=1), **named_cache(late))
 
 
 def test_caches_that_would_not_come_out_right_are_refused_by_name(lm, make_lm, scorer):
@@ -278,7 +279,7 @@ def test_caches_that_would_not_come_out_right_are_refused_by_name(lm, make_lm, s
     with sparse(lm.model, scorer, level=0.5, executor=Gathered()):
         for message, cache in (refused | mended).items():
             with pytest.raises(UserError, match=message):
-                lm.model(ids, past_key_values=cache)
+                lm.model(ids, **named_cache(cache))
         for mask in (torch.ones(1, 4), torch.ones(1, 1, 10, 10), {"full_attention": None}):
             with pytest.raises(UserError, match="attention_mask of all positions"):
                 lm.model(ids, attention_mask=mask)
@@ -291,4 +292,4 @@ def test_caches_that_would_not_come_out_right_are_refused_by_name(lm, make_lm, s
         sparse(lm.model, scorer, SparsityPolicy(0.5), "prompt", executor=Gathered()),
         pytest.raises(UserError, match="10 positions that were not read in this block"),
     ):
-        lm.model(ids, past_key_values=dense)
+        lm.model(ids, **named_cache(dense))

@@ -13,6 +13,7 @@ from shadow.executors.gathered import Gathered
 from shadow.executors.masked import Masked
 from shadow.front import sparse
 from shadow.jobs.run import job
+from shadow.models.cache_name import named_cache
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores
@@ -84,7 +85,7 @@ def test_conversations_that_take_turns_keep_their_own_plans(model, block, prompt
     with block("prompt"):
         for _ in range(NEW):
             for at, (text, cache) in enumerate(zip(texts, caches)):
-                logits = model(text[:, cache.get_seq_length() :], past_key_values=cache).logits[:, -1]
+                logits = model(text[:, cache.get_seq_length() :], **named_cache(cache)).logits[:, -1]
                 logits[:, 0] = -torch.inf  # as min_new_tokens does
                 texts[at] = torch.cat([text, logits.argmax(-1, keepdim=True)], 1)
     for text, right in zip(texts, expected):
@@ -154,12 +155,12 @@ def contrast(model, input_ids, **given):
     cache = None
     for _ in range(NEW):
         read = input_ids if cache is None else input_ids[:, -1:]
-        found = model(read, past_key_values=cache, use_cache=True)
+        found = model(read, **named_cache(cache), use_cache=True)
         cache, logits = found.past_key_values, found.logits[:, -1]
         logits[:, 0] = -torch.inf
         two = logits.topk(2).indices
         cache.batch_repeat_interleave(2)
-        model(two.view(-1, 1), past_key_values=cache)
+        model(two.view(-1, 1), **named_cache(cache))
         cache.crop(-1)
         cache.batch_select_indices(torch.arange(0, 2 * len(read), 2))
         input_ids = torch.cat([input_ids, two[:, :1]], 1)
@@ -180,9 +181,9 @@ def test_a_copy_of_a_cache_goes_on_as_the_cache_does(model, block, prompts):
         first = generate(model, prompts[0], return_dict_in_generate=True)
         ids, cache = torch.cat([first.sequences, prompts[1]], 1), first.past_key_values
         copies = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
-        expected = generate(model, ids, past_key_values=cache)
+        expected = generate(model, ids, **named_cache(cache))
         for one in copies:
-            assert torch.equal(generate(model, ids, past_key_values=one), expected)
+            assert torch.equal(generate(model, ids, **named_cache(one)), expected)
 
 
 def test_a_cache_that_is_emptied_begins_anew(model, block, prompts):
@@ -190,15 +191,15 @@ def test_a_cache_that_is_emptied_begins_anew(model, block, prompts):
     with block("prompt"):
         for ids in prompts:
             cache.reset()
-            found = generate(model, ids, past_key_values=cache)
+            found = generate(model, ids, **named_cache(cache))
             assert torch.equal(found, generate(model, ids))
 
 
 def test_a_cache_of_the_dense_model_goes_on_where_tokens_decide(model, block, prompts):
     cache, ids = DynamicCache(config=model.config), prompts[0]
-    model(ids[:, :8], past_key_values=cache)
+    model(ids[:, :8], **named_cache(cache))
     with block() as run:
-        found = model(ids[:, 8:], past_key_values=cache).logits
+        found = model(ids[:, 8:], **named_cache(cache)).logits
         assert run.achieved("neuron") == 0.375
     with block(policy=SparsityPolicy(0.5, tokens=8)):
         torch.testing.assert_close(found, model(ids).logits[:, 8:], rtol=1e-4, atol=1e-5)
@@ -206,20 +207,20 @@ def test_a_cache_of_the_dense_model_goes_on_where_tokens_decide(model, block, pr
 
 def test_a_cache_without_this_blocks_plan_is_refused_where_a_prompt_decides(model, block, prompts):
     ids, dense = prompts[0], DynamicCache(config=model.config)
-    model(ids[:, :8], past_key_values=dense)
+    model(ids[:, :8], **named_cache(dense))
     with block("prompt"):
         of_another = model(ids).past_key_values
     with block("prompt"):
         cropped = model(ids).past_key_values
         cropped.crop(-5)
-        model(ids[:, 7:], past_key_values=copy.deepcopy(cropped))  # the same prompt again
+        model(ids[:, 7:], **named_cache(copy.deepcopy(cropped)))  # the same prompt again
         for cache, read, message in (
             (dense, ids[:, 8:], "8 positions that were not read in this block"),
             (of_another, ids[:, :1], "12 positions that were not read in this block"),
             (cropped, prompts[1][:, 7:], "was cropped to 7 of them"),
         ):
             with pytest.raises(UserError, match=message):
-                model(read, past_key_values=cache)
+                model(read, **named_cache(cache))
 
 
 # Masks

@@ -17,6 +17,7 @@ from shadow.executors.gathered import Gathered
 from shadow.executors.gpu.run import DeviceRun, on_device
 from shadow.executors.planner import Planner
 from shadow.front import facts_of, sparse, stand_in_of
+from shadow.models.cache_name import named_cache
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, count_units
@@ -77,7 +78,7 @@ def read_on(call: Callable, rows: int, tokens: int = 2, padding: int = 0) -> Ten
             input_ids=ids[:, begin:end],
             attention_mask=mask[:, :end],
             position_ids=positions[:, begin:end],
-            past_key_values=None if found is None else found.past_key_values,
+            **named_cache(None if found is None else found.past_key_values),
             use_cache=True,
         )
         logits.append(found.logits[:, -1].float())
@@ -197,14 +198,14 @@ def test_the_callers_cache_is_filled_cropped_reordered_and_handed_on(make_lm):
     def turns(block) -> list[Tensor]:
         cache, said = DynamicCache(config=lm.model.config), []
         with block():
-            lm.model(ids[:, :5], past_key_values=cache)
-            said.append(lm.model(ids[:, 5:7], past_key_values=cache).logits)
+            lm.model(ids[:, :5], **named_cache(cache))
+            said.append(lm.model(ids[:, 5:7], **named_cache(cache)).logits)
             cache.crop(-1)
             cache.reorder_cache(torch.tensor([1, 1]).to(DEVICE))
-            said.append(lm.model(ids[:, 6:7], past_key_values=cache).logits)
-        said.append(lm.model(ids[:, 7:8], past_key_values=cache).logits)
+            said.append(lm.model(ids[:, 6:7], **named_cache(cache)).logits)
+        said.append(lm.model(ids[:, 7:8], **named_cache(cache)).logits)
         with block():
-            said.append(lm.model(ids[:, 8:], past_key_values=copy.deepcopy(cache)).logits)
+            said.append(lm.model(ids[:, 8:], **named_cache(copy.deepcopy(cache))).logits)
         return said
 
     expected = turns(lambda: sparse(lm.model, scorer, level=0.5))
