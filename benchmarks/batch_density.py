@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from shadow.sweeps.figures.looks import COLOURS, INK, PALE
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -28,9 +29,9 @@ from shadow.executors.cpu.weights import pack
 from shadow.executors.planner import Planner
 from shadow.front import stand_in_of
 from shadow.measures import latency
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
-from sweeps.figures.looks import COLOURS, INK, PALE
 
 PLANS: tuple[DecidedAt, ...] = ("prompt", "token")
 
@@ -110,8 +111,8 @@ def densities(
     for batch in ids.split(rows):
         found = run.forward(batch, logits_to_keep=1)
         for _ in range(tokens):
-            found = run.forward(found.logits[:, -1:].argmax(-1), past_key_values=found.past_key_values)
-            choice = found.past_key_values.plan.choice
+            found = run.forward(found.logits[:, -1:].argmax(-1), **named_cache(cache_of(found)))
+            choice = cache_of(found).plan.choice
             own.append([choice.heads[:, pruned].mean(), choice.neurons[:, pruned].mean()])
             union.append(choice.counts[pruned].mean(0) / [sizes.heads, sizes.neurons])
     return np.mean(own, 0), np.mean(union, 0)

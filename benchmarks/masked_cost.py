@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from shadow.artifacts.hub import load_predictor
 from shadow.data.texts import builtin_topics
 from shadow.front import sparse
-from shadow.measures.harness import SparseHFLM
+from shadow.measures.sparse_hf import SparseHFLM
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed

@@ -44,9 +44,11 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
     import latency  # benchmarks/latency.py
     import torch
 
-    from shadow.executors.cpu.cache import GatheredCache
+    from shadow.executors.cache_layer import memory_of
+    from shadow.executors.cpu.cache import KeyValues
     from shadow.executors.gathered import Gathered
     from shadow.front import sparse
+    from shadow.models.cache_name import cache_of, named_cache
 
     model = latency.load(args.shape)
     loaded = peak()
@@ -61,10 +63,11 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         found = model(ids, use_cache=True, logits_to_keep=1)
         for _ in range(args.tokens):
             new = found.logits[:, -1:].argmax(-1)
-            found = model(new, past_key_values=found.past_key_values, use_cache=True)
-    cache = found.past_key_values
-    if isinstance(cache, GatheredCache):
-        held, dense = cache.bytes_held(), cache.bytes_of_dense()
+            found = model(new, use_cache=True, **named_cache(cache_of(found)))
+    cache = cache_of(found)
+    memory = memory_of(cache, KeyValues)
+    if memory is not None:
+        held, dense = memory.bytes_held(), memory.bytes_of_dense()
     else:
         held = dense = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     later = peak()

@@ -17,9 +17,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.artifacts.hub import load_predictor
 from shadow.data.texts import read_documents, text_windows
-from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.cache_layer import memory_of
+from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.gathered import Gathered
 from shadow.front import sparse, stand_in_of
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import Plan
@@ -65,16 +67,17 @@ def gathered(
     found, plans = [], []
     with sparse(model, predictor, policy, executor=Gathered()) as run:
         for out in greedily(model, ids, tokens):
-            assert isinstance(out.past_key_values, GatheredCache)
-            plans.append(plan_of(out.past_key_values, policy) if plans else dict(run.plan))
+            memory = memory_of(cache_of(out), KeyValues)
+            assert memory is not None
+            plans.append(plan_of(memory, policy) if plans else dict(run.plan))
             found.append(out.logits[0, -1])
     return torch.stack(found), plans
 
 
-def plan_of(cache: GatheredCache, policy: SparsityPolicy) -> Plan:
+def plan_of(memory: KeyValues, policy: SparsityPolicy) -> Plan:
     """What the last token's choice keeps, as the masked executor takes it: bool [1, 1, U] each."""
-    pruned = [layer for layer in range(cache.sizes.layers) if layer not in policy.dense_layers]
-    heads, neurons = (torch.from_numpy(keep) for keep in cache.plan.choice[:2])
+    pruned = [layer for layer in range(memory.sizes.layers) if layer not in policy.dense_layers]
+    heads, neurons = (torch.from_numpy(keep) for keep in memory.decided.plan.choice[:2])
     plan: Plan = {}
     for layer in pruned:
         plan[layer, "head"] = heads[:, None, layer].clone()
@@ -95,9 +98,9 @@ def greedily(model: PreTrainedModel, ids: Tensor, tokens: int) -> Iterator[Causa
     cache = None
     for _ in range(tokens):
         with torch.no_grad():
-            out = model(ids, past_key_values=cache, use_cache=True)
+            out = model(ids, **named_cache(cache), use_cache=True)
         yield out
-        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        ids, cache = out.logits[:, -1:].argmax(-1), cache_of(out)
 
 
 @torch.no_grad()
@@ -117,8 +120,8 @@ def follow(
     with sparse(model, Fixed(random_scores(find_sites(model), 0)), policy, stand_in=stand_in) as run:
         for tokens, plan in zip(read, plans, strict=True):
             run.planner.plan = plan
-            out = model(tokens, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(tokens, **named_cache(cache), use_cache=True)
+            cache = cache_of(out)
             found.append(out.logits[0, -1])
     return torch.stack(found)
 

@@ -20,6 +20,17 @@ def require_whole(setting: str, value: object, least: int) -> None:
         raise UserError(f"{setting} must be a whole number of at least {least}, got {value!r}")
 
 
+def require_int(setting: str, value: object) -> None:
+    """Whatever its size: a rule of several settings says more."""
+    if type(value) is not int:
+        raise UserError(f"{setting} must be a whole number, got {value!r}")
+
+
+def require_name(setting: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{setting} must be a name, got {value!r}")
+
+
 def require_number(setting: str, value: object, rule: str, holds: Callable[[float], bool]) -> None:
     """rule: what it must be, in words."""
     if type(value) not in (int, float) or not holds(value):  # type: ignore[arg-type]

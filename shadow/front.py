@@ -39,11 +39,15 @@ def sparse(
 ) -> Iterator[Run]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
+    Calls may come from several threads, each with its own plan. A model is in one block at a time.
+
     scorer: a predictor of `load_predictor`, or anything with `kinds`, `signals` and `scores`.
     policy: how many units go, and where; or level, the share of them, for a policy that is otherwise the
     default.
     decided_at: `token`, each position by its own state; `prompt`, once for all that follows, from the prompt;
-    `sequence`, from prompt and answer, which is not to be had in use.
+    `sequence`, from prompt and answer, which is not to be had in use. The prompt is what `model.generate` is
+    given; in a loop of your own, what the first call on an empty key-value cache brings, and without a cache
+    what each call brings. Its plan lies with the cache.
     stand_in: what a dropped unit says: `zero`, nothing; `mean`, its calibration mean, which a predictor
     brings; `auto`, that mean if the scorer is a predictor that ranks units by their distance from it, else
     nothing; values of one's own, [U, D] of every site; or a `StandIn`.
@@ -114,11 +118,12 @@ def facts_of(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, dec
         policy=policy,
         decided_at=decided_at,
         scorer=traits_of(scorer, sites),
-        family=model.config.model_type,
+        config=model.config,
         layers=len(find_layers(model)),
         group=max((site.ranking.group for site in sites), default=1),
         experts=max((site.ranking.experts for site in sites), default=1),
         device=model.device.type,
+        dtype=str(model.dtype)[6:],
     )
 
 

@@ -1,7 +1,5 @@
 """Hooks: what scorers and criteria see of a pass, and what replaces it. No other module sets any."""
 
-import copy
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,65 +38,6 @@ class _Noted(threading.local):
 
     def __init__(self) -> None:
         self.here: list[Any] = []
-
-
-@contextmanager
-def replace_method(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Inside the block this method of the owner is another one; afterwards it is what it was.
-
-    torch.compile leaves it and all that it calls as they are: compiled code goes past hooks.
-    """
-    eager = torch.compiler.disable(method)
-
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        return eager(*args, **kwargs)
-
-    stand_in.__signature__ = inspect.signature(getattr(owner, name))  # type: ignore[attr-defined]
-    stood = stand_in.stood = vars(owner).get(name)  # type: ignore[attr-defined]  # accelerate has a `forward`
-    setattr(owner, name, stand_in)
-    try:
-        yield
-    finally:
-        if stood is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, stood)
-
-
-@contextmanager
-def copied_without(model: nn.Module) -> Iterator[None]:
-    """Inside the block a deep copy of the model has none of what this module has put on it."""
-
-    def copied(memo: dict[int, Any]) -> nn.Module:
-        found = memo[id(model)] = type(model).__new__(type(model))
-        state = {name: value for name, value in vars(model).items() if value is not copied}
-        found.__setstate__(copy.deepcopy(state, memo))
-        for module in found.modules():
-            _take_off(module)
-        return found
-
-    model.__deepcopy__ = copied  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del model.__deepcopy__
-
-
-def _take_off(module: nn.Module) -> None:
-    """What functions of this module have put on a copy."""
-    for name, value in list(vars(module).items()):
-        if getattr(value, "__module__", None) == __name__:
-            del vars(module)[name]
-            if (stood := getattr(value, "stood", None)) is not None:
-                vars(module)[name] = stood
-    for hooks, with_kwargs in (
-        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
-    ):
-        for number, hook in list(hooks.items()):
-            if hook.__module__ == __name__:
-                del hooks[number]
-                with_kwargs.pop(number, None)
 
 
 @contextmanager

@@ -4,10 +4,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from sweeps.records.record import RecordError
-from sweeps.reports import AGAINST, REPORTS, find_report
-from sweeps.reports.write import summary, write
-from sweeps.wandb.upload import upload
+from .records.record import RecordError
+from .reports import AGAINST, REPORTS, find_report
+from .reports.write import summary, write
+from .wandb.upload import upload
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         if args.wandb:
             upload(written)
         if args.wandb_report:
-            from sweeps.wandb import report as wandb_report
+            from .wandb import report as wandb_report
 
             wandb_report.save(written)
     except RecordError as error:

@@ -12,10 +12,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from sweeps.reports import AGAINST, REPORTS, find_report
+from .reports import AGAINST, REPORTS, find_report
 
 if TYPE_CHECKING:
-    from sweeps.reports.report import Written
+    from .reports.report import Written
 
 log = logging.getLogger(__name__)
 
@@ -72,22 +72,22 @@ class ReportCallback(Callback):
         guarded(lambda: self.say_unended(folder, with_wandb))
 
     def write(self, folder: Path) -> "Written":
-        from sweeps.reports.write import write  # plotly and what it needs take a while
+        from .reports.write import write  # plotly and what it needs take a while
 
         return write(find_report(self.report), [folder], folder, self.against)
 
     def summary(self, folder: Path) -> str:
-        from sweeps.reports.write import summary
+        from .reports.write import summary
 
         return summary(find_report(self.report), [folder], self.against)
 
     @property
     def command(self) -> str:
         """Does by hand what this does."""
-        return "python -m sweeps" + ("" if self.report == "curve" else f" --{self.report}")
+        return f"python -m {__package__}" + ("" if self.report == "curve" else f" --{self.report}")
 
     def finish(self, folder: Path, with_wandb: bool) -> None:
-        from sweeps.wandb.upload import upload
+        from .wandb.upload import upload
 
         written = self.write(folder)
         log.info("%s", self.summary(folder))

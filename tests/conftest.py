@@ -37,6 +37,20 @@ LAYERS, HIDDEN, HEADS, NEURONS = 4, 32, 4, 64
 MakeLM = Callable[..., LM]
 
 
+# they share functions that are compiled when first called, which takes a process half a minute
+COMPILED = {
+    *("test_caches", "test_calls", "test_documented_method", "test_fuzz", "test_gathered", "test_generation"),
+    *("test_head_groups", "test_latency", "test_left_behind", "test_mapped", "test_own_method", "test_paper"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is made for a file, or compiled for several, is made in one process of those of the suite."""
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("compiled" if name in COMPILED else name))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's folder."""

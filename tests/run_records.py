@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from sweeps.curves.chart import Chart
-from sweeps.records.reading import read
-from sweeps.reports import AGAINST, find_report
-from sweeps.reports.markdown import bold
-from sweeps.reports.report import Section, Written
-from sweeps.reports.write import write
+from shadow.sweeps.curves.chart import Chart
+from shadow.sweeps.records.reading import read
+from shadow.sweeps.reports import AGAINST, find_report
+from shadow.sweeps.reports.markdown import bold
+from shadow.sweeps.reports.report import Section, Written
+from shadow.sweeps.reports.write import write
 
 
 def write_job(

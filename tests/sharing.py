@@ -12,7 +12,7 @@ from torch import Tensor
 from shadow.criteria import CONTEXTUAL
 from shadow.criteria import one_pass as scores
 from shadow.data.batches import Batch, Example, collate
-from shadow.jobs.loading import digest
+from shadow.models.digest import digest
 from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers
 from shadow.models.load import LM, random_llama, random_opt

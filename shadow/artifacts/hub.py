@@ -15,18 +15,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from shadow.artifacts import curve
-
 from shadow.artifacts import learnt_policies as policies
 from shadow.artifacts.files import write_json, writing
+from shadow.artifacts.predictor_files import MEANS, empty_net, fill_net, means_in, unfit_config
 from shadow.errors import UserError
-from shadow.scorers.paper_nets import MLPShape
-from shadow.scorers.nets import NetShape, TapNet
-from shadow.scorers.predicted import Predicted
-from shadow.models.sites import KINDS
 from shadow.models.sites import SiteKey
+from shadow.scorers.nets import TapNet
+from shadow.scorers.predicted import Predicted
 
 CONFIG, WEIGHTS, METRICS = "config.json", "predictor.safetensors", "metrics.csv"
-MEANS = "means."  # how the names of means begin among the weights
 # of config.json, to load it
 NEEDED = (
     "taps",
@@ -41,6 +38,7 @@ NEEDED = (
     "deviates",
     "means",
     "weights",
+    "sha256",
 )
 
 
@@ -84,16 +82,8 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     try:
         tensors = load(content)
         unfit = [name for name, values in tensors.items() if not values.isfinite().all()]
-        shape = NetShape(**config["net"]) if "rank" in config["net"] else MLPShape(**config["net"])
-        units = {kind: config["units"][kind] for kind in config["kinds"]}
-        net = TapNet(config["taps"], config["layers"], config["width"], units, shape, config["ahead"])
-        means: dict[SiteKey, Tensor] = {
-            (layer, kind): tensors.pop(name)
-            for layer in range(config["layers"])
-            for kind in KINDS
-            if (name := f"{MEANS}{layer}.{kind}") in tensors
-        }
-        net.load_state_dict(tensors)
+        means = means_in(tensors, config["units"], config["layers"])
+        net = fill_net(empty_net(config), tensors)
     except (
         SafetensorError,
         RuntimeError,
@@ -102,7 +92,7 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not the predictor that {CONFIG} tells of ({reason}): {CURE}") from error
     found = hashlib.sha256(content).hexdigest()
-    if config.get("sha256", found) != found:  # predictors of before have no checksum
+    if config["sha256"] != found:
         raise UserError(f"{file} is damaged, for it does not match the checksum in {CONFIG}: {CURE}")
     if unfit:
         raise UserError(
@@ -127,6 +117,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     missing = [key for key in NEEDED if not isinstance(config, dict) or key not in config]
     if missing:
         raise UserError(f"{file} is no predictor's, for it has no {missing[0]!r}: {CURE}")
+    unfit = unfit_config(config)
+    if unfit is not None:
+        raise UserError(f"{file} is no predictor's, for {unfit}: {CURE}")
     return config
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from shadow.artifacts.files import write_json
 from shadow.errors import UserError
-from shadow.plans.policy import SparsityPolicy
 from shadow.models.sites import SiteKey
+from shadow.plans.policy import SparsityPolicy
 
 PATTERN = "thresholds-*.json"
 TOLD = [field.name for field in fields(SparsityPolicy) if field.name not in ("scope", "levels", "thresholds")]
@@ -33,6 +33,15 @@ def rows_of(thresholds: Mapping[SiteKey, float]) -> list[list[Any]]:
 
 def thresholds_of(rows: Iterable[tuple]) -> dict[SiteKey, float]:
     return {(layer, kind): -math.inf if value is None else value for layer, kind, value in rows}
+
+
+def is_row(row: object) -> bool:
+    """Layer, slot, and a number or null: JSON from strangers may hold anything, NaN too."""
+    match row:
+        case [int(layer), str(_), None | int() | float() as value]:
+            plain = not isinstance(layer, bool) and not isinstance(value, bool)
+            return plain and layer >= 0 and (value is None or math.isfinite(value))
+    return False
 
 
 def save(folder: Path, decided_at: str, policy: SparsityPolicy, learnt: Mapping[str, Any]) -> None:
@@ -58,8 +67,9 @@ def load(folder: Path) -> dict[Case, SparsityPolicy]:
             told = json.loads(file.read_text(encoding="utf-8"))
             thresholds = thresholds_of(told["thresholds"])
             settings = {name: told[name] for name in TOLD if name in told}
-            if any(math.isnan(value) for value in thresholds.values()):
-                raise ValueError("a threshold is no number")
+            unfit = [row for row in told["thresholds"] if not is_row(row)]
+            if unfit:
+                raise ValueError(f"a threshold is {unfit[0]!r}")
             policy = SparsityPolicy(**settings, scope="threshold", thresholds=thresholds)
             found[case_of(told["decided_at"], policy.level)] = policy
         except (KeyError, TypeError, ValueError) as error:  # a UserError is a ValueError too

@@ -28,8 +28,8 @@ def read(folder: Path, into: Learnt) -> Learnt:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     if hashlib.sha256(content).hexdigest() != config["sha256"]:
         raise UserError(
-            f"{folder / NUMBERS} is damaged, for it does not match the checksum in {CONFIG}: remove the folder, "
-            "and it is learnt again"
+            f"{folder / NUMBERS} is damaged, for it does not match the checksum in {CONFIG}: remove the "
+            "folder, and it is learnt again"
         )
     into.load_state_dict(load(content))
     return into

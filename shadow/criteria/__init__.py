@@ -49,9 +49,8 @@ def require(setting: str, names: list[str]) -> None:
 
 def random_scores_of(site: Site) -> Tensor:
     """`random`: scores [U] drawn once for each site; what every criterion must beat."""
-    return torch.rand(
-        site.units, generator=torch.Generator().manual_seed(2 * site.layer + (site.kind == "neuron"))
-    )
+    draw = torch.Generator().manual_seed(2 * site.layer + (site.kind == "neuron"))
+    return torch.rand(site.units, generator=draw, dtype=torch.float32)
 
 
 def random_seen(site: Site, like: Tensor) -> Summed:

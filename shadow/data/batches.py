@@ -1,7 +1,7 @@
 """Token sequences whose prompt ends somewhere, side by side in a padded batch."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,13 +61,21 @@ class Batch(NamedTuple):
         cut = [Example(ids[:end].tolist(), 0) for ids, end in zip(self.ids, self.prompt.tolist())]
         return collate(cut).to(self.ids.device)
 
+    def arguments(self) -> dict[str, Any]:
+        """Of a model's call: one forward pass, without a key-value cache."""
+        return {"input_ids": self.ids, "attention_mask": self.real().long(), "use_cache": False}
+
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in self))
+
+    def for_model(self, model: PreTrainedModel) -> "Batch":
+        """Where the model reads it. Of weights on disk accelerate takes an input from anywhere."""
+        return self if model.device.type == "meta" else self.to(model.device)
 
 
 def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     """-> [B, T, V]: one forward pass, without a key-value cache."""
-    return model(input_ids=batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
+    return model(**batch.arguments()).logits
 
 
 def collate(examples: Sequence[Example], pad: int = 0) -> Batch:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from shadow.data import texts
 from shadow.data.batches import Batch, Example, collate
+from shadow.data.text_files import read_documents
 from shadow.data.texts import Part
 from shadow.errors import UserError
 from shadow.models.load import LM
@@ -68,7 +69,7 @@ class TextFiles:
 
     def documents(self, part: Part) -> list[str]:
         file = self.train if part == "train" else self.eval
-        return texts.read_documents(f"data.{part}", file, self.column)
+        return read_documents(f"data.{part}", file, self.column)
 
     def examples(self, lm: LM) -> list[Example]:
         return windows_of(self, lm)

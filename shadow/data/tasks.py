@@ -13,8 +13,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml  # there is no public way to a task's whole config
 
 from shadow.data.batches import Example
+from shadow.data.text_files import check_rows
 from shadow.errors import UserError
 from shadow.models.load import LM
+from shadow.models.tokenizers import require_open_end
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +46,25 @@ def local_files(folder: Path) -> dict[str, str]:
             "data.root (or measure.root) must hold <task>/train.jsonl and <task>/validation.jsonl, or "
             f"test.jsonl; missing: {missing}"
         )
+    for split in ("train", *there):
+        known_rows(found[split], found[split].stat().st_mtime_ns)
+    for split in EVALUATION:
+        if split not in there:
+            tell_stand_in(folder, split, there[0])
     return {
         split: str(file if split == "train" or split in there else found[there[0]])
         for split, file in found.items()
     }
+
+
+@cache  # large files, of which each job of a sweep asks
+def known_rows(file: Path, changed_ns: int) -> None:
+    check_rows("data.root (or measure.root)", file)
+
+
+@cache  # once a process
+def tell_stand_in(folder: Path, split: str, other: str) -> None:
+    log.warning("%s has no %s.jsonl: its %s.jsonl stands for it", folder, split, other)
 
 
 @cache
@@ -72,6 +89,7 @@ def few_shot_examples(
     their beginning, as in lm-eval, but not the BOS of a model that needs it. The tasks take turns, so that
     more examples begin with the fewer.
     """
+    require_open_end(lm.tokenizer)
     manager = require_tasks(names)
     encode = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer)._encode_pair
     by_task: list[list[Example]] = []

@@ -1,23 +1,23 @@
 """Plain text to cut windows and questions from."""
 
 import hashlib
-import json
 import pydoc_data.topics
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from shadow.data.batches import Example
-from shadow.errors import UserError
+from shadow.errors import UserError, require_number
+from shadow.models.tokenizers import added
 
 Part = Literal["train", "eval"]
 
 
 def builtin_topics(part: Part, eval_share: float, seed: int) -> list[str]:
     """The language help that ships with Python, split by topic; what topics share stays in the first."""
+    require_number("data.eval_share", eval_share, "a share in [0, 1]", lambda share: 0 <= share <= 1)
     topics: dict[str, str] = pydoc_data.topics.topics
     seen: set[str] = set()
     texts = {}
@@ -35,29 +35,6 @@ def builtin_topics(part: Part, eval_share: float, seed: int) -> list[str]:
     return [texts[name] for name in sorted(chosen)]
 
 
-def read_documents(setting: str, file: str | None, column: str) -> list[str]:
-    """One document a JSON line (its `column`), or the whole of a plain text file."""
-    if file is None or not Path(file).expanduser().is_file():
-        raise UserError(
-            f"{setting} must name a text file or a .jsonl file with a {column!r} column, got {file!r}"
-        )
-    try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{setting}={file!r} must be text in UTF-8: {error}") from error
-    if not text.strip():
-        raise UserError(f"{setting}={file!r} is empty: give text, or JSON lines with a {column!r} column")
-    if not file.endswith(".jsonl"):
-        return [text]
-    try:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{setting}={file!r} must be JSON lines with a {column!r} column: {error}") from error
-    if any(not isinstance(row, dict) or not isinstance(row.get(column), str) for row in rows):
-        raise UserError(f"{setting}={file!r} must have a {column!r} column of text in each line")
-    return [row[column] for row in rows]
-
-
 def fingerprint(texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
@@ -67,7 +44,7 @@ def fingerprint(texts: Sequence[str]) -> str:
 
 def cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
     """Every whole, disjoint window of `tokens` tokens, begun as the tokenizer begins a text."""
-    start: list[int] = tokenizer("")["input_ids"]
+    start, _ = added(tokenizer)
     step = tokens - len(start)
     if step < 1:
         raise UserError(

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.executors.planner import Planner
+from shadow.executors.replaced import copied_without, replace_method
 from shadow.models.layouts import find_layers
-from shadow.signals import copied_without, replace_method
 
 OPEN: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()  # layers of the models that are in a block
 LOCK = threading.Lock()
@@ -68,7 +68,16 @@ def prompted(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
         with planner.here.generating(columns_of(inputs, kwargs)):
             return own(inputs, *args, **kwargs)
 
-    with replace_method(model, "generate", generate):
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UserError(
+            "generate_batch and cache_implementation=paged join texts in one row, and plans are for rows: "
+            "inside the block call model.generate(...) without them"
+        )
+
+    with ExitStack() as stack:
+        stack.enter_context(replace_method(model, "generate", generate))
+        for name in ("generate_batch", "init_continuous_batching"):
+            stack.enter_context(replace_method(model, name, refuse))
         yield
 
 

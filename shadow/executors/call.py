@@ -44,10 +44,15 @@ class Call:
         if keep.dim() == 2:  # [B, U]
             keep = keep[:, None]
         rows, tokens = self.at(site).real.shape
-        if keep.dim() == 3 and site.slot == "lm_head" and keep.shape[1] == self.positions.real.shape[1] > 1:
-            keep = keep if self.shown is None else keep[:, self.shown]
-        allowed = ((1, rows), (1, tokens), (site.units,))[-keep.dim() :]
-        if keep.dim() not in (1, 3) or any(n not in known for n, known in zip(keep.shape, allowed)):
+        if (
+            self.shown is not None
+            and site.slot == "lm_head"
+            and keep.shape[1:2] == self.positions.real.shape[1:]
+        ):
+            keep = keep[:, self.shown]
+        shape = keep.shape
+        here = len(shape) == 1 or (len(shape) == 3 and shape[0] in (1, rows) and shape[1] in (1, tokens))
+        if not here or shape[-1] != site.units:
             raise UserError(
                 f"the plan of the {site.slot}s of layer {site.layer} is {list(found.shape)}, and the call "
                 f"has {rows} rows of {tokens} positions: it must be [1 or {rows}, 1 or {tokens}, "

@@ -1,20 +1,34 @@
 """What a language model is called with, and how another answers in its place; of all devices."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.errors import UserError
-from shadow.executors.cpu.cache import OwnCache
-from shadow.signals import replace_method
+from shadow.executors.cache_layer import HeldLayer, Known, layers_of
+from shadow.executors.families import Sizes
+from shadow.executors.replaced import replace_method
 
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
-Cache = TypeVar("Cache", bound=OwnCache)
+ELSE = "leave past_key_values and cache_implementation out, or use executor=masked"
+
+
+class Places(NamedTuple):
+    """Where the tokens of a call stand. real: bool [B, T]; start, offset: [B], as in `Known`; positions:
+    [B, T]."""
+
+    real: Tensor
+    start: Tensor
+    offset: Tensor
+    positions: Tensor
 
 
 def ids_of(input_ids: Tensor | None, others: Mapping[str, Any]) -> Tensor:
@@ -27,39 +41,106 @@ def ids_of(input_ids: Tensor | None, others: Mapping[str, Any]) -> Tensor:
     return input_ids
 
 
-def begun(past_key_values: Any, own: type[Cache]) -> Cache | None:
-    """The cache that a call goes on from; None if it begins."""
-    if past_key_values is None or past_key_values.get_seq_length() == 0:
+def stock(cache: Any) -> DynamicCache | None:
+    """The cache that a call was given, if it is one that can be filled."""
+    if cache is None:
         return None
-    if not isinstance(past_key_values, own):
+    name = type(cache).__name__
+    if not isinstance(cache, DynamicCache) or type(cache).update is not DynamicCache.update:
+        raise UserError(f"executor=gathered fills a DynamicCache, got a {name}: {ELSE}")
+    if cache.offloading:
         raise UserError(
-            f"executor=gathered goes on from its own caches alone, got a {type(past_key_values).__name__}: "
-            "begin without past_key_values"
+            f"executor=gathered fills caches that are not offloaded, got a {name} that is: {ELSE}"
         )
-    return past_key_values
-
-
-def counted_on(cache: OwnCache, tokens: int) -> Tensor:
-    """-> [B, tokens]: the positions behind a cache, from each row's first token."""
-    start = cache.start
-    return cache.length + torch.arange(tokens, device=start.device) - start[:, None]
-
-
-def require_left_padding(real: Tensor) -> None:
-    if bool((real.long().diff(dim=1) < 0).any()) or not bool(real.any(1).all()):
+    kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate or DynamicLayer}
+    strange = kinds - {DynamicLayer, HeldLayer}
+    if strange:
         raise UserError(
-            "executor=gathered needs rows that are padded on the left alone: "
-            "set tokenizer.padding_side='left'"
+            "executor=gathered fills a DynamicCache of full attention, got one of "
+            f"{strange.pop().__name__}: {ELSE}"
         )
+    return cache
 
 
-def check_positions(given: Tensor | None, counted: Tensor, real: Tensor) -> None:
-    """[B, T] each; what stands at padding does not matter."""
-    if given is not None and bool((given != counted)[real].any()):
+def require_fitting(cache: DynamicCache, ids: Tensor, sizes: Sizes) -> None:
+    """ids: [B, T], which go on from the cache."""
+    shapes = [shape_of(layer) for layer in layers_of(cache)]
+    if len(shapes) != sizes.layers or len(set(shapes)) > 1:
         raise UserError(
-            "executor=gathered counts positions from each row's first token, and position_ids are others: "
-            "leave them out, or use executor=masked"
+            f"executor=gathered goes on from caches of the model's {sizes.layers} layers, all alike, and "
+            f"past_key_values holds {sorted(set(shapes))} in {len(shapes)}: begin without past_key_values"
         )
+    rows, heads, _, width = shapes[0]
+    if rows != len(ids):
+        raise UserError(
+            f"past_key_values holds {rows} rows and input_ids has {len(ids)}: repeat the cache by "
+            "batch_repeat_interleave, or choose its rows by batch_select_indices"
+        )
+    if (heads, width) != (sizes.kv_heads, sizes.head_width):
+        raise UserError(
+            f"the model has {sizes.kv_heads} key-value heads of width {sizes.head_width}, and "
+            f"past_key_values {heads} of width {width}: this is another model's cache"
+        )
+
+
+def shape_of(layer: DynamicLayer) -> tuple[int, ...]:
+    if isinstance(layer, HeldLayer) and layer.memory is not None and not layer.has_own:
+        return layer.shape()
+    return () if layer.keys is None else tuple(layer.keys.shape)
+
+
+def places_of(
+    ids: Tensor, mask: Tensor | None, given: Tensor | None, before: int, known: Known | None, learnt: bool
+) -> Places:
+    """ids: [B, T] behind `before` columns; mask: [B, before + T]; given: position_ids, [B or 1, T]; known: of
+    the columns before; learnt: whether a model without position_ids counts them from the first real token,
+    as those that add learnt positions do, and not from the first column."""
+    rows, tokens = ids.shape
+    columns = np.arange(before, before + tokens)
+    first, shift = (None, None) if known is None else (numbers(known.start), numbers(known.offset))
+    if mask is None:
+        real = np.ones((rows, tokens), np.bool_)
+        start = np.zeros(rows, np.int64) if first is None else first
+    else:
+        if not isinstance(mask, Tensor) or mask.shape != (rows, before + tokens):
+            shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise UserError(
+                f"executor=gathered needs an attention_mask of all positions so far, [{rows}, "
+                f"{before + tokens}], got {shape}: leave it out, or use executor=masked"
+            )
+        whole = numbers(mask) != 0
+        if (whole[:, 1:] < whole[:, :-1]).any():
+            raise UserError(
+                "executor=gathered needs rows that are padded on the left alone: set "
+                "tokenizer.padding_side='left'"
+            )
+        real, start = whole[:, before:], before + tokens - whole.sum(1)
+    asked = None
+    if given is not None:
+        if given.shape[-2:] not in ((tokens,), (1, tokens), (rows, tokens)) or given.dim() > 2:
+            raise UserError(
+                f"position_ids must be those of the call's tokens, [{rows}, {tokens}], got "
+                f"{list(given.shape)}"
+            )
+        asked = np.broadcast_to(numbers(given), (rows, tokens))
+        offset = columns[-1] - asked[:, -1]
+    else:
+        offset = start if learnt else np.zeros_like(start)
+    if first is not None and shift is not None:
+        offset = np.where(first < before, shift, offset)
+    positions = columns - offset[:, None]
+    if asked is not None and (((asked != positions) | (positions < 0) | (offset < 0)[:, None]) & real).any():
+        raise UserError(
+            "executor=gathered counts positions one by one from each row's first token or column, and "
+            "position_ids are others: leave them out, or use executor=masked"
+        )
+    found = (real, start, offset, positions.clip(min=0))
+    return Places(*(torch.from_numpy(part).to(ids.device) for part in found))
+
+
+def numbers(of_device: Tensor) -> np.ndarray:
+    """Small arrays are faster in numpy, and on a GPU each look at one would wait for the device."""
+    return of_device.cpu().numpy()
 
 
 def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | None) -> None:
@@ -84,5 +165,11 @@ def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | Non
 def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithPast]) -> Iterator[None]:
     """Inside the block the model's forward is this one; afterwards what it was."""
 
-    with replace_method(model, "forward", forward):
+    names = list(inspect.signature(model.forward).parameters)
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        found = forward(**dict(zip(names, args)), **kwargs)
+        return found.to_tuple() if kwargs.get("return_dict") is False else found
+
+    with replace_method(model, "forward", answer):
         yield

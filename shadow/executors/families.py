@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.models.kinds import find_sites
-from shadow.models.layouts import find_layers, linear_at
+from shadow.models.layouts import find_layers, linear_at, require_linear
 from shadow.models.neuron_paths import find_neuron_paths
 
 
@@ -61,10 +61,7 @@ class Parts(NamedTuple):
 
 def llama_parts(model: PreTrainedModel) -> tuple[Sizes, Parts]:
     config, body = model.config, model.get_submodule("model")
-    require(config.hidden_act == "silu", f"silu, and hidden_act={config.hidden_act!r}")
     rotary = body.get_submodule("rotary_emb")
-    kind = (config.rope_parameters or {}).get("rope_type", "default")
-    require(kind in ("default", "linear", "llama3"), f"rotary positions that do not change, and has {kind!r}")
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     sizes = Sizes(
         layers=config.num_hidden_layers,
@@ -91,12 +88,6 @@ def llama_parts(model: PreTrainedModel) -> tuple[Sizes, Parts]:
 
 def opt_parts(model: PreTrainedModel) -> tuple[Sizes, Parts]:
     config, body = model.config, model.get_submodule("model.decoder")
-    require(config.activation_function == "relu", f"relu, and has {config.activation_function!r}")
-    require(config.do_layer_norm_before, "norms before attention and neurons, and this one has them after")
-    require(
-        config.word_embed_proj_dim == config.hidden_size,
-        f"embeddings of the model's width, and this one has word_embed_proj_dim={config.word_embed_proj_dim}",
-    )
     sizes = Sizes(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
@@ -152,29 +143,80 @@ FAMILIES: dict[str, Callable[[PreTrainedModel], tuple[Sizes, Parts]]] = {
 
 
 def describe(model: PreTrainedModel) -> tuple[Sizes, Parts]:
-    family = model.config.model_type
-    if family not in FAMILIES:
-        raise UserError(
-            f"executor=gathered knows the families {sorted(FAMILIES)} and this model is of {family!r}: use "
-            "executor=masked"
+    """Of a model whose config `misfit` has nothing against."""
+    if wrong := misfit(model.config) or _without_memory(model):
+        raise UserError(wrong)
+    return FAMILIES[model.config.model_type](model)
+
+
+def misfit(config: PretrainedConfig) -> str | None:
+    """What of a model's config.json the compiled step cannot follow, in one sentence."""
+    if config.model_type not in FAMILIES:
+        return (
+            f"executor=gathered knows the families {sorted(FAMILIES)} and this model is of "
+            f"{config.model_type!r}: use executor=masked"
         )
-    return FAMILIES[family](model)
+    rules = _llama_rules(config) if config.model_type == "llama" else _opt_rules(config)
+    wanted = next((sentence for met, sentence in rules if not met), None)
+    return None if wanted is None else f"executor=gathered needs {wanted}: use executor=masked"
 
 
-def require(met: bool, wanted: str) -> None:
-    if not met:
-        raise UserError(f"executor=gathered needs {wanted}: use executor=masked")
+def _llama_rules(config: PretrainedConfig) -> list[tuple[bool, str]]:
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return [
+        (config.hidden_act == "silu", f"silu, and this model has hidden_act={config.hidden_act!r}"),
+        (kind in ("default", "linear", "llama3"), f"rotary positions that do not change, and has {kind!r}"),
+    ]
+
+
+def _opt_rules(config: PretrainedConfig) -> list[tuple[bool, str]]:
+    width = config.word_embed_proj_dim
+    return [
+        (config.activation_function == "relu", f"relu, and has {config.activation_function!r}"),
+        (config.do_layer_norm_before, "norms before attention and neurons, and this one has them after"),
+        (
+            width == config.hidden_size,
+            f"embeddings of the model's width, and this one has word_embed_proj_dim={width}",
+        ),
+        (
+            config.layer_norm_elementwise_affine,
+            "norms with weights, and this model has layer_norm_elementwise_affine=false",
+        ),
+        (
+            not config._remove_final_layer_norm,
+            "a norm behind the last layer, and this model has _remove_final_layer_norm=true",
+        ),
+    ]
+
+
+def _without_memory(model: PreTrainedModel) -> str | None:
+    """Weights that the compiled step cannot read where they are."""
+    for name, values in model.named_parameters():
+        if values.is_meta:
+            return (
+                f"executor=gathered reads all weights from memory, and {name} lies on disk: load the model "
+                "without device_map (parallelize), or use executor=masked"
+            )
+        if type(values) is not nn.Parameter or not values.is_floating_point():
+            found = f"{type(values).__name__} of {str(values.dtype)[6:]}"
+            return (
+                f"executor=gathered reads weights as plain floating-point numbers, and {name} is a {found}: "
+                "load the model without quantisation, or use executor=masked"
+            )
+    return None
 
 
 def _head(model: PreTrainedModel) -> nn.Linear:
-    found = model.get_output_embeddings()
-    assert isinstance(found, nn.Linear)
-    return found
+    return require_linear(model.get_output_embeddings(), "the lm_head")
 
 
 def _embedding(owner: nn.Module, path: str) -> nn.Embedding:
     found = owner.get_submodule(path)
-    assert isinstance(found, nn.Embedding)
+    if not isinstance(found, nn.Embedding):
+        raise UserError(
+            f"executor=gathered needs a torch.nn.Embedding, and {path} of this model is a "
+            f"{type(found).__name__}: use executor=masked"
+        )
     return found
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from shadow.errors import UserError
-
-NAMES = ("past_key_values", "cache")  # of the key-value cache; transformers 5.24 has renamed it
+from shadow.models.cache_name import cache_of
 
 
 class Given(NamedTuple):
@@ -44,6 +43,11 @@ class Given(NamedTuple):
         kept = self.logits_to_keep
         return kept if isinstance(kept, Tensor) else slice(-kept, None) if kept else None
 
+    def last(self) -> slice | Tensor:
+        """Of T, the same, to pick them by."""
+        shown = self.shown()
+        return slice(None) if shown is None else shown
+
 
 def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> Given:
     bound = signature.bind(*args, **kwargs).arguments
@@ -53,11 +57,11 @@ def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]
         read = given.get("inputs_embeds")
     if read is None:
         raise UserError("a sparse model is called with input_ids or inputs_embeds, and was given neither")
-    cache = next((given[name] for name in NAMES if given.get(name) is not None), None)
+    cache = cache_of(given)
     if cache is not None and not isinstance(cache, Cache):
         raise UserError(
-            f"a sparse model goes on from caches of transformers, got a {type(cache).__name__}: batches of "
-            "generate_batch, or cache_implementation=paged, are not to be had in the block"
+            f"a sparse model goes on from caches of transformers, got a {type(cache).__name__}: give a "
+            "DynamicCache, or none"
         )
     start = 0 if cache is None else int(cache.get_seq_length())
     return Given(read, given.get("attention_mask"), cache, start, given.get("logits_to_keep", 0))

@@ -3,7 +3,7 @@
 import inspect
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.data.batches import Batch, logits_of
+from shadow.data.batches import Batch
 from shadow.executors.given import cache_in, read_given
 from shadow.executors.planner import Planner
+from shadow.executors.replaced import replace_method
 from shadow.models.sites import Kind
 from shadow.plans.facts import Facts
 from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Looks, Scorer
-from shadow.signals import hook_outputs, hook_signals, hook_sites, replace_method
+from shadow.signals import hook_outputs, hook_signals, hook_sites
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,11 @@ class MaskedRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        batch = batch.to(self.model.device)
-        if not isinstance(self.scorer, Looks):
-            return self.run(batch)
-        with self.looks:
-            self.planner.look(batch)
-            return self.run(batch)
-
-    def run(self, batch: Batch) -> Tensor:
-        with self.planner.calling(batch.real(), batch.in_prompt()):
-            return logits_of(self.model, batch)
+        batch, planner = batch.for_model(self.model), self.planner
+        with self.looks if isinstance(self.scorer, Looks) else nullcontext():
+            planner.look(batch)
+            with planner.calling(batch.real(), batch.in_prompt()):
+                return self.model(**batch.arguments()).logits
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own, of a call that the planner knows."""

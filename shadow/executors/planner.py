@@ -94,7 +94,7 @@ class Planner:
         """Show the sample to a scorer that must see it first; nothing is dropped or counted."""
         if isinstance(self.scorer, Looks) and self.policy.level > 0:
             with self.looking():
-                self.scorer.look(self.model, batch.to(self.model.device))
+                self.scorer.look(self.model, batch.for_model(self.model))
 
     def looking(self) -> AbstractContextManager[None]:
         """Inside the block this thread's calls of the model are dense, and nothing is counted."""
@@ -245,7 +245,7 @@ class Planner:
         if keep is None:
             return None
         keep = keep.to(x.device)
-        if keep.dim() == 3 and any(n not in (1, here) for n, here in zip(keep.shape, x.shape[:2])):
+        if keep.dim() == 3 and (keep.shape[0] not in (1, len(x)) or keep.shape[1] not in (1, x.shape[1])):
             raise UserError(
                 f"a plan of {list(keep.shape)} meets {list(x.shape[:2])} positions at the {site.slot}s of "
                 f"layer {site.layer}: inside the block call the whole model, and no part of it"

@@ -1,6 +1,9 @@
 """What executor=gathered cannot follow, each in one sentence; asked before anything runs."""
 
-from shadow.executors.families import FAMILIES
+from typing import get_args
+
+from shadow.executors.families import misfit
+from shadow.executors.options import OWN, Storage
 from shadow.plans.facts import Facts
 
 
@@ -13,15 +16,17 @@ def gathered_refuses(facts: Facts, storage: str | None, kv_policy: str, compact:
 
 
 def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
-    if facts.family not in FAMILIES:
-        return (
-            f"executor=gathered knows the families {sorted(FAMILIES)} and this model is of {facts.family!r}: "
-            "use executor=masked"
-        )
+    if wrong := misfit(facts.config):
+        return wrong
     if facts.device == "cuda" and (storage is not None or kv_policy != "write_all" or compact):
         return (
             "executor=gathered on a GPU reads the model's own weights where they are and writes all keys and "
             f"values: leave storage, kv_policy and compact out, got {storage!r}, {kv_policy!r}, {compact!r}"
+        )
+    if facts.device != "cuda" and storage is None and facts.dtype not in OWN:
+        return (
+            f"executor=gathered stores weights as one of {list(get_args(Storage))}: give storage, or load "
+            f"the model with dtype={' or '.join(OWN)}, got storage=None and dtype={facts.dtype}"
         )
     return None
 

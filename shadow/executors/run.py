@@ -24,8 +24,8 @@ class Run(Protocol):
 
     @property
     def plan(self) -> Plan:
-        """Which units stay, as last decided; a gathered run that decides at each token keeps that of its
-        prompts alone."""
+        """Which units stay, as last decided in this thread; a gathered run that decides at each token keeps
+        that of its prompts alone."""
         ...
 
     def logits(self, batch: Batch) -> Tensor:

@@ -221,6 +221,11 @@ class Net:
                 f"predictor.taps must be layers in [0, {layers - self.ahead}) of this model of {layers} "
                 f"layers, as each scores from predictor.ahead={self.ahead} layers on, got {self.taps}"
             )
+        if isinstance(self.taps, int) and self.taps > layers:
+            return (
+                f"predictor.taps must be at most this model's {layers} layers, or `each`, got {self.taps}: a "
+                "layer has one tap"
+            )
         if max(1, self.ahead) < layers:
             return None
         return (

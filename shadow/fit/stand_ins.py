@@ -24,7 +24,9 @@ class StandInModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with torch.no_grad(), self.run.planner.looking():
             dense = logits_of(self.run.model, batch)
-        loss = divergence(dense, self.run.run(batch), batch.real())
+        with self.run.planner.calling(batch.real(), batch.in_prompt()):
+            sparse = logits_of(self.run.model, batch)
+        loss = divergence(dense, sparse, batch.real())
         self.log("train/kl", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         return loss
 

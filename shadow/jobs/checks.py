@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from shadow import criteria
 from shadow.data.batches import Loss
-from shadow.errors import UserError, require_choice
+from shadow.errors import UserError, require_choice, require_number, require_whole
 from shadow.executors.gathered import Gathered
 from shadow.front import Named
 from shadow.jobs.calibration import calibration_data, needs_traces
@@ -110,14 +110,12 @@ def check_sparsity(cfg: DictConfig) -> None:
             "sparsity.budgets=global may rank a whole layer last, which no level of a layer removes: give "
             f"sparsity.min_units=1, got {settings.min_units}"
         )
-    if settings.budget_windows < 1:
-        raise UserError(f"sparsity.budget_windows must be at least 1, got {settings.budget_windows}")
+    require_whole("sparsity.budget_windows", settings.budget_windows, 1)
     learnt = settings.learnt
-    if learnt.windows < 0 or learnt.epochs < 1 or learnt.batch_size < 1 or not learnt.lr > 0:
-        raise UserError(
-            "sparsity.learnt needs windows of at least 0, epochs and a batch_size of at least 1, and an lr "
-            f"above 0, got {dict(learnt)}"
-        )
+    require_whole("sparsity.learnt.windows", learnt.windows, 0)
+    require_whole("sparsity.learnt.epochs", learnt.epochs, 1)
+    require_whole("sparsity.learnt.batch_size", learnt.batch_size, 1)
+    require_number("sparsity.learnt.lr", learnt.lr, "above 0", lambda rate: rate > 0)
     if settings.budget_fewshot is not None and ("num_fewshot" not in cfg.data or settings.budget_fewshot < 0):
         raise UserError(
             "sparsity.budget_fewshot counts the shots of tasks' prompts, at least 0, and needs data=tasks, "

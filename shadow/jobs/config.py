@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, PretrainedConfig
 
+from shadow.errors import UserError
 from shadow.models.load import require_folder
 
 # of trainer.strategy, and which of Lightning's starts the processes: its own fsdp would shard the predictor,
@@ -22,7 +24,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def model_label(cfg: DictConfig) -> str:
-    return Path(cfg.model.path).name if cfg.model.path else cfg.model.name
+    return Path(str(cfg.model.path)).expanduser().resolve().name if cfg.model.path else cfg.model.name
 
 
 def data_label(cfg: DictConfig) -> str:
@@ -39,7 +41,11 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
     if cfg.model.path:
         trusted = cfg.model.trust_remote_code
         return AutoConfig.from_pretrained(require_folder(cfg.model.path), trust_remote_code=trusted)
-    return AutoConfig.for_model(**plain(cfg.model.shape))
+    try:
+        return AutoConfig.for_model(**plain(cfg.model.shape))
+    except (StrictDataclassError, ValueError, TypeError) as error:  # what transformers makes of odd numbers
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model.shape must be of a model that transformers knows ({reason})") from error
 
 
 def device_of(cfg: DictConfig) -> torch.device:

@@ -16,12 +16,22 @@ class FoldersCallback(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        refuse_chdir(config)
         require_writable("hydra.run.dir", Path(config.hydra.run.dir))
         require_writable("paths.artifact_dir", Path(config.paths.artifact_dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        refuse_chdir(config)
         require_writable("hydra.sweep.dir", Path(config.hydra.sweep.dir))
         require_writable("paths.artifact_dir", Path(config.paths.artifact_dir))
+
+
+def refuse_chdir(config: DictConfig) -> None:
+    if config.hydra.job.chdir:
+        raise SystemExit(
+            "hydra.job.chdir must be false, got true: artifacts, models and data are sought from the folder "
+            "where the command is started, and each run would have its own; leave it out"
+        )
 
 
 def require_writable(setting: str, folder: Path) -> None:

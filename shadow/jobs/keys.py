@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from shadow.artifacts.files import key_of
+from shadow.errors import UserError
 from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
 from shadow.jobs.config import data_label, model_label, plain
 from shadow.jobs.method import is_trained, learns_stand_in, net_of, policy_of, stand_in_of
@@ -148,23 +149,44 @@ def of_calibration(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def named(setting: str, label: object) -> str:
+    """The label as a part of a file's name, which leads nowhere else."""
+    text = str(label)
+    if not text.isprintable() or any(sign in text for sign in "/\\") or len(text.encode()) > 80:
+        raise UserError(
+            f"{setting} becomes part of a folder's name and must be at most 80 printable letters without / "
+            f"and \\, got {text!r}"
+        )
+    return text
+
+
+def model_part(cfg: DictConfig) -> str:
+    return named("model.path" if cfg.model.path else "model.name", model_label(cfg))
+
+
+def method_part(cfg: DictConfig) -> str:
+    parts = named("predictor.name", cfg.predictor.name), named("criterion.name", cfg.criterion.name)
+    return "-".join([model_part(cfg), *parts])
+
+
 def traces_folder(cfg: DictConfig) -> Path:
-    name = f"{model_label(cfg)}-{data_label(cfg)}-{key_of(trace_settings(cfg))}"
+    name = f"{model_part(cfg)}-{named('data', data_label(cfg))}-{key_of(trace_settings(cfg))}"
     return Path(cfg.paths.artifact_dir) / "traces" / name
 
 
 def pruned_folder(before: DictConfig, level: float) -> Path:
-    name = f"{model_label(before)}-{data_label(before)}-pruned-{key_of(pruned_settings(before, level))}"
+    labels = f"{model_part(before)}-{named('data', data_label(before))}"
+    name = f"{labels}-pruned-{key_of(pruned_settings(before, level))}"
     return Path(before.paths.artifact_dir) / "traces" / name
 
 
 def predictor_folder(cfg: DictConfig) -> Path:
-    name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.criterion.name}-{key_of(predictor_settings(cfg))}"
+    name = f"{method_part(cfg)}-{key_of(predictor_settings(cfg))}"
     return Path(cfg.paths.artifact_dir) / "predictors" / name
 
 
 def budgets_file(cfg: DictConfig) -> Path:
-    name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.criterion.name}-{key_of(budgets_settings(cfg))}"
+    name = f"{method_part(cfg)}-{key_of(budgets_settings(cfg))}"
     return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"
 
 

@@ -1,6 +1,5 @@
 """The language model of a job: loaded once for all jobs of a sweep, and told from others by its weights."""
 
-import hashlib
 import json
 import logging
 import time
@@ -9,14 +8,13 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.jobs.config import device_of, plain, shares_weights
 from shadow.jobs.estimate import check_context
 from shadow.models import load as models
+from shadow.models.digest import digest
 from shadow.models.load import LM
-from shadow.models.sites import values_of
 from shadow.traces.collector import place
 
 log = logging.getLogger(__name__)
@@ -52,16 +50,6 @@ def _load_lm(settings: str, shared: bool) -> LM:
     lm = models.load(instantiate(model.source), model.path, model.dtype, where, trusted)
     log.info("loaded %s in %.1f s", model.path or model.name, time.monotonic() - start)
     return lm
-
-
-def digest(model: PreTrainedModel) -> str:
-    """Tells one set of weights from another by a few numbers of every parameter."""
-    found = hashlib.sha256()
-    for name, _ in model.named_parameters():
-        owner, _, own = name.rpartition(".")
-        flat = values_of(model.get_submodule(owner), own).flatten()
-        found.update(name.encode() + flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def require_weights(folder: Path, recorded: str, lm: LM) -> None:

@@ -1,15 +1,25 @@
 """Measures that cannot be made, refused before a model is loaded; and the text that they read."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from shadow import criteria
-from shadow.data.texts import read_documents
-from shadow.errors import UserError
+from shadow.data.text_files import read_documents
+from shadow.errors import UserError, require_int, require_name
 from shadow.jobs.calibration import calibration_data
-from shadow.models.load import require_dtype
+from shadow.models.numbers import require_dtype
 
 OF_TEXT = ("perplexity", "choices", "quality", "latency", "context")  # measured on running text
 MEASURES = (*OF_TEXT, "tasks")
+NUMBERS = (
+    "windows",
+    "tokens",
+    "questions",
+    "options",
+    "context_tokens",
+    "continuation_tokens",
+    "num_fewshot",
+)
+LISTS = {"tasks": (), "quality": ("all",), "context": ()}  # and the words that stand for a list
 
 
 def check_measure(cfg: DictConfig) -> None:
@@ -21,9 +31,17 @@ def check_measure(cfg: DictConfig) -> None:
         raise UserError(
             f"measure.batch_size must be a whole number of at least 1, or auto, got {settings.batch_size!r}"
         )
+    for name in NUMBERS:
+        require_int(f"measure.{name}", settings[name])
+    for name, words in LISTS.items():
+        if settings[name] and not isinstance(settings[name], ListConfig) and settings[name] not in words:
+            raise UserError(f"measure.{name} must be names in brackets, got {settings[name]!r}")
+    if settings.text is not None:
+        require_name("measure.text", settings.text)
     if not any(settings[name] for name in MEASURES):
         raise UserError(f"measure must ask for at least one of {', '.join(MEASURES)}")
     if settings.dtype is not None:
+        require_name("measure.dtype", settings.dtype)
         require_dtype("measure.dtype", settings.dtype)
     if reads_text(cfg):
         running_text(cfg)

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from shadow.criteria import BESIDE_MEANS
 from shadow.errors import UserError
@@ -110,11 +110,12 @@ def facts_of(cfg: DictConfig, level: float | None = None) -> Facts:
         policy if level is None else replace(policy, level=level),
         cfg.sparsity.decided_at,
         traits_of(cfg),
-        config.model_type,
+        config,
         text.num_hidden_layers,
         text.num_attention_heads // key_value_heads(text),
         getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1,
         device_of(cfg).type,
+        OmegaConf.select(cfg, "measure.dtype") or cfg.model.dtype,
         corrects=learns_stand_in(cfg),
     )
 

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sys
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -9,6 +11,7 @@ from omegaconf import DictConfig
 from shadow.artifacts import learnt_stand_ins
 from shadow.artifacts.hub import CONFIG
 from shadow.errors import UserError
+from shadow.jobs import commands
 from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
 from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, traces_folder
 from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, ranks_layers
@@ -81,10 +84,11 @@ def cure() -> str:
 
 
 def train_command() -> str:
-    """The `python train.py ...` that makes what this job misses, from this job's own overrides."""
+    """What makes what this job misses, from this job's own overrides, as this job was started."""
     kept = [
         override
         for override in HydraConfig.get().overrides.task
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
     ]
-    return shlex.join(["python", "train.py", *kept])
+    installed = Path(sys.argv[0]).parent == commands.PACKAGE / "scripts"
+    return shlex.join([*(["shadow-train"] if installed else ["python", "train.py"]), *kept])

@@ -16,9 +16,10 @@ from shadow.fit import budgets, thresholds
 from shadow.jobs.calibration import budget_data
 from shadow.jobs.ingredients import JobIngredients
 from shadow.jobs.keys import budgets_file, budgets_settings
-from shadow.jobs.loading import digest, require_weights
+from shadow.jobs.loading import require_weights
 from shadow.jobs.method import learns_budgets, policy_of, ranks_layers
 from shadow.jobs.stores import taking_turns
+from shadow.models.digest import digest
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy

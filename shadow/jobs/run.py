@@ -20,13 +20,15 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from shadow.artifacts.files import FULL, cannot_write, write_json
 from shadow.errors import UncountedTokens, UserError
 from shadow.jobs.config import plain
+from shadow.jobs.loggers import begin, is_offline
 from shadow.jobs.memory import peak_memory
+from shadow.jobs.start import check_start
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,8 @@ class Job:
     """loggers: for Lightning and for metrics; record: what becomes run.json."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        hydra = HydraConfig.get()
-        settings = plain(cfg)
-        loggers = {name: node for name, node in (settings.get("logger") or {}).items() if node is not None}
-        if "wandb" in loggers and loggers["wandb"]["group"] is None and hydra.mode == RunMode.MULTIRUN:
-            loggers["wandb"]["group"] = str(hydra.sweep.dir)
-        self.loggers = [instantiate(node) for node in loggers.values()]
+        hydra, settings = HydraConfig.get(), plain(cfg)
+        self.loggers: list[Logger] = []
         self.record: dict[str, Any] = {
             "status": "running",
             "error": None,
@@ -62,8 +60,17 @@ class Job:
             "metrics": {},
             "predictor": None,
         }
-        for logger in self.loggers:
-            logger.log_hyperparams(settings)
+
+    def open_loggers(self) -> None:
+        hydra, settings = HydraConfig.get(), self.record["settings"]
+        nodes = {name: node for name, node in (settings.get("logger") or {}).items() if node is not None}
+        for name, node in nodes.items():
+            if name == "wandb":
+                node["offline"] = is_offline(node["offline"])
+                if node["group"] is None and hydra.mode == RunMode.MULTIRUN:
+                    node["group"] = str(hydra.sweep.dir)
+            self.loggers.append(instantiate(node))
+            begin(self.loggers[-1], settings)
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         for logger in self.loggers:
@@ -78,9 +85,11 @@ def job(cfg: DictConfig) -> Iterator[Job]:
     logging.getLogger("pytorch_lightning").setLevel(
         logging.WARNING
     )  # it tells of devices and products at every start
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
     this = Job(cfg)
     try:
+        check_start(cfg)
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        this.open_loggers()
         with warnings.catch_warnings():
             warnings.simplefilter("error", UncountedTokens)  # figures of what was not run are no figures
             yield this

@@ -29,10 +29,11 @@ from shadow.jobs.calibration import (
 )
 from shadow.jobs.config import STRATEGIES, shares_weights
 from shadow.jobs.keys import trace_settings, traces_folder
-from shadow.jobs.loading import digest, require_weights
+from shadow.jobs.loading import require_weights
 from shadow.jobs.memory import peak_memory
 from shadow.jobs.method import stand_in_of
 from shadow.jobs.trace_checks import require_windows
+from shadow.models.digest import digest
 from shadow.models.kinds import find_sites, structure_of, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.load import LM

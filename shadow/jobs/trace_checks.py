@@ -6,7 +6,7 @@ from omegaconf import DictConfig, ListConfig
 
 from shadow import criteria
 from shadow.data.batches import Loss, Positions
-from shadow.errors import UserError, require_choice
+from shadow.errors import UserError, require_choice, require_int
 from shadow.jobs.calibration import asked_criteria
 from shadow.jobs.method import net_of
 from shadow.traces.packing import Stored
@@ -16,9 +16,15 @@ def check_traces(cfg: DictConfig) -> None:
     settings = cfg.traces
     for setting, allowed in (("loss", Loss), ("summed", Positions), ("dtype", Stored)):
         require_choice(f"traces.{setting}", settings[setting], get_args(allowed))
-    if settings.top is not None and not 0 < settings.top < 1:
-        raise UserError(f"traces.top is a share of the units and must be in (0, 1), got {settings.top}")
+    for name in ("tokens_per_window", "statistic_tokens", "batch_size", "shard_windows"):
+        require_int(f"traces.{name}", settings[name])
+    if settings.top is not None and not (isinstance(settings.top, float) and 0 < settings.top < 1):
+        raise UserError(f"traces.top is a share of the units and must be in (0, 1), got {settings.top!r}")
     if settings.criteria is not None and settings.criteria != "all":
+        if not isinstance(settings.criteria, ListConfig):
+            raise UserError(
+                f"traces.criteria must be null, all, or names in brackets, got {settings.criteria!r}"
+            )
         criteria.require("traces.criteria", list(settings.criteria))
     if settings.tokens_per_window < 0 or settings.statistic_tokens < 2:
         raise UserError(
@@ -31,7 +37,8 @@ def check_traces(cfg: DictConfig) -> None:
             f"{settings.shard_windows} and {settings.batch_size}"
         )
     if "windows" in cfg.data:
-        require_windows(cfg, int(cfg.data.windows))
+        require_int("data.windows", cfg.data.windows)
+        require_windows(cfg, cfg.data.windows)
 
 
 def require_windows(cfg: DictConfig, windows: int) -> None:

@@ -14,7 +14,7 @@ from shadow.data.batches import IGNORED, Example, batched
 from shadow.data.tasks import check_shots, load_tasks, require_tasks, task_specs
 from shadow.data.texts import Question
 from shadow.executors.run import Run
-from shadow.measures.harness import BatchSize, SparseHFLM, check_rolling, rows_of
+from shadow.measures.sparse_hf import BatchSize, SparseHFLM, check_rolling, rows_of
 from shadow.models.load import LM
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ class Metric(NamedTuple):
 
 
 Metrics = dict[str, Metric]
+LARGEST = 700.0  # of an exponent: exp overflows a float soon after
 WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # lm-eval's means over words or bytes
 
 
@@ -76,7 +77,13 @@ def weighted_mean(losses: Sequence[float], weights: Sequence[int]) -> Metric:
 
 
 def _exponential(mean: Metric) -> Metric:
-    value = math.exp(min(mean.value, 700.0))  # exp overflows a float beyond
+    if mean.value > LARGEST:
+        log.warning(
+            "a perplexity is e^%.1f, which no number holds: the value says e^%.0f, and its samples are right",
+            mean.value,
+            LARGEST,
+        )
+    value = math.exp(min(mean.value, LARGEST))
     return Metric(value, None if mean.stderr is None else value * mean.stderr, mean.samples)
 
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 
-from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.cache_layer import memory_of
+from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.storage import Rows
 from shadow.executors.cpu.weights import Weights
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS
 
 Forward = Callable[..., Any]  # of a language model
@@ -45,7 +47,7 @@ def time_generation(model: Forward, ids: Tensor, tokens: int) -> Timing:
     for _ in range(tokens):
         start = time.perf_counter()
         new = found.logits[:, -1:].argmax(-1)
-        found = model(new, past_key_values=found.past_key_values, use_cache=True)
+        found = model(new, use_cache=True, **named_cache(cache_of(found)))
         seconds.append(time.perf_counter() - start)
     return Timing(prompt, seconds)
 
@@ -104,8 +106,10 @@ def beside_dense(
                 f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs]
             )
     dense_token = model.dtype.itemsize * sum(rows.values.size for rows in read_densely(run.weights))
-    cache = run.forward(prompts[-1], use_cache=True).past_key_values
-    assert isinstance(cache, GatheredCache)
+    filled = cache_of(run.forward(prompts[-1], use_cache=True))
+    assert filled is not None
+    cache = memory_of(filled, KeyValues)
+    assert cache is not None
     return figures | {
         "kv_bytes": float(cache.bytes_held()),
         "kv_share_of_dense": cache.bytes_held() / cache.bytes_of_dense(),
@@ -144,10 +148,11 @@ def compiled(model: PreTrainedModel, room: int) -> Forward:
     """Its tokens after a prompt go through torch.compile, over a cache of fixed size."""
     fast = torch.compile(model.forward, dynamic=False)
 
-    def forward(ids: Tensor, past_key_values: Any = None, **others: Any) -> Any:
-        if past_key_values is not None:
-            return fast(ids, past_key_values=past_key_values, **others)
-        return model(ids, past_key_values=StaticCache(config=model.config, max_cache_len=room), **others)
+    def forward(ids: Tensor, **others: Any) -> Any:
+        if cache_of(others) is not None:
+            return fast(ids, **others)
+        empty = StaticCache(config=model.config, max_cache_len=room)
+        return model(ids, **named_cache(empty), **others)
 
     return forward
 

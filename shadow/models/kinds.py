@@ -116,8 +116,9 @@ def find_sites(model: PreTrainedModel, kinds: Sequence[Kind] = KINDS) -> list[Si
 
     The inputs of the lm_head come last, as channels of the layer behind the last one.
     """
+    found = find_layers(model)
     layout, config = require_layout(model.config.model_type), model.config.get_text_config()
-    layers = [Layer(index, one, layout, config) for index, one in enumerate(find_layers(model))]
+    layers = [Layer(index, one, layout, config) for index, one in enumerate(found)]
     sites = [site for layer in layers for kind in FINDERS if kind in kinds for site in FINDERS[kind](layer)]
     head = model.get_output_embeddings()
     if "channel" in kinds and isinstance(head, nn.Linear):

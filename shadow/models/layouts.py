@@ -94,12 +94,28 @@ def require_layout(model_type: str) -> Layout:
 
 
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"only a model of transformers itself can be sparse, got a {type(model).__name__}: give the "
+            "model that it wraps, of an adapter by merge_and_unload()"
+        )
     layers = model.get_submodule(require_layout(model.config.model_type).stack)
     assert isinstance(layers, nn.ModuleList)
+    if (head := model.get_output_embeddings()) is not None:
+        require_linear(head, "the lm_head")
     return layers
 
 
 def linear_at(owner: nn.Module, path: str) -> nn.Linear:
-    found = owner.get_submodule(path)
-    assert isinstance(found, nn.Linear)
-    return found
+    return require_linear(owner.get_submodule(path), path)
+
+
+def require_linear(module: nn.Module, name: str) -> nn.Linear:
+    """Refuse what an adapter or a quantisation has put in a projection's place."""
+    if not isinstance(module, nn.Linear):
+        raise UserError(
+            f"units are read and written by torch.nn.Linear, and {name} of this model is a "
+            f"{type(module).__module__}.{type(module).__name__}: merge an adapter by merge_and_unload(), or "
+            "load the model without quantisation"
+        )
+    return module

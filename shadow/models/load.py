@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,14 +19,15 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
 from shadow.artifacts.files import alone, making
 from shadow.errors import UserError
 from shadow.models.layouts import require_layout
+from shadow.models.numbers import require_dtype, require_finite
 from shadow.models.packages import assemble, require_package
+from shadow.models.tokenizers import byte_tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def load(
     trust_remote_code: run Python code that lies beside the weights, of a folder or a hub's model alone.
     """
     chosen = require_dtype("model.dtype", dtype)
+    if not isinstance(trust_remote_code, bool):  # the word "false" would count as true
+        raise UserError(f"model.trust_remote_code must be true or false, got {trust_remote_code!r}")
     transformers_logging.disable_progress_bar()
     if path:
         lm = from_folder(path, chosen, device_map, trust_remote_code)
@@ -64,18 +66,8 @@ def load(
     return lm
 
 
-def require_finite(model: PreTrainedModel) -> None:
-    """Refuse weights that make every number after them meaningless. Those on disk are not read for it."""
-    for name, values in model.named_parameters():
-        if not values.is_meta and not torch.isfinite(values).all():
-            raise UserError(
-                f"the model's weights must be finite numbers, and {name} has NaN or infinity in "
-                f"model.dtype={str(values.dtype)[6:]}: get the file again, or try model.dtype=float32"
-            )
-
-
 def require_folder(path: str) -> Path:
-    folder = Path(path).expanduser()
+    folder = Path(str(path)).expanduser()  # a number is no folder either
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path must be a Hugging Face model folder with a config.json, got {path!r}")
     return folder
@@ -88,13 +80,6 @@ def describe_folder(path: str) -> dict[str, int]:
         for file in sorted(require_folder(path).iterdir())
         if file.is_file()
     }
-
-
-def require_dtype(setting: str, name: str) -> torch.dtype:
-    chosen = getattr(torch, name, None)
-    if not isinstance(chosen, torch.dtype):
-        raise UserError(f"{setting} must name a torch dtype such as float32 or bfloat16, got {name!r}")
-    return chosen
 
 
 def from_folder(path: str, dtype: torch.dtype, device_map: DeviceMap, trust_remote_code: bool = False) -> LM:
@@ -128,8 +113,16 @@ def _reachable(hub_id: str, revision: str | None) -> bool:
     except urllib.error.HTTPError:
         return True  # a refusal is an answer: transformers will say which
     except OSError as error:
-        if try_to_load_from_cache(hub_id, "config.json", revision=revision) is None:
+        kept = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        if not isinstance(kept, str):  # None, or a mark that there is none
             raise ConnectionError(f"the hub cannot be reached: {error}") from error
+        log.warning(
+            "the hub cannot be reached (%s): %s at revision %s is the one in the cache, %s",
+            error,
+            hub_id,
+            revision or "main",
+            Path(kept).parent.name,
+        )
         return False
     return True
 
@@ -158,7 +151,7 @@ def _pretrained(
             "it, and give model.trust_remote_code=true, got false"
         ) from error
     require_layout(config.model_type)  # before gigabytes are read
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    tokenizer = load_tokenizer(name, **where)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, **where)
     return LM(model, tokenizer)
 
@@ -287,14 +280,3 @@ def random_weights(config: PretrainedConfig, seed: int, dtype: torch.dtype) -> P
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and <pad> as token 0."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({"<pad>": 0} | {c: i + 1 for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<pad>", bos_token="<pad>"
-    )

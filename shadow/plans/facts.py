@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from transformers import PretrainedConfig
+
 from shadow.models.sites import Kind, Point
 from shadow.plans.policy import SparsityPolicy
 
@@ -33,16 +35,17 @@ class Traits(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """family: the model_type of its config. group: query heads that share a key-value head. experts: of a
-    layer; 1 where there are none. device: `cpu` or `cuda`. corrects: whether the stand-in also changes what
-    is written behind dropped units."""
+    """config: the model's own. group: query heads that share a key-value head. experts: of a layer; 1 where
+    there are none. device: `cpu` or `cuda`. dtype: of the weights as they are run, as `float32`. corrects:
+    whether the stand-in also changes what is written behind dropped units."""
 
     policy: SparsityPolicy
     decided_at: DecidedAt
     scorer: Traits
-    family: str
+    config: PretrainedConfig
     layers: int
     group: int = 1
     experts: int = 1
     device: str = "cpu"
+    dtype: str = "float32"
     corrects: bool = False

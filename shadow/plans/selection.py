@@ -7,6 +7,8 @@ instructions: numba's sums are of 64 bits unless told otherwise, and a sum besid
 import numpy as np
 from numba import njit
 
+from shadow.plans.compiled import compiled
+
 SECANTS = 8  # guesses by the numbers themselves, before halving, which takes 32 whatever they are
 NO_GUESS = np.int32(-(2**31))
 
@@ -36,7 +38,7 @@ def count_from(least, work, count):
     return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def keep_top(scores, start, count, n, work, keep, guess):
     """keep[:count]: True at the n highest of scores[start:start + count]; among equals the first stay.
 
@@ -88,7 +90,7 @@ def keep_top(scores, start, count, n, work, keep, guess):
     return low
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def keep_rows(scores, n, keep):
     """scores: float32 [N, U] -> keep: bool [N, U], of each row as `keep_top`."""
     rows, count = scores.shape
@@ -98,7 +100,7 @@ def keep_rows(scores, n, keep):
         guess = keep_top(scores[row], 0, count, n, work, keep[row], guess)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def fill_rows(x, keep, fill):
     """x: [B, T, U, D] -> in place, where keep: bool [K, U] is False: fill [U, D]; a row of keep holds for
     B * T / K positions of x, one after the other."""

@@ -28,4 +28,4 @@ class Fixed:
 
 def random_scores(sites: Sequence[Site], seed: int) -> dict[SiteKey, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    return {site.key: torch.rand(site.units, generator=draw) for site in sites}
+    return {site.key: torch.rand(site.units, generator=draw, dtype=torch.float32) for site in sites}

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from shadow.artifacts.files import write_json, writing
+from shadow.errors import UserError
 from shadow.models.sites import KINDS, SiteKey
 
 log = logging.getLogger(__name__)
@@ -142,8 +143,13 @@ def read_manifest(folder: Path) -> dict | None:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # half a JSON, or not even text
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        for listed in manifest["parts"].values():
+            for shard in listed:
+                if NAME.fullmatch(shard["file"]) is None:  # a path would be followed
+                    raise ValueError(f"{shard['file']!r} is no shard's name")
+        return manifest
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # half a JSON, or not even text
         log.warning("%s cannot be read (%s): the store's shards are listed again", file, error)
         return None
 
@@ -169,4 +175,11 @@ def read_means(folder: Path) -> dict[SiteKey, Tensor]:
     assert manifest is not None, f"{folder} has no manifest"
     with safe_open(folder / manifest["parts"][MEANS][0]["file"], "pt") as opened:
         of_kinds = {kind: opened.get_tensor(f"mean/{kind}") for kind in KINDS}
+    for kind, means in of_kinds.items():
+        require_numbers(folder, f"{MEANS} of {kind}s", means)
     return {(layer, kind): mean for kind, means in of_kinds.items() for layer, mean in enumerate(means)}
+
+
+def require_numbers(folder: Path, what: str, values: Tensor) -> None:
+    if values.is_floating_point() and not values.isfinite().all():
+        raise UserError(f"{folder} holds {what} that are not finite: remove the folder, and collect again")

@@ -11,7 +11,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from shadow.errors import UserError
 from shadow.traces.packing import decode, from_bits, unpack
-from shadow.traces.shards import EMBEDDINGS, FEATURES, NO_CRITERION, SUFFIXES, Rows, covered, read_manifest
+from shadow.traces.shards import (
+    EMBEDDINGS,
+    FEATURES,
+    NO_CRITERION,
+    SUFFIXES,
+    Rows,
+    covered,
+    read_manifest,
+    require_numbers,
+)
 
 
 class Traces:
@@ -72,6 +81,7 @@ class Traces:
         # still packed, at half the bytes
         arrays = {suffix: torch.cat(found) for suffix, found in pieces.items()}
         values = decode(arrays) if len(arrays) > 1 else arrays[""]
+        require_numbers(self.folder, f"{part} {name}", values)
         place = torch.cat(places)
         return values if place.equal(torch.arange(len(place))) else values[place.argsort()]
 

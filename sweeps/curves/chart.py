@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass, replace
 
-from sweeps.curves.curve import Curve, Mark, mark
-from sweeps.curves.dense import find_dense
-from sweeps.differences.nats import over_dense
-from sweeps.records.merging import by_place
-from sweeps.records.metrics import curve_metrics
-from sweeps.records.record import Record
+from ..differences.nats import over_dense
+from ..records.merging import by_place
+from ..records.metrics import curve_metrics
+from ..records.record import Record
+from .curve import Curve, Mark, mark
+from .dense import find_dense
 
 # times dense: a model that is 3.4 nats worse is broken, and how broken must not squash the others
 CEILING = 30.0

@@ -4,8 +4,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from sweeps.records.kinds import kinds_in
-from sweeps.records.record import Bytes, Measured, Record
+from ..records.kinds import kinds_in
+from ..records.record import Bytes, Measured, Record
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import math
 from dataclasses import replace
 
-from sweeps.curves.curve import Mark, mark
-from sweeps.records.metrics import is_accuracy, is_perplexity, of_text
-from sweeps.records.record import Record
+from ..records.metrics import is_accuracy, is_perplexity, of_text
+from ..records.record import Record
+from .curve import Mark, mark
 
 WHOLE = "all"  # `scored`: every position
 

@@ -1,7 +1,7 @@
 """Which examples a metric was measured on."""
 
-from sweeps.records.metrics import of_text
-from sweeps.records.record import Record
+from ..records.metrics import of_text
+from ..records.record import Record
 
 # settings.measure: which of them draw the examples of a metric; the rest is of lm-eval's tasks
 DRAWS = {

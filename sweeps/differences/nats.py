@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sweeps.differences.paired import Difference, difference, per_example
-from sweeps.differences.references import dense_of
-from sweeps.records.record import Measured, Record
+from ..records.record import Measured, Record
+from .paired import Difference, difference, per_example
+from .references import dense_of
 
 NATS = "nats_over_dense"  # log perplexity less the dense model's
 

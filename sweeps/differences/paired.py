@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sweeps.differences.examples import examples_of, on_same_examples
-from sweeps.records.metrics import is_perplexity
-from sweeps.records.record import Record
+from ..records.metrics import is_perplexity
+from ..records.record import Record
+from .examples import examples_of, on_same_examples
 
 Pair = tuple[Record, Record]  # a point, and the one that it is compared with
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sweeps.records.record import Record
+from ..records.record import Record
 
 DENSE = "dense"  # in place of a scorer's name: the dense model
 ALIKE = ("criterion", "decided_at", "scope", "tokens", "scored")  # of a point

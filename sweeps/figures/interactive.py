@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sweeps.figures.looks import GREY, INK, PAGE_DASHES, PALE, SYMBOLS, look
-from sweeps.figures.panels import Axis, Figure, Heat, Line, Panel, Plot, names_of
+from .looks import GREY, INK, PAGE_DASHES, PALE, SYMBOLS, look
+from .panels import Axis, Figure, Heat, Line, Panel, Plot, names_of
 
 ROW, GAP = 380, 110  # pixels: the height of a panel, and between two
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from sweeps.figures.looks import INK
-from sweeps.figures.panels import Figure, Heat, Plot, names_of
-from sweeps.figures.png_heat import draw_heats
-from sweeps.figures.png_plot import draw_plot
-from sweeps.files import writing
+from ..files import writing
+from .looks import INK
+from .panels import Figure, Heat, Plot, names_of
+from .png_heat import draw_heats
+from .png_plot import draw_plot
 
 PLOT = (4.4, 3.5)  # inches of a panel
 SMALL = (2.7, 2.6)  # of one of many that share their axes

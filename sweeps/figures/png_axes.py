@@ -14,7 +14,7 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-from sweeps.figures.panels import Axis, Plot
+from .panels import Axis, Plot
 
 LINEAR = 0.01  # nats; what is below is noise, and has a linear scale that reaches down to zero
 TICKS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)

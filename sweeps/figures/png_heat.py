@@ -9,8 +9,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure as Drawing
 from matplotlib.image import AxesImage
 
-from sweeps.figures.looks import INK, NO_CELL
-from sweeps.figures.panels import Heat
+from .looks import INK, NO_CELL
+from .panels import Heat
 
 # dark is bad; monotonic in lightness, for any kind of colour vision
 LOW_IS_GOOD, HIGH_IS_GOOD = "viridis_r", "viridis"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from sweeps.figures.looks import COLOURS, DASHES, GREY, INK, MARKERS, PALE, look
-from sweeps.figures.panels import Level, Line, Plot, Spot
-from sweeps.figures.png_axes import scale_x, scale_y
+from .looks import COLOURS, DASHES, GREY, INK, MARKERS, PALE, look
+from .panels import Level, Line, Plot, Spot
+from .png_axes import scale_x, scale_y
 
 LEVEL_DASHES = DASHES[1:]  # solid is for lines
 MANY = 40  # spots of a line: more markers would hide it

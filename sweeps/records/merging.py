@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from sweeps.records.metrics import with_means
-from sweeps.records.record import Point, Record
-from sweeps.records.variants import name_variants, split_override, with_word
+from .metrics import with_means
+from .record import Point, Record
+from .variants import name_variants, split_override, with_word
 
 log = logging.getLogger(__name__)
 

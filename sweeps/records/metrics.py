@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
-from sweeps.records.record import Measured, Record
+from .record import Measured, Record
 
 MEAN_ACCURACY = "mean/acc"
 GEOMETRIC_MEAN = "geometric_mean/acc"  # of the same tasks, as the paper compares criteria

@@ -1,8 +1,8 @@
 """curve.csv: a row for each point and metric, seeds apart."""
 
-from sweeps.files import Cell
-from sweeps.records.kinds import KINDS
-from sweeps.records.record import Record
+from ..files import Cell
+from .kinds import KINDS
+from .record import Record
 
 COLUMNS = (
     *("model", "data", "criterion", "scorer", "decided_at", "scope", "tokens", "scored", "seed", "level"),

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweeps.records.record import Bytes, Failure, Measured, Point, Record, RecordError, Records
+from .record import Bytes, Failure, Measured, Point, Record, RecordError, Records
 
 WORDS = ("model", "data", "criterion", "scorer", "decided_at", "scope", "tokens", "scored")  # of a point
 DENSE = Bytes(0.0, 0.0, {}, 0.0)  # it reads everything, whatever a predictor beside it would read
@@ -30,6 +30,10 @@ def read(folders: Iterable[Path]) -> Records:
                 raise RecordError(f"the status in {file} must be done or failed, got {content['status']!r}")
         except KeyError as error:
             raise RecordError(f"{file} is not a whole run record: it has no {error}") from error
+        except RecordError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:  # a list where names belong, and the like
+            raise RecordError(f"{file} is no run record ({error}): run its job again") from error
     return Records(done, failed, silent)
 
 
@@ -90,22 +94,40 @@ def record(file: Path, content: dict) -> Record:
     return Record(
         file=file,
         point=point,
-        achieved=content["achieved"],
-        bytes=Bytes(**{name: content["bytes"][name] for name in Bytes._fields}) if point.level else DENSE,
+        achieved={str(kind): number(share) for kind, share in content["achieved"].items()},
+        bytes=bytes_of(content["bytes"]) if point.level else DENSE,
         metrics={
-            name: Measured(math.nan if measured["value"] is None else measured["value"], measured["stderr"])
+            name: Measured(
+                math.nan if measured["value"] is None else number(measured["value"]),
+                None if measured["stderr"] is None else number(measured["stderr"]),
+            )
             for name, measured in content["metrics"].items()
         },
         settings=content["settings"],
         overrides=tuple(content["overrides"]),
         commit=(sha[:10] if sha else "no commit") + (" (dirty)" if content["commit"]["dirty"] else ""),
         versions=content["versions"],
-        seconds=content["seconds"],
+        seconds=number(content["seconds"]),
         reused_from=content["reused_from"],
-        samples=load(file.with_name("samples.json")),
+        samples={
+            name: [int(value) if isinstance(value, bool) else number(value) for value in values]  # or answers
+            for name, values in load(file.with_name("samples.json")).items()
+        },
         predictor=content["predictor"],
         content=content_by_metric(content),
     )
+
+
+def bytes_of(told: dict) -> Bytes:
+    by_kind = {str(kind): number(share) for kind, share in told["by_kind"].items()}
+    skipped, of_layers, added = (number(told[name]) for name in ("skipped", "skipped_of_layers", "added"))
+    return Bytes(skipped, of_layers, by_kind, added)
+
+
+def number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
 
 
 def content_by_metric(content: dict) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from sweeps.records.record import Point, Record
+from .record import Point, Record
 
 # overrides that do not make another curve: in the point already, or about where, what and how to log
 SAME_CURVE = ("seed", "sparsity.level", "measure", "sweep", "launch", "tags", "debug", "task_name")

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from sweeps.reports.report import Report
+    from .report import Report
 
 AGAINST = "static"  # what every contextual scorer must beat
 
@@ -29,4 +29,4 @@ REPORTS = {
 
 
 def find_report(name: str) -> "Report":
-    return import_module(f"sweeps.reports.{REPORTS[name].module}").REPORT
+    return import_module(f".{REPORTS[name].module}", __name__).REPORT

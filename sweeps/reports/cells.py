@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterable
 
-from sweeps.curves.curve import Mark
-from sweeps.differences.nats import NATS
-from sweeps.differences.paired import Difference
-from sweeps.figures.panels import Axis
-from sweeps.records.kinds import kinds_in, plural
-from sweeps.records.metrics import GEOMETRIC_MEAN, MEAN_ACCURACY, is_accuracy
-from sweeps.records.record import Measured, Record
+from ..curves.curve import Mark
+from ..differences.nats import NATS
+from ..differences.paired import Difference
+from ..figures.panels import Axis
+from ..records.kinds import kinds_in, plural
+from ..records.metrics import GEOMETRIC_MEAN, MEAN_ACCURACY, is_accuracy
+from ..records.record import Measured, Record
 
 MISSING = "-"
 BYTES = Axis("weight bytes not read per decoded token", "percent")  # the x axis of curves

@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from sweeps.curves.chart import POSITIONS, Chart, ceiling, find_charts, varying
-from sweeps.curves.curve import Curve, Mark
-from sweeps.figures.panels import Figure, Level, Line, Panel, Plot, Spot, in_rows
-from sweeps.records import points_csv
-from sweeps.records.merging import one_per_point
-from sweeps.records.metrics import MEAN_ACCURACY, MEANS
-from sweeps.records.record import Record
-from sweeps.reports import paired_table
-from sweeps.reports.cells import (
+from ..curves.chart import POSITIONS, Chart, ceiling, find_charts, varying
+from ..curves.curve import Curve, Mark
+from ..figures.panels import Figure, Level, Line, Panel, Plot, Spot, in_rows
+from ..records import points_csv
+from ..records.merging import one_per_point
+from ..records.metrics import MEAN_ACCURACY, MEANS
+from ..records.record import Record
+from . import paired_table
+from .cells import (
     BYTES,
     axis_of,
     cell,
@@ -23,8 +23,8 @@ from sweeps.reports.cells import (
     share_columns,
     share_header,
 )
-from sweeps.reports.provenance import what_was_run
-from sweeps.reports.report import Report, Section, Table
+from .provenance import what_was_run
+from .report import Report, Section, Table
 
 SCOPES = {"layer": "ranked per layer", "global": "ranked globally", "threshold": "cut at thresholds"}
 

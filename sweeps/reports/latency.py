@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-from sweeps.curves.chart import POSITIONS, Chart, chart, varying
-from sweeps.curves.curve import Mark
-from sweeps.figures.panels import Axis, Figure, Line, Plot, Spot, in_rows
-from sweeps.records.merging import by_place, one_per_point
-from sweeps.records.metrics import is_accuracy
-from sweeps.records.record import Record
-from sweeps.reports.cells import (
+from ..curves.chart import POSITIONS, Chart, chart, varying
+from ..curves.curve import Mark
+from ..figures.panels import Axis, Figure, Line, Plot, Spot, in_rows
+from ..records.merging import by_place, one_per_point
+from ..records.metrics import is_accuracy
+from ..records.record import Record
+from .cells import (
     axis_of,
     cell,
     hover,
@@ -16,10 +16,10 @@ from sweeps.reports.cells import (
     share_columns,
     share_header,
 )
-from sweeps.reports.paired_table import paired_tables
-from sweeps.reports.panels_csv import COLUMNS, rows_of
-from sweeps.reports.provenance import what_was_run
-from sweeps.reports.report import Report, Section, Table
+from .paired_table import paired_tables
+from .panels_csv import COLUMNS, rows_of
+from .provenance import what_was_run
+from .report import Report, Section, Table
 
 FILE = "latency.csv"
 TIMES, LOW, HIGH = "latency/times_dense", "latency/times_dense_low", "latency/times_dense_high"

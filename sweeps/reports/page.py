@@ -11,9 +11,9 @@ from markdown_it.renderer import RendererProtocol
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
-from sweeps.figures.interactive import to_html
-from sweeps.figures.panels import Figure
-from sweeps.files import writing
+from ..figures.interactive import to_html
+from ..figures.panels import Figure
+from ..files import writing
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #333; }
@@ -42,6 +42,8 @@ def write_page(report: Path, figures: Mapping[str, Figure], file: Path) -> None:
         figure = figures.get(source)
         if figure:
             return to_html(figure, f"figure-{list(figures).index(source)}")
+        if Path(source).name != source or not source.endswith(".png"):  # a name that looks like an image
+            return html.escape(f"![{tokens[index].content}]({source})")
         content = base64.b64encode((report.parent / source).read_bytes()).decode()
         return f'<img alt="{html.escape(tokens[index].content)}" src="data:image/png;base64,{content}">'
 

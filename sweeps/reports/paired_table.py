@@ -3,15 +3,15 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sweeps.curves.chart import POSITIONS, Chart, by_label, varying
-from sweeps.curves.curve import mean_bytes
-from sweeps.differences.paired import Difference, Pair, difference, mean_of
-from sweeps.differences.references import DENSE, reference_of
-from sweeps.files import Cell
-from sweeps.records.metrics import MEAN_ACCURACY, MEANS, is_perplexity
-from sweeps.records.record import Point
-from sweeps.reports.cells import MISSING, difference_cell, percent
-from sweeps.reports.report import Table
+from ..curves.chart import POSITIONS, Chart, by_label, varying
+from ..curves.curve import mean_bytes
+from ..differences.paired import Difference, Pair, difference, mean_of
+from ..differences.references import DENSE, reference_of
+from ..files import Cell
+from ..records.metrics import MEAN_ACCURACY, MEANS, is_perplexity
+from ..records.record import Point
+from .cells import MISSING, difference_cell, percent
+from .report import Table
 
 COLUMNS = (
     *("model", "data", "scorer", "tokens", "scored", "level", "against"),

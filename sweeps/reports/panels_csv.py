@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from sweeps.curves.chart import Chart
-from sweeps.figures.panels import Plot
-from sweeps.files import Cell
+from ..curves.chart import Chart
+from ..figures.panels import Plot
+from ..files import Cell
 
 COLUMNS = ("model", "data", "panel", "line", "x_is", "x", "y_is", "y", "stderr")
 

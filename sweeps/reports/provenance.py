@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweeps.curves.chart import POSITIONS, Chart, varying
-from sweeps.records.record import Record, Records
-from sweeps.reports.markdown import beside, markdown
-from sweeps.reports.report import Table
+from ..curves.chart import POSITIONS, Chart, varying
+from ..records.record import Record, Records
+from .markdown import beside, markdown
+from .report import Table
 
 OFFERED = "recipe."  # what a sweep chooses from; what it chose is among the other settings
 TITLES = {"tokens": "sparse tokens", "scored": "scored tokens"}

@@ -2,14 +2,14 @@
 
 import statistics
 
-from sweeps.curves.chart import chart
-from sweeps.figures.panels import Axis, Figure, Level, Line, Plot, Spot, in_rows
-from sweeps.records.merging import by_place
-from sweeps.records.record import Record
-from sweeps.reports.paired_table import paired_tables
-from sweeps.reports.panels_csv import COLUMNS, rows_of
-from sweeps.reports.provenance import what_was_run
-from sweeps.reports.report import Report, Section, Table
+from ..curves.chart import chart
+from ..figures.panels import Axis, Figure, Level, Line, Plot, Spot, in_rows
+from ..records.merging import by_place
+from ..records.record import Record
+from .paired_table import paired_tables
+from .panels_csv import COLUMNS, rows_of
+from .provenance import what_was_run
+from .report import Report, Section, Table
 
 FILE = "context.csv"
 FAMILY = "rank_variance"

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sweeps.curves.chart import Chart
-from sweeps.figures.panels import Figure
-from sweeps.files import Cell
-from sweeps.records.record import Record, Records
+from ..curves.chart import Chart
+from ..figures.panels import Figure
+from ..files import Cell
+from ..records.record import Record, Records
 
 
 class Table(NamedTuple):

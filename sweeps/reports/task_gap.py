@@ -1,14 +1,14 @@
 """How far scorers are ahead of another one, task by task: task_gap.csv, .png, .md and .html."""
 
-from sweeps.curves.chart import POSITIONS, Chart, find_charts, varying
-from sweeps.figures.panels import Axis, Figure, Level, Line, Plot, Spot, in_rows
-from sweeps.records.merging import one_per_point
-from sweeps.records.record import Record
-from sweeps.reports.cells import BYTES, MISSING, percent
-from sweeps.reports.paired_table import NATS, Row, find_rows, heading, metric_difference, paired_tables
-from sweeps.reports.panels_csv import COLUMNS, rows_of
-from sweeps.reports.provenance import what_was_run
-from sweeps.reports.report import Report, Section, Table
+from ..curves.chart import POSITIONS, Chart, find_charts, varying
+from ..figures.panels import Axis, Figure, Level, Line, Plot, Spot, in_rows
+from ..records.merging import one_per_point
+from ..records.record import Record
+from .cells import BYTES, MISSING, percent
+from .paired_table import NATS, Row, find_rows, heading, metric_difference, paired_tables
+from .panels_csv import COLUMNS, rows_of
+from .provenance import what_was_run
+from .report import Report, Section, Table
 
 FILE = "task_gap.csv"
 LEGEND = (

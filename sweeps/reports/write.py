@@ -4,13 +4,13 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweeps.curves.chart import Chart
-from sweeps.files import write_csv, writing
-from sweeps.records.reading import read_some
-from sweeps.reports.markdown import aligned, beside, bold, markdown
-from sweeps.reports.page import write_page
-from sweeps.reports.provenance import failures, origins, positions, shared_settings, unfinished
-from sweeps.reports.report import Report, Section, Written
+from ..curves.chart import Chart
+from ..files import write_csv, writing
+from ..records.reading import read_some
+from .markdown import aligned, beside, bold, markdown
+from .page import write_page
+from .provenance import failures, origins, positions, shared_settings, unfinished
+from .report import Report, Section, Written
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def lines_of(section: Section, stem: str, figure: Path | None, folder: Path) -> 
 
 def save_figures(stem: str, sections: list[Section], out: Path) -> dict[str, Path]:
     """The file of each chart's name that has a figure."""
-    from sweeps.figures.png import draw, save  # matplotlib takes a second
+    from ..figures.png import draw, save  # matplotlib takes a second
 
     charts = [section.chart for section in sections]
     files: dict[str, Path] = {}

@@ -4,12 +4,12 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
-from sweeps.curves.chart import Chart
-from sweeps.records.kinds import KINDS
-from sweeps.records.metrics import curve_metrics
-from sweeps.records.record import RecordError
-from sweeps.reports.report import Written
-from sweeps.wandb.upload import BYTES, TABLE, logger_settings, series
+from ..curves.chart import Chart
+from ..records.kinds import KINDS
+from ..records.metrics import curve_metrics
+from ..records.record import RecordError
+from ..reports.report import Written
+from .upload import BYTES, TABLE, logger_settings, series
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report, Runset

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Iterator
 
-from sweeps.curves.chart import Chart
-from sweeps.curves.curve import Curve
-from sweeps.records.points_csv import COLUMNS, rows_of
-from sweeps.records.record import Record, RecordError
-from sweeps.reports.report import Written
+from ..curves.chart import Chart
+from ..curves.curve import Curve
+from ..records.points_csv import COLUMNS, rows_of
+from ..records.record import Record, RecordError
+from ..reports.report import Written
 
 log = logging.getLogger(__name__)
 

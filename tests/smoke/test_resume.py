@@ -12,17 +12,17 @@ pytestmark = pytest.mark.slow
 JOB = [
     "model=tiny-llama",
     "criterion=l2_norm",
-    "data.windows=200",
+    "data.windows=80",
     "data.tokens=32",
     "traces.batch_size=4",
     "traces.shard_windows=4",
     "traces.tokens_per_window=8",
     "traces.criteria=[plainact_weight,fisher,nwot,jacov]",  # and l2_norm, which the predictor learns
-    "predictor.epochs=15",
+    "predictor.epochs=8",
     "predictor.batch_size=128",
     "predictor.rank=8",
 ]
-SHARDS, PARTS = 50, ("features", "plainact_weight", "fisher", "nwot", "jacov", "l2_norm")
+SHARDS, PARTS = 20, ("features", "plainact_weight", "fisher", "nwot", "jacov", "l2_norm")
 
 
 def contents(folder):

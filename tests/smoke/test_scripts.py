@@ -49,10 +49,11 @@ def test_evaluate_means_hugging_faces_package_inside_evaluate_py(root):
     lines = [
         "import importlib.util, runpy, sys",
         f"sys.path[0] = {str(root)!r}",  # as Python does for a script
-        "runpy.run_path('evaluate.py')",
+        "sys.argv = ['evaluate.py', '--cfg', 'job', '--package', 'paths']",
+        "runpy.run_path('evaluate.py', run_name='__main__')",
         "print(importlib.util.find_spec('evaluate').origin)",
         "import shadow.conf, train",  # and the project's own are still found
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == evaluate.__file__
+    assert done.stdout.splitlines()[-1] == evaluate.__file__

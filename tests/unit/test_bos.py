@@ -14,7 +14,7 @@ from shadow.data.texts import cut, questions
 from shadow.front import sparse
 from shadow.jobs.keys import model_settings, traces_folder
 from shadow.jobs.point_records import settings_of
-from shadow.measures.harness import SparseHFLM
+from shadow.measures.sparse_hf import SparseHFLM
 from shadow.models.load import beginning_with_bos, byte_tokenizer, from_package, load
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed

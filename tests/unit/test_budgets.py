@@ -328,7 +328,10 @@ def test_points_know_the_budgets_and_their_windows_and_the_dense_one_neither(com
             ["sparsity.budgets=global", "sparsity.min_units=0"],
             r"sparsity\.budgets=global .* sparsity\.min_units=1, got 0",
         ),
-        (["sparsity.budget_windows=0"], r"sparsity\.budget_windows must be at least 1, got 0"),
+        (
+            ["sparsity.budget_windows=0"],
+            r"sparsity\.budget_windows must be a whole number of at least 1, got 0",
+        ),
         ([], r"no budgets .*make_missing=true.*sparsity\.budgets=uniform"),
     ],
     ids=str,

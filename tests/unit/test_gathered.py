@@ -11,7 +11,8 @@ from torch import Tensor
 
 from shadow.data.batches import Example, collate
 from shadow.errors import UserError
-from shadow.executors.cpu.cache import GatheredCache
+from shadow.executors.cache_layer import memory_of
+from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.storage import CHUNK, LINE, STORAGES, adds, allocate, dots, put, read
 from shadow.executors.cpu.weights import pack
@@ -19,6 +20,7 @@ from shadow.executors.gathered import Gathered
 from shadow.executors.masked import Masked
 from shadow.executors.run import Run
 from shadow.front import sparse
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, SiteKey
@@ -123,12 +125,10 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
         lm.model(ids)  # one tap before the first sparse layer: its plan is that of a dense prompt
         planned = dict(run.plan)
     dense = lm.model(ids)
-    of_itself = (
-        {"scorer": scorer, "level": 0.5} if decided_at == "token" else {"scorer": Fixed({}), "level": 0}
-    )
-    with sparse(lm.model, **of_itself) as run:
+    at_token = decided_at == "token"
+    with sparse(lm.model, scorer if at_token else Fixed({}), level=0.5 if at_token else 0) as run:
         run.planner.plan = planned
-        expected = lm.model(new, past_key_values=dense.past_key_values).logits
+        expected = lm.model(new, **named_cache(cache_of(dense))).logits
         gone = skipped(run)
     for executor in (Masked(), Gathered()):
         with sparse(
@@ -137,7 +137,7 @@ def test_a_prompt_that_is_read_densely_leaves_the_dense_models_keys(lm, make_sco
             read = lm.model(ids)
             torch.testing.assert_close(read.logits, dense.logits, rtol=1e-4, atol=1e-5)
             assert skipped(run) == [0, 0]
-            found = lm.model(new, past_key_values=read.past_key_values).logits
+            found = lm.model(new, **named_cache(cache_of(read))).logits
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
             assert skipped(run) == pytest.approx(
                 [share / 11 for share in gone]
@@ -313,8 +313,7 @@ def test_padding_on_the_right_is_refused(lm, make_scorer):
 def test_dropped_heads_leave_no_keys_when_the_prompt_decides(lm, make_scorer):
     policy = SparsityPolicy(0.5)
     with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=Gathered()) as run:
-        cache = lm.model(prompts(1)).past_key_values
-        assert isinstance(cache, GatheredCache)
+        cache = memory_of(lm.model(prompts(1)).past_key_values, KeyValues)
         each = lm.model.config.num_attention_heads // cache.sizes.kv_heads
         for layer, groups in enumerate(cache.groups):
             keep = run.plan.get((layer, "head"))
@@ -338,7 +337,7 @@ def test_a_cache_tells_what_it_holds_beside_a_dense_one(lm, make_scorer, tokens)
     ):
         policy, executor = SparsityPolicy(level, min_units=0, tokens=tokens), Gathered(kv_policy=kv_policy)
         with sparse(lm.model, make_scorer(lm, [1]), policy, "prompt", executor=executor):
-            cache = lm.model(prompts(3)).past_key_values
+            cache = memory_of(lm.model(prompts(3)).past_key_values, KeyValues)
         assert cache.bytes_of_dense() == full
         held[name] = cache.bytes_held()
         layers = [cache.of_layer(layer) for layer in range(cache.sizes.layers)]
@@ -427,15 +426,17 @@ def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan
     executor = Gathered(storage=storage, compact=True)
     with sparse(lm.model, scorer, policy, decided_at, stand_in=fill, executor=executor) as run:
         found, also_gone = generate(lm, ids), skipped(run)
-        taken = run.forward(ids).past_key_values.plan.weights.up.values
+        taken = memory_of(run.forward(ids).past_key_values, KeyValues).decided.plan.weights.up.values
+        assert taken is not run.weights.up.values
     assert torch.equal(found, expected)
     assert also_gone == gone
-    assert taken is not run.weights.up.values
 
 
 def test_nothing_is_copied_where_everything_stays(lm, make_scorer):
     with sparse(lm.model, make_scorer(lm, [1]), level=0.0, executor=Gathered(compact=True)) as run:
-        assert run.forward(prompts(1)).past_key_values.plan.weights is run.weights
+        assert (
+            memory_of(run.forward(prompts(1)).past_key_values, KeyValues).decided.plan.weights is run.weights
+        )
 
 
 def test_int8_rows_are_within_half_a_step(lm):
@@ -530,14 +531,9 @@ def test_one_ranking_over_layers_cannot_be_made_token_by_token(lm, make_scorer):
         pass
 
 
-def test_stock_caches_and_beams_are_refused(lm, make_scorer):
-    dense = lm.model(prompts(1)).past_key_values
+def test_hidden_states_are_refused(lm, make_scorer):
     with sparse(lm.model, make_scorer(lm, [1]), level=0.5, executor=Gathered()) as run:
         assert isinstance(run, GatheredRun)
-        with pytest.raises(UserError, match="its own caches alone"):
-            lm.model(prompts(1), past_key_values=dense)
-        with pytest.raises(UserError, match="does not search beams"):
-            lm.model.generate(prompts(1), num_beams=2, max_new_tokens=4, pad_token_id=0)
         with pytest.raises(UserError, match="no output_hidden_states"):
             lm.model(prompts(1), output_hidden_states=True)
 

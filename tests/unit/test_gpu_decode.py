@@ -1,11 +1,13 @@
 """A model on a GPU, made sparse by kernels; without a GPU it is on the CPU and they are interpreted."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[gpu] (Linux)")
 
@@ -15,6 +17,7 @@ from shadow.executors.gathered import Gathered
 from shadow.executors.gpu.run import DeviceRun, on_device
 from shadow.executors.planner import Planner
 from shadow.front import facts_of, sparse, stand_in_of
+from shadow.models.cache_name import named_cache
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, count_units
@@ -75,7 +78,7 @@ def read_on(call: Callable, rows: int, tokens: int = 2, padding: int = 0) -> Ten
             input_ids=ids[:, begin:end],
             attention_mask=mask[:, :end],
             position_ids=positions[:, begin:end],
-            past_key_values=None if found is None else found.past_key_values,
+            **named_cache(None if found is None else found.past_key_values),
             use_cache=True,
         )
         logits.append(found.logits[:, -1].float())
@@ -184,3 +187,29 @@ def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
 def test_a_model_on_a_gpu_is_run_by_the_kernels(lm):
     with sparse(lm.model, net(lm, [1]), level=0.5, executor=Gathered()) as run:
         assert isinstance(run, DeviceRun)
+
+
+def test_the_callers_cache_is_filled_cropped_reordered_and_handed_on(make_lm):
+    """By an own loop that keeps the cache it gave, over a repeated row, to the dense model and back."""
+    lm = on(make_lm("llama", layers=2))
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    ids = torch.randint(1, 257, (2, 9), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    def turns(block) -> list[Tensor]:
+        cache, said = DynamicCache(config=lm.model.config), []
+        with block():
+            lm.model(ids[:, :5], **named_cache(cache))
+            said.append(lm.model(ids[:, 5:7], **named_cache(cache)).logits)
+            cache.crop(-1)
+            cache.reorder_cache(torch.tensor([1, 1]).to(DEVICE))
+            said.append(lm.model(ids[:, 6:7], **named_cache(cache)).logits)
+        said.append(lm.model(ids[:, 7:8], **named_cache(cache)).logits)
+        with block():
+            said.append(lm.model(ids[:, 8:], **named_cache(copy.deepcopy(cache))).logits)
+        return said
+
+    expected = turns(lambda: sparse(lm.model, scorer, level=0.5))
+    found = turns(
+        lambda: on_device(lm.model, Planner(lm.model, scorer, SparsityPolicy(0.5), "token", Zero()))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

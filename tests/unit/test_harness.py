@@ -11,14 +11,15 @@ import torch
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
+import shadow.measures.harness  # noqa: F401  registers the model
 from shadow.artifacts import hub
 from shadow.artifacts import learnt_policies as policies
 from shadow.data.tasks import load_tasks, task_specs
 from shadow.errors import UserError
 from shadow.front import sparse
 from shadow.measures.evaluation import task_metrics, weighted_perplexity
-from shadow.measures.harness import SparseHFLM, rows_of
 from shadow.measures.lm_eval import main
+from shadow.measures.sparse_hf import SparseHFLM, rows_of
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed

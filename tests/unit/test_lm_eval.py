@@ -9,7 +9,7 @@ from shadow.data.batches import IGNORED
 from shadow.data.tasks import load_tasks, task_specs
 from shadow.front import sparse
 from shadow.measures.evaluation import task_metrics
-from shadow.measures.harness import SparseHFLM
+from shadow.measures.sparse_hf import SparseHFLM
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.fixed import Fixed, random_scores

@@ -213,7 +213,7 @@ def test_layers_of_silence_and_equal_scores_have_a_finite_loss_and_slope(said, o
         assert leaf.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("objective", [LogSquares(1.0), Active([0.5])], ids=repr)
+@pytest.mark.parametrize("objective", [LogSquares(1.0), Active([0.5])], ids=["log_mse", "bce"])
 def test_the_start_is_the_best_constant(scores, objective):
     """For the entropy it would be, if all units weighed alike; a step aside makes the squares worse."""
     target = objective.target(scores, MEAN)

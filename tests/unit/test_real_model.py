@@ -12,7 +12,7 @@ from shadow.data.tasks import load_tasks, task_specs
 from shadow.data.texts import builtin_topics, questions, text_windows
 from shadow.front import sparse
 from shadow.measures.evaluation import choice_accuracy, perplexity
-from shadow.measures.harness import SparseHFLM
+from shadow.measures.sparse_hf import SparseHFLM
 from shadow.models.kinds import find_sites
 from shadow.models.load import load
 from shadow.models.sites import count_units

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from shadow.front import sparse
 from shadow.jobs import ingredients, loading, measures, method
+from shadow.models.digest import digest
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM, load, random_llama, random_opt
 from shadow.models.sites import column_norms, values_of
@@ -73,7 +74,7 @@ def whole_and_spread(folder, family) -> tuple[LM, LM]:
 
 def test_weights_are_the_same_wherever_they_lie(whole_and_spread):
     whole, over = whole_and_spread
-    assert loading.digest(whole.model) == loading.digest(over.model)
+    assert digest(whole.model) == digest(over.model)
     sites = [find_sites(lm.model) for lm in whole_and_spread]
     for one, other in zip(*sites):
         assert torch.equal(values_of(one.reader), values_of(other.reader))

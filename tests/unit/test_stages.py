@@ -27,6 +27,7 @@ from shadow.fit.rows import Reading, TraceData
 from shadow.front import sparse
 from shadow.jobs import calibration, checks, fitting, ingredients, keys, loading, method, stores
 from shadow.jobs.estimate import estimate_of
+from shadow.models.digest import digest
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Mean, Zero
@@ -177,7 +178,7 @@ def test_the_manifest_says_what_was_collected(collect, composed):
     assert (manifest["layers"], manifest["width"]) == (4, 32)
     assert manifest["units"] == {"head": 4, "neuron": 64}
     assert manifest["parameters"] == lm.model.num_parameters()
-    assert manifest["weights"] == loading.digest(lm.model)
+    assert manifest["weights"] == digest(lm.model)
     for part in manifest["parts"]:
         assert covered(manifest, part) == (4 if part == MEANS else 11)
 
@@ -1191,7 +1192,7 @@ def test_a_predictor_of_other_weights_is_refused(fitted, compose):
 
 
 def test_the_digest_tells_weights_apart(make_lm):
-    digests = {loading.digest(make_lm("opt", seed=seed).model) for seed in (0, 0, 1)}
+    digests = {digest(make_lm("opt", seed=seed).model) for seed in (0, 0, 1)}
     assert len(digests) == 2
 
 

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 from run_records import csv_rows, only_chart, only_section, table_of, write_job, write_report
-
-from sweeps.curves.chart import CEILING, above_ceiling
-from sweeps.figures.png import draw
-from sweeps.records.merging import one_per_point
-from sweeps.records.points_csv import COLUMNS
-from sweeps.records.reading import read
-from sweeps.records.record import RecordError
-from sweeps.reports import REPORTS, find_report
-from sweeps.reports.cells import perplexity
-from sweeps.reports.curve import title
-from sweeps.reports.write import summary
+from shadow.sweeps.curves.chart import CEILING, above_ceiling
+from shadow.sweeps.figures.png import draw
+from shadow.sweeps.records.merging import one_per_point
+from shadow.sweeps.records.points_csv import COLUMNS
+from shadow.sweeps.records.reading import read
+from shadow.sweeps.records.record import RecordError
+from shadow.sweeps.reports import REPORTS, find_report
+from shadow.sweeps.reports.cells import perplexity
+from shadow.sweeps.reports.curve import title
+from shadow.sweeps.reports.write import summary
 
 
 def test_a_curve_is_ordered_by_level_whatever_the_order_of_jobs(tmp_path: Path) -> None:

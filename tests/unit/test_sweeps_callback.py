@@ -13,8 +13,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from run_records import csv_rows, write_job
-
-from sweeps.callback import ReportCallback
+from shadow.sweeps.callback import ReportCallback
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,8 +85,8 @@ def test_of_a_sweep_that_broke_off_it_is_said_what_is_not_drawn_and_how_to_draw_
         callback.log_unended(tmp_path, with_wandb=True)
     assert "l2_norm" in caplog.text
     lacks = " (without the last jobs)" if patience else ""
-    assert f"criteria.md{lacks}; anew: python -m sweeps --criteria {tmp_path}" in caplog.text
-    assert f"python -m sweeps --criteria {tmp_path} --wandb" in caplog.text
+    assert f"criteria.md{lacks}; anew: python -m shadow.sweeps --criteria {tmp_path}" in caplog.text
+    assert f"python -m shadow.sweeps --criteria {tmp_path} --wandb" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_overrides_that_the_contender_would_overrule_are_refused(
     tmp_path: Path, sweep: str, overruled: list[str]
 ) -> None:
     cfg = OmegaConf.load(ROOT / "conf" / "sweep" / f"{sweep}.yaml")
-    callback = instantiate(cfg.hydra.callbacks.curve, _target_="sweeps.callback.ReportCallback")
+    callback = instantiate(cfg.hydra.callbacks.curve, _target_="shadow.sweeps.callback.ReportCallback")
     for override in overruled:
         with pytest.raises(SystemExit, match=rf"overrules {override}: choose with contender="):
             callback.on_multirun_start(sweep_config(tmp_path, f"sweep={sweep}", override))
@@ -129,13 +128,14 @@ def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_importing_the_callback_is_light_and_no_report_needs_torch_or_shadow() -> None:
+def test_importing_the_callback_is_light_and_no_report_needs_torch_or_the_library() -> None:
     code = """
-import sys, sweeps.callback
-print([m for m in ("torch", "matplotlib", "numpy", "pandas", "wandb", "shadow") if m in sys.modules])
-import sweeps.__main__, sweeps.figures.png
-from sweeps.reports import REPORTS, find_report
-print([find_report(name).name for name in REPORTS], {"torch", "shadow"} & {*sys.modules})
+import sys, shadow.sweeps.callback
+def other(name): return name == "torch" or name.startswith("shadow.") and not name.startswith("shadow.sweeps")
+print([m for m in ("torch", "matplotlib", "numpy", "pandas", "wandb") if m in sys.modules])
+import shadow.sweeps.__main__, shadow.sweeps.figures.png
+from shadow.sweeps.reports import REPORTS, find_report
+print([find_report(name).name for name in REPORTS], {*filter(other, sys.modules)})
 """
     done = run("-c", code)
     assert done.stdout.splitlines()[0] == "[]", done.stdout + done.stderr
@@ -191,7 +191,7 @@ def write_app(folder: Path) -> None:
         file.write_text(json.dumps(content))
     app = {"task_name": "evaluate", "n": 0, "bad": [], "records": str(folder / "records"), "logger": logger}
     hydra = {
-        "callbacks": {"curve": {"_target_": "sweeps.callback.ReportCallback"}},
+        "callbacks": {"curve": {"_target_": "shadow.sweeps.callback.ReportCallback"}},
         "sweep": {"dir": "swept"},
     }
     OmegaConf.save(OmegaConf.create(app | {"hydra": hydra}), folder / "app.yaml")
@@ -205,7 +205,7 @@ def test_a_sweep_with_a_failed_job_ends_with_the_table(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ValueError: boom" in done.stderr
     assert done.stdout.count("neurons %") == 1, done.stdout
-    assert f"python -m sweeps {tmp_path / 'swept'} --wandb" in done.stdout
+    assert f"python -m shadow.sweeps {tmp_path / 'swept'} --wandb" in done.stdout
     assert len(csv_rows(tmp_path / "swept" / "curve.csv")) == 4
 
 

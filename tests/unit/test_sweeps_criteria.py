@@ -11,17 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from run_records import csv_rows, only_section, table_of, write_report
 from run_records import write_job as write_record
-
-from sweeps.differences.nats import NATS
-from sweeps.figures.looks import look
-from sweeps.figures.png import draw
-from sweeps.records.points_csv import rows_of as rows_of_points
-from sweeps.records.reading import read
-from sweeps.reports import find_report
-from sweeps.reports.criteria.blocks import Comparison, find_comparisons
-from sweeps.reports.criteria.rows import COLUMNS
-from sweeps.reports.criteria.tables import quality_tables
-from sweeps.reports.write import summary
+from shadow.sweeps.differences.nats import NATS
+from shadow.sweeps.figures.looks import look
+from shadow.sweeps.figures.png import draw
+from shadow.sweeps.records.points_csv import rows_of as rows_of_points
+from shadow.sweeps.records.reading import read
+from shadow.sweeps.reports import find_report
+from shadow.sweeps.reports.criteria.blocks import Comparison, find_comparisons
+from shadow.sweeps.reports.criteria.rows import COLUMNS
+from shadow.sweeps.reports.criteria.tables import quality_tables
+from shadow.sweeps.reports.write import summary
 
 SWEEP = Path(__file__).parents[2] / "conf" / "sweep" / "criteria.yaml"
 DENSE = 100.0  # perplexity
@@ -457,7 +456,7 @@ def swept(setting: str) -> list:
 
 def test_the_sweep_pairs_what_makes_sense_once() -> None:
     pairs = [tuple(pair) for pair in swept("contender")]
-    assert len(set(pairs)) == len(pairs) == 22
+    assert len(set(pairs)) == len(pairs) == 26
     without_oracle = {criterion for _, criterion in pairs} - {c for scorer, c in pairs if scorer == "oracle"}
     assert without_oracle == {"nwot", "jacov", "epenas", "random"}
     assert swept("sparsity.kinds") == [["head"], ["neuron"], ["head", "neuron"]]

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 from run_records import csv_rows, only_section, table_of, write_job, write_report
-
-from sweeps.figures.png import draw
-from sweeps.records.reading import read
-from sweeps.reports.grid.grid import COLUMNS, Grid, find_grids
+from shadow.sweeps.figures.png import draw
+from shadow.sweeps.records.reading import read
+from shadow.sweeps.reports.grid.grid import COLUMNS, Grid, find_grids
 
 DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window
 SECOND_HALF = [2.5, 3.0, 4.5, 5.0]  # where the prompt is left out

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from run_records import csv_rows, only_section, write_job, write_report
-
-from sweeps.reports.latency import ALL, DENSE
+from shadow.sweeps.reports.latency import ALL, DENSE
 
 
 def write_timed(folder: Path, level: float, times: float, perplexity: float, scorer: str = "unified") -> None:

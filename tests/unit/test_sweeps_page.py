@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from run_records import only_section, write_job, write_report
-
-from sweeps.figures.interactive import traces
+from shadow.sweeps.figures.interactive import traces
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # as a reader's mouse does

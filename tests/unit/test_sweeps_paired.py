@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from run_records import csv_rows, only_chart, write_job, write_report
-
-from sweeps.differences.nats import NATS, with_nats
-from sweeps.records.merging import one_per_point
-from sweeps.records.reading import read
-from sweeps.reports.paired_table import COLUMNS, Row, find_rows
+from shadow.sweeps.differences.nats import NATS, with_nats
+from shadow.sweeps.records.merging import one_per_point
+from shadow.sweeps.records.reading import read
+from shadow.sweeps.reports.paired_table import COLUMNS, Row, find_rows
 
 DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window
 STATIC = [4.0, 5.5, 6.0, 8.5]

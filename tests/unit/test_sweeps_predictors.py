@@ -8,12 +8,12 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from run_records import csv_rows, only_section, table_of, write_job, write_report
+from shadow.sweeps.figures.png import draw
+from shadow.sweeps.records.reading import read
+from shadow.sweeps.reports.predictors.survey import COLUMNS, Survey, find_surveys, front
 
 from shadow.jobs import checks
 from shadow.jobs.method import is_trained
-from sweeps.figures.png import draw
-from sweeps.records.reading import read
-from sweeps.reports.predictors.survey import COLUMNS, Survey, find_surveys, front
 
 SWEEP = Path(__file__).parents[2] / "conf" / "sweep" / "predictors.yaml"
 DENSE = [3.0, 4.0, 5.0, 6.0]  # the log perplexity of each window

@@ -9,13 +9,13 @@ import pytest
 import wandb
 import yaml
 from run_records import write_job, write_report
+from shadow.sweeps import __main__
+from shadow.sweeps.records.record import RecordError
+from shadow.sweeps.reports.report import Written
+from shadow.sweeps.wandb import report as wandb_report
+from shadow.sweeps.wandb.upload import BYTES, history
 
 from shadow.jobs import checks, method
-from sweeps import __main__
-from sweeps.records.record import RecordError
-from sweeps.reports.report import Written
-from sweeps.wandb import report as wandb_report
-from sweeps.wandb.upload import BYTES, history
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "wandb"
 

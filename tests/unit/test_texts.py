@@ -6,13 +6,13 @@ from string import ascii_lowercase
 
 import pytest
 
+from shadow.data.text_files import read_documents
 from shadow.data.texts import (
     builtin_topics,
     choose,
     cut,
     fingerprint,
     questions,
-    read_documents,
     text_windows,
 )
 from shadow.errors import UserError

@@ -1,15 +1,16 @@
 """Keys and values of a generation under way, of the heads that stay alone."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from shadow.errors import UserError
-from shadow.executors.cpu.compact import Plan
+from shadow.executors.cache_layer import HeldLayer, Known
+from shadow.executors.cpu.compact import Plan, of_rows
 from shadow.executors.cpu.decode import Memory
 from shadow.executors.families import Sizes
 
@@ -17,69 +18,56 @@ ROOM = 64  # positions that memory is at first larger than the prompt
 
 
 class Remembered(NamedTuple):
-    """What a prompt leaves in one layer. groups: int64 [G'], the key-value heads that are stored; keys and
-    values: [B, G', T, D], keys turned; states: [B, T, E], what the heads read."""
+    """What one layer holds of the positions so far. groups: int64 [G'], the key-value heads that are stored;
+    keys and values: [B, G', T, D], keys turned; states: [B, T, E], what the heads read, and written: bool
+    [B, G, T], whether a head's keys and values are computed; None: of no use, and all of them."""
 
     groups: Tensor
     keys: Tensor
     values: Tensor
-    states: Tensor
+    states: Tensor | None = None
+    written: Tensor | None = None
 
 
-NOT_YET = "search beams, or take tokens back: use executor=masked, or generate greedily or by sampling"
+class Decided(NamedTuple):
+    """plan: what a prompt decided, or where tokens note what they choose; owner: the run that decided."""
+
+    plan: Plan
+    owner: object
 
 
-class OwnCache(DynamicCache):
-    """What `generate` hands back at each token; of stock caches it has the length, and no more."""
-
-    length: int  # positions so far
-    start: Tensor  # [B], each row's first position
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def crop(self, max_length: int) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        raise UserError(f"executor=gathered does not {NOT_YET}")
-
-
-class GatheredCache(OwnCache):
-    """Of key-value heads that no token will need nothing is held."""
+class KeyValues:
+    """What the texts of a batch leave for their next tokens, in one flat memory. Of key-value heads that no
+    token will need nothing is held."""
 
     def __init__(
         self,
         sizes: Sizes,
         layers: Sequence[Remembered],
-        start: Tensor,
+        known: Known,
         turns: tuple[Tensor, float] | None,
         late: bool,
-        plan: Plan,
+        decided: Decided,
+        room: int,
     ) -> None:
-        """start: [B], each row's first real position; late: also hold the states that late keys come from;
-        plan: what the prompt decided, or where tokens note what they choose."""
-        super().__init__()
+        """known: where rows begin; turns: as in `Parts`; late: also hold the states that late keys come
+        from; room: for so many positions."""
         rows, _, length, _ = layers[0].keys.shape
-        self.sizes, self.rows, self.length, self.start, self.late = sizes, rows, length, start, late
-        self.turning, self.plan = turns, plan
+        self.sizes, self.rows, self.length, self.late = sizes, rows, length, late
+        self.turning, self.decided = turns, decided
         self.groups = [layer.groups for layer in layers]
-        self.room = length + ROOM
-        self.memory = self.empty()
+        self.room = room
+        self.memory = self.empty(known)
         for index, layer in enumerate(layers):
             keys, values = self.of_layer(index)
             keys[:, :, :length], values[:, :, :length] = layer.keys, layer.values
             if late:
-                torch.from_numpy(self.memory.states)[index, :, :length] = layer.states
-                self.memory.written[index, :, :, :length] = True
+                if layer.states is not None:
+                    torch.from_numpy(self.memory.states)[index, :, :length] = layer.states
+                written = torch.from_numpy(self.memory.written)[index, :, :, :length]
+                written[:] = True if layer.written is None else layer.written
 
-    def empty(self) -> Memory:
+    def empty(self, known: Known) -> Memory:
         sizes, room = self.sizes, self.room
         slots = np.array([len(groups) for groups in self.groups], np.int64)
         ends = np.cumsum(slots * self.rows * room * sizes.head_width)
@@ -98,7 +86,8 @@ class GatheredCache(OwnCache):
             base=np.concatenate([[0], ends[:-1]]),
             slots=slots,
             slot=slot,
-            start=self.start.numpy(),
+            start=known.start.numpy().astype(np.int64),
+            offset=known.offset.numpy().astype(np.int64),
             turns=turns,
             states=np.empty((sizes.layers, self.rows, late, sizes.width), np.float32),
             written=np.zeros((sizes.layers, self.rows, sizes.kv_heads, late), np.bool_),
@@ -112,19 +101,57 @@ class GatheredCache(OwnCache):
         keys, values = (torch.from_numpy(flat[lines]) for flat in (self.memory.keys, self.memory.values))
         return keys.view(shape), values.view(shape)
 
-    def make_room(self) -> None:
-        """For one more position: twice as many, when there is none."""
-        if self.length < self.room:
-            return
-        before, old = self.memory, [self.of_layer(layer) for layer in range(self.sizes.layers)]
-        self.room *= 2
-        self.memory = self.empty()
-        for layer, (keys, values) in enumerate(old):
-            new_keys, new_values = self.of_layer(layer)
-            new_keys[:, :, : self.length], new_values[:, :, : self.length] = keys, values
+    def remembered(self, layer: int, length: int, order: Tensor | None) -> Remembered:
+        """Of the first `length` positions; order: int64 [B'], rows; None: all of them."""
+        keys, values = self.of_layer(layer)
+        found = Remembered(self.groups[layer], keys[:, :, :length], values[:, :, :length])
         if self.late:
-            self.memory.states[:, :, : self.length] = before.states
-            self.memory.written[..., : self.length] = before.written
+            states, written = torch.from_numpy(self.memory.states), torch.from_numpy(self.memory.written)
+            found = found._replace(states=states[layer, :, :length], written=written[layer, :, :, :length])
+        if order is None:
+            return found
+        groups, keys, values, *late = found
+        return Remembered(
+            groups, keys[order], values[order], *(None if part is None else part[order] for part in late)
+        )
+
+    def missing(self, layer: int, length: int) -> str | None:
+        sizes, held = self.sizes, len(self.groups[layer])
+        if held < sizes.kv_heads:
+            return (
+                f"executor=gathered holds keys and values of {held} of the {sizes.kv_heads} key-value heads "
+                f"of layer {layer}, as this text's plan needs no others: go on from this cache inside the "
+                "block that made it, or begin without past_key_values"
+            )
+        columns = np.arange(length) >= self.memory.start[:, None, None]
+        if self.late and not (self.memory.written[layer, :, :, :length] | ~columns).all():
+            return (
+                "executor.kv_policy=recompute has not computed all keys and values of layer "
+                f"{layer} yet: go on from this cache inside the block that made it, use "
+                "executor.kv_policy=write_all, or begin without past_key_values"
+            )
+        return None
+
+    def __deepcopy__(self, memo: dict) -> "KeyValues":
+        """Weights are not copied: nobody writes to them."""
+        twin = copy.copy(self)
+        twin.memory = Memory(*(part.copy() for part in self.memory))
+        twin.decided = self.decided._replace(plan=of_rows(self.decided.plan, None))
+        return twin
+
+    @property
+    def known(self) -> Known:
+        return Known(torch.from_numpy(self.memory.start), torch.from_numpy(self.memory.offset))
+
+    def stand(self, start: Tensor, offset: Tensor) -> None:
+        """As the last call says, which knows where rows begin that were padding so far."""
+        self.memory.start[:], self.memory.offset[:] = start.numpy(), offset.numpy()
+
+    def up_to(self, position: int) -> Memory:
+        """For a token here: a row that has not begun is read as if it began here."""
+        held = self.memory
+        start, offset = np.minimum(held.start, position), np.minimum(held.offset, position)
+        return held._replace(start=start, offset=offset)
 
     def bytes_a_position(self) -> int:
         """Of one row: what its keys and values take, in all layers."""
@@ -140,3 +167,20 @@ class GatheredCache(OwnCache):
         """What a float32 cache of all key-value heads takes for these positions."""
         sizes = self.sizes
         return self.rows * self.length * sizes.layers * sizes.kv_heads * sizes.head_width * 2 * 4
+
+
+def room_for(columns: int, old: KeyValues | None) -> int:
+    """old: where they lay, which is twice as large when it does not suffice."""
+    if old is None:
+        return columns + ROOM
+    return old.room if columns <= old.room else max(columns, 2 * old.room)
+
+
+def remembered(layer: DynamicLayer, own: bool) -> Remembered:
+    """own: whether heads without keys may stay so."""
+    if own and isinstance(layer, HeldLayer) and isinstance(layer.memory, KeyValues) and not layer.has_own:
+        return layer.memory.remembered(layer.index, layer.length, layer.order)
+    keys, values = layer.keys, layer.values
+    assert keys is not None
+    assert values is not None
+    return Remembered(torch.arange(keys.shape[1]), keys.float().cpu(), values.float().cpu())

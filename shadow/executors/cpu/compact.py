@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from shadow.executors.cpu.scoring import NEURONS, Choice
+from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, list_layer
 from shadow.executors.cpu.storage import Rows, lined_up
 from shadow.executors.cpu.weights import Weights
 
@@ -40,6 +41,18 @@ def compact(plan: Plan) -> Plan:
         choice._replace(neurons=neurons, neuron_list=listed),
         fill,
     )
+
+
+def of_rows(plan: Plan, order: Tensor | None) -> Plan:
+    """order: int64 [B'], rows of the batch; None: all of them. A copy that shares the weights alone."""
+    rows = slice(None) if order is None else order.numpy()
+    heads, neurons, *others = plan.choice
+    choice = Choice(heads[rows].copy(), neurons[rows].copy(), *(part.copy() for part in others))
+    if order is not None:
+        for layer in range(len(choice.counts)):
+            list_layer(choice, layer, HEADS)
+            list_layer(choice, layer, NEURONS)
+    return plan._replace(choice=choice)
 
 
 def kept(choice: Choice) -> list[np.ndarray]:

@@ -4,17 +4,18 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from shadow.executors.cpu.scoring import HEADS, NEURONS, choose, score_tap
 from shadow.executors.cpu.storage import CHUNK, FAST, adds, dot, dots, dots_between
 from shadow.executors.cpu.team import meet, share
+from shadow.plans.compiled import compiled
 
 
 class Memory(NamedTuple):
     """Keys and values of earlier positions. keys, values: float32 [N]; a layer's are [B, slots, room, D]
     from `base` [L] on, where slots: [L] counts the key-value heads that are stored and slot: [L, G] says
-    which, -1 for none. start: [B], a row's first position; turns: [2, room, D / 2], cosine and sine of each.
+    which, -1 for none. start: [B], a row's first real column; offset: [B], what columns count above
+    positions; turns: [2, room, D / 2], cosine and sine of each position.
 
     With late keys, `states` has what a layer's heads read, [L, B, room, E], and `written`: bool [L, B, G,
     room], whether a key-value head has computed its keys and values of a position; else both are empty.
@@ -26,6 +27,7 @@ class Memory(NamedTuple):
     slots: np.ndarray
     slot: np.ndarray
     start: np.ndarray
+    offset: np.ndarray
     turns: np.ndarray
     states: np.ndarray
     written: np.ndarray
@@ -69,7 +71,7 @@ class Bench(NamedTuple):
     fill_bases: np.ndarray
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def norm(weights, norms, layer, h, x):
     """h, x: [B, E]; x becomes the norm of h."""
     rows, width = h.shape
@@ -87,7 +89,7 @@ def norm(weights, norms, layer, h, x):
             x[b, e] = (h[b, e] - mean) * factor * norms.weight[layer, e] + norms.bias[layer, e]
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def turn(source, b, begin, table, position, half, target):
     """target: [2 * half], the head's numbers of source[b] from `begin` on, turned to this position."""
     for d in range(half):
@@ -97,7 +99,7 @@ def turn(source, b, begin, table, position, half, target):
         target[half + d] = second * cosine + first * sine
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def project(weights, layer, choice, memory, x, bench, member, members):
     """Queries of the heads that stay, keys and values of the key-value heads that are stored."""
     sizes = weights.sizes
@@ -131,13 +133,13 @@ def project(weights, layer, choice, memory, x, bench, member, members):
             dots(x, b, values, value_bias, layer, lines, count, value)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def wanted(choice, layer, b, group, share_of):
     """Whether a row needs this key-value head, which so many heads share."""
     return choice.heads[b, layer, group * share_of : (group + 1) * share_of].any()
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def catch_up(weights, layer, choice, memory, x, position, bench, member, members):
     """With late keys: of the key-value heads that are needed now, compute what they have not computed yet."""
     sizes = weights.sizes
@@ -170,17 +172,17 @@ def catch_up(weights, layer, choice, memory, x, position, bench, member, members
             memory.written[layer, b, group, at] = True
             if sizes.rotary:
                 line = base + at * width
-                turn(flat, 0, line, memory.turns, at - memory.start[b], width // 2, turned)
+                turn(flat, 0, line, memory.turns, at - memory.offset[b], width // 2, turned)
                 for d in range(width):
                     memory.keys[line + d] = turned[d]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def remember(sizes, layer, memory, position, bench, member, members):
     """Put the new keys, turned, and values behind the others."""
     rows, width = bench.h.shape[0], sizes.head_width
     room = memory.turns.shape[1]
-    keys, values, turns, starts, slots = memory.keys, memory.values, memory.turns, memory.start, memory.slot
+    keys, values, turns, offsets, slots = memory.keys, memory.values, memory.turns, memory.offset, memory.slot
     base, stored = memory.base[layer], memory.slots[layer]
     key, value, turned = bench.key, bench.value, bench.turned[member, 0]
     start, stop = share(rows * sizes.kv_heads, member, members)
@@ -191,7 +193,7 @@ def remember(sizes, layer, memory, position, bench, member, members):
             continue
         line = base + ((b * stored + slot) * room + position) * width
         if sizes.rotary:
-            turn(key, b, group * width, turns, position - starts[b], width // 2, turned)
+            turn(key, b, group * width, turns, position - offsets[b], width // 2, turned)
             for d in range(width):
                 keys[line + d] = turned[d]
         else:
@@ -201,7 +203,7 @@ def remember(sizes, layer, memory, position, bench, member, members):
             values[line + d] = value[b, group * width + d]
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def attend(weights, layer, choice, memory, position, bench, member, members):
     """Contexts of the heads that stay, over all positions up to this one."""
     sizes = weights.sizes
@@ -211,7 +213,8 @@ def attend(weights, layer, choice, memory, position, bench, member, members):
     start, stop = share(kept * rows, member, members)
     probabilities, said, query = bench.weights[member], bench.turned[member, 0], bench.turned[member, 1]
     heads, found, queries, context = choice.heads, choice.head_list, bench.query, bench.context
-    keys, values, turns, starts, slots = memory.keys, memory.values, memory.turns, memory.start, memory.slot
+    keys, values, turns, slots = memory.keys, memory.values, memory.turns, memory.slot
+    starts, offsets = memory.start, memory.offset
     base, stored = memory.base[layer], memory.slots[layer]
     for task in range(start, stop):
         b, head = task // kept, found[layer, task % kept]
@@ -219,7 +222,7 @@ def attend(weights, layer, choice, memory, position, bench, member, members):
             continue
         first = starts[b]
         if sizes.rotary:
-            turn(queries, b, head * width, turns, position - first, width // 2, query)
+            turn(queries, b, head * width, turns, position - offsets[b], width // 2, query)
         else:
             for d in range(width):
                 query[d] = queries[b, head * width + d]
@@ -246,7 +249,7 @@ def attend(weights, layer, choice, memory, position, bench, member, members):
             context[b, head * width + d] = said[d] / total
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def write_heads(weights, layer, choice, bench, member, members):
     """Add up what the heads that stay write, into this member's sums."""
     rows, width = bench.h.shape[0], weights.sizes.head_width
@@ -266,7 +269,7 @@ def write_heads(weights, layer, choice, bench, member, members):
             adds(sums, b, factors, outputs, layer, lines, count)
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def write_neurons(weights, layer, choice, x, bench, member, members):
     """What the neurons that stay read, say and write, into this member's sums."""
     rows = bench.h.shape[0]
@@ -301,7 +304,7 @@ def write_neurons(weights, layer, choice, x, bench, member, members):
             adds(sums, b, factors, downs, layer, lines, speaking)
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def gather_sums(h, sums, base, bias, member, members):
     """Add all members' sums to the stream, in their order; base, bias: [E]."""
     start, stop = share(h.shape[1], member, members)
@@ -313,7 +316,7 @@ def gather_sums(h, sums, base, bias, member, members):
             h[b, e] += total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def step(weights, nets, rule, choice, memory, bench, ids, real, position, board, member, members):
     """ids: int64 [B], the token at this position of each row -> bench.logits; real: bool [B], rows that count
     towards what was kept.
@@ -331,7 +334,7 @@ def step(weights, nets, rule, choice, memory, bench, ids, real, position, board,
             bench.lines[member, 0], bench.factors[member, 0] = ids[b], 1
             adds(h, b, bench.factors[member], weights.embedding, 0, bench.lines[member], 1)
             if not sizes.rotary:
-                h[b] += weights.positions[sizes.first + position - memory.start[b]]
+                h[b] += weights.positions[sizes.first + position - memory.offset[b]]
     meet(board, members)
     tap = 0
     for layer in range(sizes.layers):

@@ -1,41 +1,55 @@
 """The gathered executor: a model's calls, answered from the weights of kept units."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
-from shadow.executors.calls import (
-    answering,
-    begun,
-    check_positions,
-    counted_on,
-    ids_of,
-    require_known,
-    require_left_padding,
+from shadow.executors.cache_layer import (
+    HeldLayer,
+    Known,
+    known_of,
+    lay_in,
+    layers_of,
+    lengthen,
+    lying,
+    memory_of,
 )
-from shadow.executors.cpu.cache import GatheredCache
-from shadow.executors.cpu.compact import Plan, compact
+from shadow.executors.calls import (
+    Places,
+    answering,
+    ids_of,
+    places_of,
+    require_fitting,
+    require_known,
+    stock,
+)
+from shadow.executors.cpu.bench import empty_bench
+from shadow.executors.cpu.cache import Decided, KeyValues, Remembered, remembered, room_for
+from shadow.executors.cpu.compact import Plan, compact, of_rows
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.products import across
 from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.scoring import list_layer as list_choice
-from shadow.executors.cpu.storage import CHUNK, lined_up
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack
 from shadow.executors.families import describe
-from shadow.executors.given import real_positions
+from shadow.executors.given import Given
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
+from shadow.executors.turning import Ended, saved_row_by_row, straighten
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS, Kind, SiteKey
+from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
 
@@ -72,6 +86,8 @@ class GatheredRun:
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()
         self.team = Team()
+        self.lock = Lock()
+        self.caches = getattr(model.config, "use_cache", True)
         self.bench: Bench | None = None
 
     @property
@@ -92,12 +108,12 @@ class GatheredRun:
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
-        prompt = Prompt(batch.ids, torch.ones_like(batch.ids, dtype=torch.bool))
-        with self.planner.calling(batch.real(), batch.in_prompt()):
-            h, _ = self.read(prompt)
-        return self.vocabulary(h)
+        start = torch.zeros_like(batch.ids[:, 0])
+        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()):
+            h, _ = self.read(Prompt(batch.ids, start, start))
+            return self.vocabulary(h)
 
-    def read(self, prompt: Prompt) -> tuple[Tensor, list]:
+    def read(self, prompt: Prompt) -> tuple[Tensor, list[Remembered]]:
         torch.set_num_threads(self.team.members)
         signals = {signal.layer: signal for signal in self.planner.signals}
 
@@ -125,60 +141,103 @@ class GatheredRun:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        logits_to_keep: int = 0,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
-        input_ids = ids_of(input_ids, others)
-        real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
-        going_on = begun(past_key_values, GatheredCache)
-        if going_on is not None:
-            counted = counted_on(going_on, input_ids.shape[1])
-            check_positions(given, counted, real)
-            self.require_known(input_ids, counted)
-            self.planner.require_behind_prompt(going_on.length)
-            steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
-        require_left_padding(real)
-        prompt = Prompt(input_ids, real)
-        check_positions(given, prompt.positions, real)
-        self.require_known(input_ids, prompt.positions)
-        with self.planner.calling(real, self.planner.prompt_of(real, 0)):
-            h, left = self.read(prompt)
-        logits = self.vocabulary(h[:, -logits_to_keep:])
-        if others.get("use_cache") is False:
-            return CausalLMOutputWithPast(logits=logits)
-        plan = self.first_plan(len(input_ids))
-        cache = GatheredCache(self.weights.sizes, left, prompt.start, self.turns, self.late_keys, plan)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        """As the model's own: a cache that is given is filled, and one is made where none is."""
+        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
+        if cache is None and (self.caches if use_cache is None else use_cache):
+            cache = DynamicCache()
+        with self.lock:  # buffers are shared; a text's own state lies in its cache
+            before = 0 if cache is None else cache.get_seq_length()
+            given = Given(ids, attention_mask, cache, before, logits_to_keep)
+            if cache is not None and before:
+                logits = self.go_on(cache, given, position_ids)[:, given.last()]
+            else:
+                logits = self.begin(cache, given, position_ids)
+        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
+
+    def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
+        """-> logits [B, T', V] of the positions asked for; what is to be remembered is put in the cache."""
+        ids, planner = given.read, self.planner
+        places = places_of(ids, given.mask, positions, 0, None, not self.weights.sizes.rotary)
+        self.require_known(ids, places.positions)
+        with planner.calling(places.real, planner.prompt_of(places.real, 0), given) as call:
+            h, left = self.read(Prompt(ids, places.start, places.offset))
+        if cache is not None:
+            decided = Decided(self.first_plan(len(ids), call.plan), self)
+            lay_in(cache, self.memory(left, places, decided, room_for(ids.shape[1], None)))
+            planner.remember(call, ids, cache)
+        return self.vocabulary(h[:, given.last()])
+
+    def go_on(self, cache: DynamicCache, given: Given, positions: Tensor | None) -> Tensor:
+        """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
+        ids, before, memory, rotary = (
+            given.read,
+            given.start,
+            lying(cache, KeyValues),
+            self.weights.sizes.rotary,
+        )
+        rows, tokens = ids.shape
+        lies = memory is not None and memory.decided.owner is self and memory.rows == rows
+        if not lies:
+            require_fitting(cache, ids, self.weights.sizes)
+        places = places_of(ids, given.mask, positions, before, known_of(cache, rows), not rotary)
+        self.require_known(ids, places.positions)
+        self.planner.require_behind_prompt(before)
+        plan = self.planner.standing | (self.planner.plan_before(given) or {})
+        if memory is None or not lies or memory.room < before + tokens:
+            memory = self.pack(cache, places, plan, before + tokens)
+        memory.stand(places.start, places.offset)
+        logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
+        lengthen(cache, memory)
+        return torch.stack(logits, 1)
+
+    def pack(self, cache: DynamicCache, places: Places, plan: SitePlan, columns: int) -> KeyValues:
+        """Put what a cache holds in a memory of this run, with room for so many columns; plan: of its texts,
+        where another reader has filled it."""
+        rows, first, held = len(places.start), cache.layers[0], memory_of(cache, KeyValues)
+        own = held is not None and held.decided.owner is self and known_of(cache, rows) is not None
+        if held is not None and own:
+            assert isinstance(first, HeldLayer)
+            decided = held.decided._replace(plan=of_rows(held.decided.plan, first.order))
+        else:
+            decided = Decided(self.first_plan(rows, plan), self)
+        layers = [remembered(layer, own) for layer in layers_of(cache)]
+        memory = self.memory(layers, places, decided, room_for(columns, held if own else None))
+        lay_in(cache, memory)
+        return memory
+
+    def memory(self, layers: Sequence[Remembered], places: Places, decided: Decided, room: int) -> KeyValues:
+        known = Known(places.start, places.offset)
+        return KeyValues(self.weights.sizes, layers, known, self.turns, self.late_keys, decided, room)
 
     def require_known(self, ids: Tensor, counted: Tensor) -> None:
         sizes = self.weights.sizes
         learnt = None if sizes.rotary else len(self.weights.positions) - sizes.first
         require_known(ids, counted, sizes.vocabulary, learnt)
 
-    def step(self, cache: GatheredCache, ids: Tensor, real: Tensor) -> Tensor:
+    def step(self, memory: KeyValues, ids: Tensor, real: Tensor) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
-        torch.set_num_threads(
-            1
-        )  # torch's own threads keep a core busy for a while after each small operation
-        cache.make_room()
-        bench, (weights, choice, fill) = self.room_to_work(len(ids), cache.room), cache.plan
-        before = choice.kept.copy()
+        # torch's own threads keep a core busy for a while after each small operation
+        torch.set_num_threads(1)
+        bench, (weights, choice, fill) = self.room_to_work(len(ids), memory.room), memory.decided.plan
+        before, position = choice.kept.copy(), memory.length
         self.team.run(
             step,
             weights,
             self.nets,
             self.rule,
             choice,
-            cache.memory,
+            memory.up_to(position),
             bench._replace(fill_neurons=fill),
             ids.numpy(),
             real.numpy(),
-            cache.length,
+            position,
         )
-        cache.length += 1
+        memory.length += 1
         self.count(choice, choice.kept - before, real.numpy())
         return torch.from_numpy(bench.logits.copy())
 
@@ -196,7 +255,7 @@ class GatheredRun:
                     counts.total[layer, kind] += rows * units
                     counts.kept[layer, kind] += int(stay)
 
-    def first_plan(self, rows: int) -> Plan:
+    def first_plan(self, rows: int, decided: SitePlan) -> Plan:
         """What all tokens follow, or everything, of which tokens then choose."""
         sizes = self.weights.sizes
         choice = Choice(
@@ -209,7 +268,7 @@ class GatheredRun:
         )
         for layer in range(sizes.layers):
             for index, kind in enumerate(KINDS):
-                keep = None if self.each_token else self.planner.plan.get((layer, kind))
+                keep = None if self.each_token else decided.get((layer, kind))
                 if keep is not None:
                     (choice.heads, choice.neurons)[index][:, layer] = keep.numpy()
                 list_choice(choice, layer, index)
@@ -221,38 +280,7 @@ class GatheredRun:
         sizes, members = self.weights.sizes, self.team.members
         if self.bench is not None and self.bench.h.shape[0] == rows and self.bench.weights.shape[1] >= room:
             return self.bench
-        # a line more than is used where a member's own begins, or two threads would write to one cache line
-        inner = sizes.heads * sizes.head_width
-        stored = sizes.kv_heads * sizes.head_width
-
-        def empty(*shape: int) -> np.ndarray:
-            return lined_up(shape, np.dtype(np.float32))
-
-        self.bench = Bench(
-            h=empty(rows, sizes.width),
-            x=empty(members, rows + 1, sizes.width),
-            query=empty(rows, inner),
-            key=empty(rows, stored),
-            value=empty(rows, stored),
-            context=empty(rows, inner),
-            sums=empty(members, rows + 1, sizes.width),
-            up=empty(rows, sizes.neurons),
-            gate=empty(rows, sizes.neurons),
-            lines=np.empty((members, CHUNK + 16), np.int32),
-            factors=empty(members, CHUNK + 16),
-            weights=empty(members, room + 32),
-            turned=empty(members, 3, sizes.head_width),
-            scaled=empty(members, rows, sizes.width),
-            hidden=empty(max(1, int(self.nets.depth[0])), rows, self.nets.bend.values.shape[2]),
-            told=empty(rows, self.nets.bend.values.shape[1]),
-            head_scores=empty(rows, sizes.layers * sizes.heads),
-            neuron_scores=empty(rows, sizes.layers * sizes.neurons),
-            ranked=np.empty((members, max(sizes.heads, sizes.neurons)), np.int32),
-            logits=empty(rows, sizes.vocabulary),
-            fill_heads=self.fills.of["head"].flatten(1).numpy(),
-            fill_neurons=self.fills.of["neuron"].flatten(1).numpy(),
-            fill_bases=self.fills.bases.numpy(),
-        )
+        self.bench = empty_bench(sizes, self.nets, self.fills, members, rows, room)
         return self.bench
 
 
@@ -262,10 +290,11 @@ def gathered(
 ) -> Iterator[GatheredRun]:
     """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
     run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute", compact)
-
     try:
-        with answering(model, run.forward):
+        with answering(model, run.forward), saved_row_by_row(model):
             yield run
     finally:
         torch.set_num_threads(run.team.members)
         run.team.close()
+        run.weights = Ended()  # type: ignore[assignment]
+        straighten(model)

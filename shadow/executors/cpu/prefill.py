@@ -19,15 +19,13 @@ Later = Callable[[int], Tensor | None]  # bool [..., H], a layer's heads that to
 
 
 class Prompt:
-    """The positions of a call. real: bool [B, T]; no row has padding between real tokens, and what stands
-    behind them does not matter."""
+    """The columns of a call. start: [B], each row's first real one, behind which there is no padding, or what
+    stands there does not matter; offset: [B], what columns count above positions."""
 
-    def __init__(self, ids: Tensor, real: Tensor) -> None:
-        self.ids, self.real = ids, real
-        self.start = real.long().argmax(1)  # [B]
-        self.positions = (torch.arange(ids.shape[1]) - self.start[:, None]).clamp(min=0)
-        padded = bool((self.start > 0).any())
-        self.mask = self._mask() if padded else None
+    def __init__(self, ids: Tensor, start: Tensor, offset: Tensor) -> None:
+        self.ids, self.start = ids, start
+        self.positions = (torch.arange(ids.shape[1]) - offset[:, None]).clamp(min=0)
+        self.mask = self._mask() if bool((start > 0).any()) else None
 
     def _mask(self) -> Tensor:
         """-> bool [B, 1, T, T]; a padding token sees itself, as nothing has no softmax."""
@@ -45,10 +43,10 @@ class Fills:
         """means: [U, D] of the layers and kinds where something stands in a dropped unit's place."""
         sizes = weights.sizes
         self.of: dict[str, Tensor] = {
-            "head": torch.zeros(sizes.layers, sizes.heads, sizes.head_width),
-            "neuron": torch.zeros(sizes.layers, sizes.neurons, 1),
+            "head": torch.zeros(sizes.layers, sizes.heads, sizes.head_width, dtype=torch.float32),
+            "neuron": torch.zeros(sizes.layers, sizes.neurons, 1, dtype=torch.float32),
         }
-        self.bases = torch.zeros(2, sizes.layers, sizes.width)
+        self.bases = torch.zeros(2, sizes.layers, sizes.width, dtype=torch.float32)
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
             rows = weights.output if kind == "head" else weights.down

@@ -19,7 +19,7 @@ def across(
     if values.dtype == torch.float32 and lines is None:
         return F.linear(x, values, bias)
     flat = x.reshape(-1, x.shape[-1])
-    said = torch.empty(len(flat), len(values) if lines is None else len(lines))
+    said = torch.empty(len(flat), len(values) if lines is None else len(lines), dtype=torch.float32)
     for at, tile in tiles(values, lines):
         torch.mm(flat, tile.T, out=said[:, at])
     if values.dtype == torch.int8:
@@ -37,7 +37,7 @@ def along(x: Tensor, rows: Rows, layer: int, lines: Tensor | None = None) -> Ten
     flat = x.reshape(-1, x.shape[-1])
     if values.dtype == torch.int8:
         flat = flat * scales(rows, layer, lines)
-    said = torch.zeros(len(flat), values.shape[1])
+    said = torch.zeros(len(flat), values.shape[1], dtype=torch.float32)
     for at, tile in tiles(values, lines):
         said.addmm_(flat[:, at], tile)
     return said.view(*x.shape[:-1], -1)
@@ -52,7 +52,7 @@ def tiles(values: Tensor, lines: Tensor | None) -> Iterator[tuple[slice, Tensor]
     """Where each tile's rows stand among those asked for, and the rows in float32, until the next tile."""
     count = len(values) if lines is None else len(lines)
     step = max(1, TILE // values.shape[1])
-    room = torch.empty(min(step, count), values.shape[1])
+    room = torch.empty(min(step, count), values.shape[1], dtype=torch.float32)
     for start in range(0, count, step):
         at = slice(start, min(start + step, count))
         part = values[at] if lines is None else values[lines[at]]

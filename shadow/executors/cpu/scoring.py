@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from transformers import PreTrainedModel
 
 from shadow.executors.cpu.storage import Rows, Storage, allocate, dot, dots_between, put
@@ -14,6 +13,7 @@ from shadow.executors.cpu.team import meet, share
 from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers
 from shadow.models.sites import KINDS, Kind
+from shadow.plans.compiled import compiled
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.selection import NO_GUESS, keep_top
 from shadow.scorers.nets import Tap
@@ -176,12 +176,12 @@ def rule_of(model: PreTrainedModel, policy: SparsityPolicy) -> Rule:
     return rule
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def gelu(value):
     return np.float32(0.5) * value * np.float32(1.0 + math.erf(value * 0.7071067811865476))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def score_tap(
     nets, tap, h, scaled, hidden, told, head_scores, neuron_scores, lines, units, board, member, members
 ):
@@ -230,7 +230,7 @@ def score_tap(
     meet(board, members)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def choose(rule, choice, head_scores, neuron_scores, first, last, work, real, units, board, member, members):
     """Fill in what stays of the layers from `first` up to `last`. work: int32 [members, max(H, F)]."""
     rows = len(real)
@@ -259,7 +259,7 @@ def choose(rule, choice, head_scores, neuron_scores, first, last, work, real, un
     meet(board, members)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def list_layer(choice, layer, kind):
     keep = choice.heads if kind == HEADS else choice.neurons
     found = choice.head_list if kind == HEADS else choice.neuron_list

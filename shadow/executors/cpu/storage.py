@@ -6,11 +6,12 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
 from shadow.executors.options import Storage
+from shadow.plans.compiled import compiled
 
 STORAGES: tuple[Storage, ...] = get_args(Storage)
 LINE = 64  # bytes of a cache line
@@ -84,7 +85,7 @@ def _widen(typing: Any, value: Any) -> Any:
     return types.float32(value), generate
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def dot(x: np.ndarray, b: int, rows: Rows, layer: int, row: int) -> np.float32:
     """x: float32 [B, E] -> the product of its line b with this row."""
     values = rows.values
@@ -94,7 +95,7 @@ def dot(x: np.ndarray, b: int, rows: Rows, layer: int, row: int) -> np.float32:
     return total * rows.scale[layer, row]
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def dots(
     x: np.ndarray,
     b: int,
@@ -145,7 +146,7 @@ def dots(
         out[b, r7] = s7 * scale[layer, r7] + bias[layer, r7]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def dots_between(
     x: np.ndarray,
     rows: Rows,
@@ -165,7 +166,7 @@ def dots_between(
             dots(x, b, rows, bias, layer, lines, count, out)
 
 
-@njit(fastmath=FAST, nogil=True, cache=True, error_model="numpy")
+@compiled(FAST)
 def adds(
     y: np.ndarray, b: int, factors: np.ndarray, rows: Rows, layer: int, lines: np.ndarray, count: int
 ) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from shadow.plans.compiled import compiled
 
 LINE = 16  # int64s between what threads write and what they watch: two cache lines
 PATIENCE = 200_000  # looks before a waiting thread lets others have its core: half a millisecond
@@ -45,7 +47,7 @@ def _put(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.int64, types.int64), generate
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def meet(board: np.ndarray, members: int) -> None:
     """Wait until every member of the team is here. board: int64, zeros before the first meeting."""
     if members == 1:
@@ -62,7 +64,7 @@ def meet(board: np.ndarray, members: int) -> None:
             _yield()
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def share(count: int, member: int, members: int) -> tuple[int, int]:
     """-> which of so many things, from and to, are this member's."""
     return count * member // members, count * (member + 1) // members

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.executors.cpu.mapped import file_ranges, let_go
-from shadow.executors.cpu.storage import STORAGES, Rows, Storage, allocate, as_tensor, put
+from shadow.executors.cpu.storage import Rows, Storage, allocate, as_tensor, put
 from shadow.executors.families import LayerParts, Parts, Sizes, describe, norm_of
 
 
@@ -58,19 +58,15 @@ def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
     """The model's weights as rows; storage None: as the model has them, float32 or bfloat16.
 
     In the model's own dtype its parameters then *are* these rows, seen through views, so that nothing is held
-    twice: the model works as before, and `pack` again only looks. Of weights that were loaded as pages of a
-    file the copied pages go back to the system.
+    twice: the model works as before, and `pack` again only looks, until `straighten`. Of weights that were
+    loaded as pages of a file the copied pages go back to the system.
     """
     own: Storage | None = {torch.float32: "float32", torch.bfloat16: "bfloat16"}.get(model.dtype)  # type: ignore[assignment]
     storage = storage or own
-    if storage not in STORAGES:
-        raise UserError(
-            f"executor=gathered stores weights as one of {list(STORAGES)}: give storage, or load the model "
-            f"with dtype=float32 or bfloat16, got storage={storage!r} and dtype={str(model.dtype)[6:]}"
-        )
+    assert storage is not None, "refused before"
+    sizes, parts = describe(model)
     if model.device.type != "cpu":
         raise UserError(f"executor=gathered runs on the CPU, and this model is on {model.device}")
-    sizes, parts = describe(model)
     shared = storage == own
     roles = {
         role: gather(role, parts.layers, storage, shared) for role in ROLES if role != "gate" or sizes.gated
@@ -159,7 +155,11 @@ def biases(role: str, layers: Sequence[LayerParts]) -> np.ndarray:
 
 
 def bias_of(linear: nn.Linear) -> Tensor:
-    return torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
+    return (
+        torch.zeros(linear.out_features, dtype=torch.float32)
+        if linear.bias is None
+        else linear.bias.detach().float()
+    )
 
 
 def norms(modules: Sequence[nn.Module]) -> Norms:

@@ -1,20 +1,21 @@
 """Keys and values of a generation under way, on the device."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache
 
-from shadow.executors.cpu.cache import ROOM, OwnCache
+from shadow.executors.cache_layer import Known, layers_of
+from shadow.executors.cpu.cache import ROOM
 from shadow.executors.families import Sizes
 from shadow.executors.gpu.choice import Choice
 from shadow.models.sites import Kind
 
 
-class DeviceCache(OwnCache):
-    """On the device.
+class DeviceKeyValues:
+    """What the texts of a batch leave for their next tokens, of all key-value heads.
 
     keys, values: [B, G, room, D] of each layer, keys turned; start: int32 [B], each row's first position;
     end: int32 [1], the next one, which kernels read; `length` is the same, for the host.
@@ -27,48 +28,56 @@ class DeviceCache(OwnCache):
         start: Tensor,
         turning: tuple[Tensor, float] | None,
         choices: dict[Kind, Choice],
+        owner: object,
+        room: int,
     ) -> None:
-        """left: keys and values [B, G, T, D] that the prompt leaves in each layer; turning: the frequency of
-        each pair of a head's numbers, and what cosines and sines are multiplied by."""
-        super().__init__()
-        self.sizes, self.turning, self.choices = sizes, turning, choices
-        self.start, self.length = start.to(torch.int32), left[0][0].shape[2]
+        """left: keys and values [B, G, T, D] of each layer so far; turning: the frequency of each pair of a
+        head's numbers, and what cosines and sines are multiplied by; owner: the run that decided."""
+        self.sizes, self.choices, self.owner = sizes, choices, owner
+        self.rows, _, self.length, _ = left[0][0].shape
+        self.start, self.room = start.to(torch.int32), max(room, self.length + ROOM)
         self.end = torch.full((1,), self.length, dtype=torch.int32, device=start.device)
-        self.room = 0
-        self.grow(self.length + ROOM, left)
-
-    def grow(self, room: int, old: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.room = room
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        for keys, values in old:
-            rows, groups, _, width = keys.shape
-            for whole, part in ((self.keys, keys), (self.values, values)):
-                whole.append(part.new_zeros(rows, groups, room, width))
-                whole[-1][:, :, : self.length] = part[:, :, : self.length]
+        for layer in left:
+            for whole, part in zip((self.keys, self.values), layer):
+                whole.append(part.new_zeros(self.rows, part.shape[1], self.room, part.shape[3]))
+                whole[-1][:, :, : self.length] = part
         self.turns: Tensor | None = None
-        if self.turning is not None:
-            frequencies, factor = self.turning
-            angles = torch.arange(room, device=frequencies.device)[:, None] * frequencies
+        if turning is not None:
+            frequencies, factor = turning
+            angles = torch.arange(self.room, device=frequencies.device)[:, None] * frequencies
             self.turns = torch.stack([angles.cos(), angles.sin()]) * factor
 
-    def make_room(self) -> None:
-        """For one more position: twice as many, when there is none."""
-        if self.length == self.room:
-            self.grow(2 * self.room, list(zip(self.keys, self.values)))
+    @property
+    def known(self) -> Known:
+        return Known(self.start.long(), self.start.long())
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.keys[layer], self.values[layer]
+
+    def missing(self, layer: int, length: int) -> str | None:
+        return None
 
     def advance(self) -> None:
         self.length += 1
         self.end += 1
 
+    def __deepcopy__(self, memo: dict) -> "DeviceKeyValues":
+        twin = copy.copy(self)
+        twin.end = self.end.clone()
+        twin.keys, twin.values = ([part.clone() for part in parts] for parts in (self.keys, self.values))
+        twin.choices = {kind: choice.of_rows(None) for kind, choice in self.choices.items()}
+        return twin
+
 
 def taken_from(cache: Cache | None) -> list[tuple[Tensor, Tensor]]:
-    """The keys and values [B, G, T, D] of each layer of a stock cache."""
-    assert isinstance(cache, DynamicCache)
+    """The keys and values [B, G, T, D] of each layer."""
+    assert cache is not None
     found = []
-    for layer in cache.layers:
-        assert isinstance(layer, DynamicLayer)
-        assert layer.keys is not None
-        assert layer.values is not None
-        found.append((layer.keys, layer.values))
+    for layer in layers_of(cache):
+        keys, values = layer.keys, layer.values
+        assert keys is not None
+        assert values is not None
+        found.append((keys, values))
     return found

@@ -81,6 +81,15 @@ class Choice:
         self.kept = torch.zeros(layers, rows, dtype=torch.int32, device=device)
         self.most = [units] * layers
 
+    def of_rows(self, order: Tensor | None) -> "Choice":
+        """A copy; order: int64 [B'], rows of the batch; None: all of them."""
+        layers, rows, units = self.keep.shape
+        order = torch.arange(rows) if order is None else order
+        found = Choice(len(order), layers, units, self.width, self.keep.device)
+        found.keep.copy_(self.keep[:, order.to(self.keep.device)])
+        found.list(range(layers))
+        return found
+
     def list(self, span: range) -> None:
         """Fill in what follows from `keep`, of these layers."""
         _, rows, units = self.keep.shape

@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shadow.executors.gpu.attention import attend, remember
-from shadow.executors.gpu.cache import DeviceCache
+from shadow.executors.gpu.cache import DeviceKeyValues
 from shadow.executors.gpu.units import read_units, write_units
 from shadow.executors.gpu.weights import DeviceWeights, LayerRows, Norm
 
 Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, E], just before it
 
 
-def step(weights: DeviceWeights, cache: DeviceCache, enter: Enter, ids: Tensor) -> Tensor:
-    """ids: int64 [B], the token at the cache's `end` of each row -> logits, float32 [B, V].
+def step(weights: DeviceWeights, memory: DeviceKeyValues, enter: Enter, ids: Tensor) -> Tensor:
+    """ids: int64 [B], the token at the memory's `end` of each row -> logits, float32 [B, V].
 
     Nothing here waits for the device, and all that differs between tokens lies in its memory. The stream is
     float32; what weights are multiplied with is of their dtype.
@@ -22,11 +22,11 @@ def step(weights: DeviceWeights, cache: DeviceCache, enter: Enter, ids: Tensor) 
     sizes = weights.sizes
     h = F.embedding(ids, weights.embedding).float()
     if weights.positions is not None:
-        h += F.embedding(sizes.first + cache.end - cache.start, weights.positions)
+        h += F.embedding(sizes.first + memory.end - memory.start, weights.positions)
     for index, layer in enumerate(weights.layers):
         enter(index, h)
-        attention(weights, layer, index, cache, h)
-        neurons(weights, layer, index, cache, h)
+        attention(weights, layer, index, memory, h)
+        neurons(weights, layer, index, memory, h)
     x = normed(weights, weights.last_norm, h)
     return F.linear(x, weights.vocabulary, weights.vocabulary_bias).float()
 
@@ -40,27 +40,29 @@ def normed(weights: DeviceWeights, norm: Norm, h: Tensor) -> Tensor:
     return x.to(weights.embedding.dtype)
 
 
-def attention(weights: DeviceWeights, layer: LayerRows, index: int, cache: DeviceCache, h: Tensor) -> None:
+def attention(
+    weights: DeviceWeights, layer: LayerRows, index: int, memory: DeviceKeyValues, h: Tensor
+) -> None:
     """Add to h, [B, E], what the heads that stay write. All heads' keys and values are remembered, as later
     tokens may need them."""
     x = normed(weights, layer.attention_norm, h)
-    heads = cache.choices["head"].of_layer(index)
+    heads = memory.choices["head"].of_layer(index)
     query = read_units(x, layer.query, layer.query_bias, heads)
     key = F.linear(x, layer.key, layer.key_bias)
     value = F.linear(x, layer.value, layer.value_bias)
-    keys, values = cache.keys[index], cache.values[index]
-    remember(key, value, keys, values, cache.turns, cache.start, cache.end)
+    keys, values = memory.keys[index], memory.values[index]
+    remember(key, value, keys, values, memory.turns, memory.start, memory.end)
     context = attend(
-        query, keys, values, cache.turns, heads.keep, cache.start, cache.end, weights.sizes.scaling,
+        query, keys, values, memory.turns, heads.keep, memory.start, memory.end, weights.sizes.scaling,
         layer.fill_heads,
     )  # fmt: skip
     write_units(context, layer.output, heads, layer.base_heads, h)
 
 
-def neurons(weights: DeviceWeights, layer: LayerRows, index: int, cache: DeviceCache, h: Tensor) -> None:
+def neurons(weights: DeviceWeights, layer: LayerRows, index: int, memory: DeviceKeyValues, h: Tensor) -> None:
     """Add to h, [B, E], what the neurons that stay write."""
     x = normed(weights, layer.neuron_norm, h)
-    units = cache.choices["neuron"].of_layer(index)
+    units = memory.choices["neuron"].of_layer(index)
     activation = "silu" if weights.sizes.gated else "relu"
     said = read_units(
         x, layer.up, layer.up_bias, units, activation, layer.gate, layer.gate_bias, layer.fill_neurons

@@ -1,27 +1,38 @@
 """A model's calls on a GPU: prompts by the masked executor, later tokens from the weights of kept units."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
 from shadow.errors import UserError
-from shadow.executors.calls import answering, begun, check_positions, counted_on, ids_of, require_left_padding
+from shadow.executors.cache_layer import HeldLayer, known_of, lay_in, lengthen, lying, memory_of
+from shadow.executors.calls import (
+    answering,
+    ids_of,
+    places_of,
+    require_fitting,
+    stock,
+)
 from shadow.executors.cpu.scoring import TOP, Rule, rule_of
-from shadow.executors.given import real_positions
-from shadow.executors.gpu.cache import DeviceCache, taken_from
+from shadow.executors.given import Given
+from shadow.executors.gpu.cache import DeviceKeyValues, taken_from
 from shadow.executors.gpu.choice import Choice
 from shadow.executors.gpu.decode import step
 from shadow.executors.gpu.tuning import INTERPRETED
 from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
+from shadow.executors.turning import Ended, saved_row_by_row, straighten
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS, Kind, SiteKey
+from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal
 
@@ -41,6 +52,7 @@ class DeviceRun:
         """planner: makes the plans of prompts, and counts."""
         self.model, self.planner, self.weights = model, planner, place(model, planner.constants)
         self.own_forward = model.forward
+        self.lock = Lock()
         self.each_token = planner.decides_each_token
         self.rule: Rule | None = rule_of(model, planner.policy) if self.each_token else None
         sizes, device = self.weights.sizes, model.device
@@ -89,7 +101,7 @@ class DeviceRun:
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end. As the masked executor's."""
         batch = batch.to(self.model.device)
-        with self.planner.calling(batch.real(), batch.in_prompt()):
+        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()):
             found = self.masked(batch.ids, attention_mask=batch.real().long(), use_cache=False).logits
         assert found is not None
         return found
@@ -104,72 +116,127 @@ class DeviceRun:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        logits_to_keep: int = 0,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """As the model's own. A key-value cache is made and handed back unless use_cache is false."""
-        input_ids = ids_of(input_ids, others)
-        real, given = real_positions(input_ids, attention_mask), others.get("position_ids")
-        going_on = begun(past_key_values, DeviceCache)
-        if going_on is not None:
-            check_positions(given, counted_on(going_on, input_ids.shape[1]), real)
-            self.planner.require_behind_prompt(going_on.length)
-            steps = [self.step(going_on, ids, here) for ids, here in zip(input_ids.T, real.T)]
-            return CausalLMOutputWithPast(logits=torch.stack(steps, 1), past_key_values=going_on)
-        require_left_padding(real)
-        start = real.long().argmax(1)
-        counted = (torch.arange(input_ids.shape[1], device=real.device) - start[:, None]).clamp(min=0)
-        check_positions(given, counted, real)
-        caching = others.get("use_cache") is not False
-        with self.planner.calling(real, self.planner.prompt_of(real, 0)):
-            found = self.masked(
-                input_ids,
-                attention_mask=real.long(),
-                position_ids=counted,
-                use_cache=caching,
-                logits_to_keep=logits_to_keep,
-            )
-        assert found.logits is not None
-        logits = found.logits.float()
-        if not caching:
-            return CausalLMOutputWithPast(logits=logits)
-        left, choices = taken_from(found.past_key_values), self.first_choices(len(input_ids))
-        cache = DeviceCache(self.weights.sizes, left, start, self.weights.turns, choices)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+        """As the model's own: a cache that is given is filled, and one is made where none is."""
+        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
+        if cache is None and (self.model.config.use_cache if use_cache is None else use_cache):
+            cache = DynamicCache()
+        with self.lock:  # what is counted is shared; a text's own state lies in its cache
+            before = 0 if cache is None else cache.get_seq_length()
+            given = Given(ids, attention_mask, cache, before, logits_to_keep)
+            if cache is not None and before:
+                logits = self.go_on(cache, given, position_ids)[:, given.last()]
+            else:
+                logits = self.begin(cache, given, position_ids)
+        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 
-    def first_choices(self, rows: int) -> dict[Kind, Choice]:
+    def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
+        """-> logits of the positions asked for; what is to be remembered is put in the cache."""
+        ids, planner = given.read, self.planner
+        places = places_of(ids, given.mask, positions, 0, None, True)
+        require_begun(places.start, places.offset, ids.shape[1])
+        with planner.calling(places.real, planner.prompt_of(places.real, 0), given) as call:
+            found = self.masked(
+                ids,
+                attention_mask=places.real.long(),
+                position_ids=places.positions,
+                use_cache=cache is not None,
+                logits_to_keep=given.logits_to_keep,
+            )
+        if cache is not None:
+            choices = self.first_choices(len(ids), call.plan)
+            lay_in(cache, self.memory(taken_from(cache_of(found)), places.start, choices, 0))
+            planner.remember(call, ids, cache)
+        assert found.logits is not None
+        return found.logits.float()
+
+    def go_on(self, cache: DynamicCache, given: Given, positions: Tensor | None) -> Tensor:
+        """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
+        ids, before, memory, sizes = (
+            given.read,
+            given.start,
+            lying(cache, DeviceKeyValues),
+            self.weights.sizes,
+        )
+        rows, tokens = ids.shape
+        lies = memory is not None and memory.owner is self and memory.rows == rows
+        if not lies:
+            require_fitting(cache, ids, sizes)
+        places = places_of(ids, given.mask, positions, before, known_of(cache, rows), not sizes.rotary)
+        require_begun(places.start, places.offset, before)
+        self.planner.require_behind_prompt(before)
+        plan = self.planner.standing | (self.planner.plan_before(given) or {})
+        if memory is None or not lies or memory.room < before + tokens:
+            memory = self.pack(cache, places.start, plan, before + tokens)
+        logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
+        lengthen(cache, memory)
+        return torch.stack(logits, 1)
+
+    def pack(self, cache: DynamicCache, start: Tensor, plan: Plan, columns: int) -> DeviceKeyValues:
+        """Put what a cache holds in a memory of this run, with room for so many columns; plan: of its texts,
+        where another reader has filled it."""
+        first, held = cache.layers[0], memory_of(cache, DeviceKeyValues)
+        own = held is not None and held.owner is self and known_of(cache, len(start)) is not None
+        if held is not None and own:
+            assert isinstance(first, HeldLayer)
+            choices = {kind: choice.of_rows(first.order) for kind, choice in held.choices.items()}
+        else:
+            choices = self.first_choices(len(start), plan)
+        room = max(columns, 2 * held.room) if held is not None and held.room < columns else columns
+        memory = self.memory(taken_from(cache), start, choices, room)
+        lay_in(cache, memory)
+        return memory
+
+    def memory(
+        self, left: Sequence[tuple[Tensor, Tensor]], start: Tensor, choices: dict[Kind, Choice], room: int
+    ) -> DeviceKeyValues:
+        device, dtype = self.model.device, self.weights.embedding.dtype
+        left = [(keys.to(device, dtype), values.to(device, dtype)) for keys, values in left]
+        choices = self.choices_of(choices)
+        return DeviceKeyValues(self.weights.sizes, left, start, self.weights.turns, choices, self, room)
+
+    def first_choices(self, rows: int, plan: Plan) -> dict[Kind, Choice]:
         """The plan that all tokens follow, or everything, of which tokens then choose."""
         layers = self.weights.sizes.layers
         choices = {}
-        for index, kind in enumerate(KINDS):
+        for kind in KINDS:
             units, width = self.units[kind]
             choice = choices[kind] = Choice(rows, layers, units, width, self.model.device)
             if self.rule is None:
                 for layer in range(layers):
-                    if (layer, kind) in self.plan:
-                        choice.keep[layer] = self.plan[layer, kind].to(choice.keep)
+                    if (layer, kind) in plan:
+                        choice.keep[layer] = plan[layer, kind].to(choice.keep)
             choice.list(range(layers))
+        return choices
+
+    def choices_of(self, choices: dict[Kind, Choice]) -> dict[Kind, Choice]:
+        """The same, which know how many units may stay of each layer."""
+        for index, kind in enumerate(KINDS):
+            choice, (units, _) = choices[kind], self.units[kind]
             if self.rule is None:
                 choice.at_most(choice.count.tolist())
             else:
                 way, least = self.rule.way[:, index], self.rule.keep[:, index]
+                rows = choice.keep.shape[1]
                 choice.at_most([int(n) * rows if how == TOP else units for how, n in zip(way, least)])
         return choices
 
-    def step(self, cache: DeviceCache, ids: Tensor, real: Tensor) -> Tensor:
+    def step(self, memory: DeviceKeyValues, ids: Tensor, real: Tensor) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
-        cache.make_room()
         taps = {signal.layer for signal in self.planner.signals} if self.each_token else set()
 
         def enter(layer: int, state: Tensor) -> None:
             if layer in taps:
-                self.choose(cache.choices, layer, state)
+                self.choose(memory.choices, layer, state)
 
-        logits = step(self.weights, cache, enter, ids)
-        cache.advance()
+        logits = step(self.weights, memory, enter, ids)
+        memory.advance()
         self.rows += real.sum()
-        for kind, choice in cache.choices.items():
+        for kind, choice in memory.choices.items():
             self.kept[kind] += (choice.kept * real).sum(1)
         return logits
 
@@ -186,11 +253,24 @@ class DeviceRun:
                 choice.choose(of_layers, range(layers[0], layers[-1] + 1), *self.rules[kind])
 
 
+def require_begun(start: Tensor, offset: Tensor, columns: int) -> None:
+    """What kernels read begins at each row's first real token, and so do its positions."""
+    if bool(((start >= columns) | (start != offset)).any()):
+        raise UserError(
+            "executor=gathered on a GPU needs a real token in each row of the first call, and positions that "
+            "are counted from it: give position_ids of the attention_mask, or use executor=masked"
+        )
+
+
 @contextmanager
 def on_device(model: PreTrainedModel, planner: Planner) -> Iterator[DeviceRun]:
     """Inside the block the model's forward is a DeviceRun's; afterwards it is its own again."""
     if model.device.type != "cuda" and not INTERPRETED:
         raise UserError(f"executor=gathered runs on the CPU and on CUDA, and this model is on {model.device}")
     run = DeviceRun(model, planner)
-    with answering(model, run.forward):
-        yield run
+    try:
+        with answering(model, run.forward), saved_row_by_row(model):
+            yield run
+    finally:
+        run.weights = Ended()  # type: ignore[assignment]
+        straighten(model)

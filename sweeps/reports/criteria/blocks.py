@@ -4,15 +4,15 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-from sweeps.curves.chart import Chart
-from sweeps.curves.curve import Curve, Mark, mark
-from sweeps.curves.dense import find_dense
-from sweeps.differences.nats import NATS, no_dense, with_nats
-from sweeps.records.kinds import named_kinds
-from sweeps.records.merging import by_place
-from sweeps.records.metrics import curve_metrics, is_accuracy
-from sweeps.records.record import Record
-from sweeps.reports.criteria.points import (
+from ...curves.chart import Chart
+from ...curves.curve import Curve, Mark, mark
+from ...curves.dense import find_dense
+from ...differences.nats import NATS, no_dense, with_nats
+from ...records.kinds import named_kinds
+from ...records.merging import by_place
+from ...records.metrics import curve_metrics, is_accuracy
+from ...records.record import Record
+from .points import (
     is_quality,
     kinds_of,
     name_settings,

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from sweeps.curves.chart import POSITIONS, varying
-from sweeps.records.merging import one_per_point_and_word
-from sweeps.records.record import Record
-from sweeps.records.variants import with_word, without_word
+from ...curves.chart import POSITIONS, varying
+from ...records.merging import one_per_point_and_word
+from ...records.record import Record
+from ...records.variants import with_word, without_word
 
 # scores against the truth: window by window, against its size alone, or averaged before
 QUALITY = ("quality", "quality_size", "quality_static")

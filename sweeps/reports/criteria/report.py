@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
-from sweeps.curves.curve import Mark
-from sweeps.differences.nats import NATS
-from sweeps.figures.panels import Figure, Line, Panel, Plot, Spot
-from sweeps.records.metrics import GEOMETRIC_MEAN, MEAN_ACCURACY
-from sweeps.records.record import Record
-from sweeps.reports.cells import BYTES, axis_of, hover, metric_cell, metric_name
-from sweeps.reports.criteria.blocks import Block, Comparison, find_comparisons
-from sweeps.reports.criteria.points import kinds_word, with_kinds
-from sweeps.reports.criteria.rows import COLUMNS, rows_of
-from sweeps.reports.criteria.tables import block_table, quality_tables
-from sweeps.reports.provenance import distinct, what_was_run
-from sweeps.reports.report import Report, Section, Table
+from ...curves.curve import Mark
+from ...differences.nats import NATS
+from ...figures.panels import Figure, Line, Panel, Plot, Spot
+from ...records.metrics import GEOMETRIC_MEAN, MEAN_ACCURACY
+from ...records.record import Record
+from ..cells import BYTES, axis_of, hover, metric_cell, metric_name
+from ..provenance import distinct, what_was_run
+from ..report import Report, Section, Table
+from .blocks import Block, Comparison, find_comparisons
+from .points import kinds_word, with_kinds
+from .rows import COLUMNS, rows_of
+from .tables import block_table, quality_tables
 
 FILE = "criteria.csv"
 BASELINE = "random"  # what every criterion must beat

@@ -1,11 +1,11 @@
 """criteria.csv."""
 
-from sweeps.files import Cell
-from sweeps.records.kinds import KINDS
-from sweeps.records.points_csv import shares_of
-from sweeps.records.record import Measured, Record
-from sweeps.reports.criteria.blocks import Comparison
-from sweeps.reports.criteria.points import is_quality, kinds_word, quality_of
+from ...files import Cell
+from ...records.kinds import KINDS
+from ...records.points_csv import shares_of
+from ...records.record import Measured, Record
+from .blocks import Comparison
+from .points import is_quality, kinds_word, quality_of
 
 COLUMNS = (
     *("model", "data", "scorer", "kinds", "criterion", "tokens", "scored", "level", "seed"),

@@ -4,13 +4,13 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from sweeps.curves.curve import Mark, mark
-from sweeps.records.kinds import KINDS, kinds_in, plural
-from sweeps.records.record import Measured, Record
-from sweeps.reports.cells import MISSING, cell, metric_cell, metric_name, percent
-from sweeps.reports.criteria.blocks import Block, lower_is_better
-from sweeps.reports.criteria.points import quality_of
-from sweeps.reports.report import Table
+from ...curves.curve import Mark, mark
+from ...records.kinds import KINDS, kinds_in, plural
+from ...records.record import Measured, Record
+from ..cells import MISSING, cell, metric_cell, metric_name, percent
+from ..report import Table
+from .blocks import Block, lower_is_better
+from .points import quality_of
 
 STATISTICS = {"spearman": "Spearman", "recall@50": "recall@50"}
 RANKS = "spearman"

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sweeps.curves.chart import POSITIONS, Chart, chart, varying
-from sweeps.curves.curve import mean_bytes
-from sweeps.differences.nats import lacking_nats, over_dense
-from sweeps.differences.paired import Difference
-from sweeps.files import Cell
-from sweeps.records.merging import by_place, one_per_point
-from sweeps.records.record import Point, Record
+from ...curves.chart import POSITIONS, Chart, chart, varying
+from ...curves.curve import mean_bytes
+from ...differences.nats import lacking_nats, over_dense
+from ...differences.paired import Difference
+from ...files import Cell
+from ...records.merging import by_place, one_per_point
+from ...records.record import Point, Record
 
 DECIDED_AT = ("token", "prompt", "sequence")  # the order of columns
 NATS = "nats over dense"

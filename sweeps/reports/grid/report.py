@@ -2,13 +2,13 @@
 
 import math
 
-from sweeps.figures.panels import Cell, Figure, Heat, Panel
-from sweeps.records.record import Record
-from sweeps.reports.cells import MISSING, difference_cell, percent
-from sweeps.reports.grid.grid import BYTES, COLUMNS, NATS, Grid, GridPanel, find_grids, order, rows_of
-from sweeps.reports.paired_table import paired_tables
-from sweeps.reports.provenance import what_was_run
-from sweeps.reports.report import Report, Section, Table
+from ...figures.panels import Cell, Figure, Heat, Panel
+from ...records.record import Record
+from ..cells import MISSING, difference_cell, percent
+from ..paired_table import paired_tables
+from ..provenance import what_was_run
+from ..report import Report, Section, Table
+from .grid import BYTES, COLUMNS, NATS, Grid, GridPanel, find_grids, order, rows_of
 
 FILE = "grid.csv"
 LEGEND = (

@@ -3,14 +3,14 @@
 import html
 import math
 
-from sweeps.curves.chart import POSITIONS, varying
-from sweeps.figures.panels import Axis, Figure, Level, Line, Panel, Plot, Spot
-from sweeps.records.record import Record
-from sweeps.reports.cells import MISSING, difference_cell, percent
-from sweeps.reports.paired_table import paired_tables
-from sweeps.reports.predictors.survey import COLUMNS, DENSE_FED, Entry, Survey, find_surveys, front, rows_of
-from sweeps.reports.provenance import what_was_run
-from sweeps.reports.report import Report, Section, Table
+from ...curves.chart import POSITIONS, varying
+from ...figures.panels import Axis, Figure, Level, Line, Panel, Plot, Spot
+from ...records.record import Record
+from ..cells import MISSING, difference_cell, percent
+from ..paired_table import paired_tables
+from ..provenance import what_was_run
+from ..report import Report, Section, Table
+from .survey import COLUMNS, DENSE_FED, Entry, Survey, find_surveys, front, rows_of
 
 FILE = "predictors.csv"
 FRONT = "best for its size, or its taps"

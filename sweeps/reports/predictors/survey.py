@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 
-from sweeps.curves.chart import Chart, by_label, chart
-from sweeps.curves.curve import mean_bytes
-from sweeps.differences.nats import lacking_nats, over_dense
-from sweeps.differences.paired import Difference
-from sweeps.files import Cell
-from sweeps.records.merging import by_place, one_per_point_and_word
-from sweeps.records.record import Record
-from sweeps.records.variants import without_word
+from ...curves.chart import Chart, by_label, chart
+from ...curves.curve import mean_bytes
+from ...differences.nats import lacking_nats, over_dense
+from ...differences.paired import Difference
+from ...files import Cell
+from ...records.merging import by_place, one_per_point_and_word
+from ...records.record import Record
+from ...records.variants import without_word
 
 ONE_PASS, DENSE_FED = "one pass", "dense-fed"
 # overrides that a point and its word tell already

@@ -1,0 +1,45 @@
+"""Room for the numbers of one token's compiled call."""
+
+import numpy as np
+
+from shadow.executors.cpu.decode import Bench
+from shadow.executors.cpu.prefill import Fills
+from shadow.executors.cpu.scoring import Nets
+from shadow.executors.cpu.storage import CHUNK, lined_up
+from shadow.executors.families import Sizes
+
+
+def empty_bench(sizes: Sizes, nets: Nets, fills: Fills, members: int, rows: int, room: int) -> Bench:
+    """rows: of the batch; room: positions that a memory holds at most."""
+    # a line more than is used where a member's own begins, or two threads would write to one cache line
+    inner = sizes.heads * sizes.head_width
+    stored = sizes.kv_heads * sizes.head_width
+
+    def empty(*shape: int) -> np.ndarray:
+        return lined_up(shape, np.dtype(np.float32))
+
+    return Bench(
+        h=empty(rows, sizes.width),
+        x=empty(members, rows + 1, sizes.width),
+        query=empty(rows, inner),
+        key=empty(rows, stored),
+        value=empty(rows, stored),
+        context=empty(rows, inner),
+        sums=empty(members, rows + 1, sizes.width),
+        up=empty(rows, sizes.neurons),
+        gate=empty(rows, sizes.neurons),
+        lines=np.empty((members, CHUNK + 16), np.int32),
+        factors=empty(members, CHUNK + 16),
+        weights=empty(members, room + 32),
+        turned=empty(members, 3, sizes.head_width),
+        scaled=empty(members, rows, sizes.width),
+        hidden=empty(max(1, int(nets.depth[0])), rows, nets.bend.values.shape[2]),
+        told=empty(rows, nets.bend.values.shape[1]),
+        head_scores=empty(rows, sizes.layers * sizes.heads),
+        neuron_scores=empty(rows, sizes.layers * sizes.neurons),
+        ranked=np.empty((members, max(sizes.heads, sizes.neurons)), np.int32),
+        logits=empty(rows, sizes.vocabulary),
+        fill_heads=fills.of["head"].flatten(1).numpy(),
+        fill_neurons=fills.of["neuron"].flatten(1).numpy(),
+        fill_bases=fills.bases.numpy(),
+    )

@@ -1,0 +1,131 @@
+"""kill -9 at a random moment, and the same command again: it ends in the bytes of a run that nobody killed.
+
+Of each kind of work SHADOW_KILLS of them, 25 unless told otherwise: `make nightly`, or this file by pytest.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("SHADOW_KILLS", "25"))
+OTHERWISE = (
+    "seconds",
+    "peak_memory_gb",
+    "output_dir",
+    "measured_in",
+)  # of JSON, what differs from run to run
+SMALL = [
+    "model=tiny-llama",
+    "data.windows=24",
+    "data.tokens=24",
+    "traces.batch_size=4",
+    "traces.shard_windows=8",
+    "traces.tokens_per_window=6",
+    "callbacks.progress=null",
+    "trainer.accelerator=cpu",
+]
+MEASURED = [*SMALL, "measure.windows=4", "measure.choices=null", "make_missing=true"]
+WORK = {
+    "collect": ["train.py", *SMALL, "stage=traces", "traces.criteria=[l2_norm,plainact]"],
+    "fit": ["train.py", *SMALL, "predictor.epochs=6"],
+    "thresholds": [
+        "evaluate.py",
+        *MEASURED,
+        "sparsity=threshold",
+        "sparsity.level=0.4",
+        "predictor.epochs=2",
+    ],
+    "sweep": ["evaluate.py", "-m", *MEASURED, "predictor=static,cats,ridge", "sparsity.level=0,0.4"],
+}
+
+
+def run(folder: Path, command: Sequence[str]) -> None:
+    """In a process of its own, which has imported what takes seconds."""
+    os.chdir(folder)
+    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = [str(ROOT / command[0]), *command[1:]]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def start(folder: Path, command: Sequence[str]) -> multiprocessing.Process:
+    folder.mkdir(exist_ok=True)
+    process = CONTEXT.Process(target=run, args=(folder, command))
+    process.start()
+    return process
+
+
+def finish(folder: Path, command: Sequence[str]) -> float:
+    """-> seconds."""
+    begin = time.monotonic()
+    process = start(folder, command)
+    process.join()
+    assert process.exitcode == 0, (folder / "output").read_text()[-4000:]
+    return time.monotonic() - begin
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "lm_eval",
+        *(
+            f"shadow.{name}"
+            for name in ("front", "jobs.checks", "jobs.fitting", "jobs.measures", "jobs.policies")
+        ),
+    ]
+)
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Of every file below artifacts but locks, its bytes; of JSON, all but OTHERWISE."""
+    found: dict[str, object] = {}
+    for file in sorted((folder / "artifacts").rglob("*")):
+        name = str(file.relative_to(folder))
+        if file.is_file() and "locks" not in file.parts:
+            timed = file.suffix == ".json"
+            found[name] = untimed(json.loads(file.read_bytes())) if timed else file.read_bytes()
+    return found
+
+
+def untimed(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: untimed(part) for name, part in value.items() if name not in OTHERWISE}
+    return [untimed(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("work", WORK)
+def test_a_killed_job_ends_in_the_same_bytes_when_it_is_run_again(tmp_path: Path, work: str) -> None:
+    finish(tmp_path / "first", WORK[work])  # starts the server that forks, which takes a while to import
+    seconds = finish(tmp_path / "whole", WORK[work])
+    expected = content(tmp_path / "whole")
+    assert expected == content(tmp_path / "first")
+    killed = 0
+    for n in range(KILLS):
+        folder = tmp_path / str(n)
+        process = start(folder, WORK[work])
+        process.join(random.uniform(0, seconds))
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+        finish(folder, WORK[work])
+        found = content(folder)
+        differs = [name for name in expected.keys() | found if expected.get(name) != found.get(name)]
+        assert not differs, f"kill {n} of {work}: {differs}"
+        shutil.rmtree(folder)
+        print(
+            f"{work}: {killed} killed of {n + 1} within {seconds:.1f} s, all ended in the same bytes",
+            flush=True,
+        )
+    assert killed >= KILLS / 2, f"of {KILLS} only {killed} were killed before they ended"
