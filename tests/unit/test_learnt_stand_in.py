@@ -1,4 +1,4 @@
-"""Learnt stand-ins: numbers behind dropped units, fitted so that the sparse model says what the dense one does."""
+"""Learnt stand-ins: numbers behind dropped units, fitted to what the dense model says."""
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from shadow.jobs import ingredients, keys, learnt, loading, policies, stores
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Zero
+from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.inputs import InputMagnitude
 
 HALF = SparsityPolicy(0.5, kinds=("channel",))
@@ -99,6 +100,7 @@ def test_fitting_brings_the_sparse_model_nearer_to_the_dense_one(tiny_llama, exa
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
+            log_every_n_steps=1,
         )
         trainer.fit(StandInModule(run, stand_in, 0.003), loader(windows, 4, 0))
         assert distance() < 0.9 * before
@@ -128,8 +130,6 @@ def test_points_know_it_and_thresholds_do_not(compose):
 
 def test_what_cannot_carry_it_out_refuses(tiny_llama):
     policy = SparsityPolicy(0.5)
-    from shadow.scorers.fixed import Fixed, random_scores
-
     sites = find_sites(tiny_llama.model)
     stand_in = Learnt([site for site in sites if policy.prunes(site.key)], Zero())
     scorer = Fixed(random_scores(sites, 0))
