@@ -13,6 +13,7 @@ from shadow.data.batches import Batch, Example, collate, logits_of
 from shadow.errors import UserError
 from shadow.executors.gathered import Gathered
 from shadow.executors.positions import whole_positions
+from shadow.executors.replaced import replace_method
 from shadow.fit.quantiles import Quantiles
 from shadow.fit.thresholds import learn
 from shadow.front import sparse
@@ -25,7 +26,7 @@ from shadow.scorers.fixed import Fixed
 from shadow.scorers.gate import GateMagnitude
 from shadow.scorers.inputs import InputMagnitude
 from shadow.scorers.predicted import DenseFed, Predicted
-from shadow.signals import Signal, hook_signals, replace_method
+from shadow.signals import Signal, hook_signals
 
 EVERY = pytest.mark.parametrize("family", FAMILIES)
 PLAIN = pytest.mark.parametrize("family", [f for f in FAMILIES if FAMILIES[f].experts == 1])
