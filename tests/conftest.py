@@ -1,6 +1,5 @@
 """Tiny models, batches and configs that every subject needs; nothing here touches the network."""
 
-import gc
 import json
 import os
 import shutil
@@ -32,34 +31,10 @@ from shadow.models.sites import KINDS, Kind, count_units  # noqa: E402
 from shadow.scorers.nets import NetShape, TapNet  # noqa: E402
 
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
-gc.freeze()  # what is imported stays, and is not searched for garbage again and again
 
 LAYERS, HIDDEN, HEADS, NEURONS = 4, 32, 4, 64
 
 MakeLM = Callable[..., LM]
-
-
-# they share functions that are compiled when first called, which takes a process half a minute
-COMPILED = {
-    *(
-        "test_cache_name",
-        "test_caches",
-        "test_calls",
-        "test_documented_method",
-        "test_fuzz",
-        "test_gathered",
-        "test_generation",
-    ),
-    *("test_head_groups", "test_latency", "test_left_behind", "test_mapped", "test_own_method", "test_paper"),
-}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is made for a file, or compiled for several, is made in one process of those of the suite."""
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("compiled" if name in COMPILED else name))
 
 
 @pytest.fixture(scope="session")
