@@ -12,7 +12,7 @@ from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["lm_eval.evaluator", "lm_eval.tasks", "shadow.jobs.run", "shadow.jobs.fitting", "sweeps"]
+    ["lm_eval.evaluator", "lm_eval.tasks", "shadow.jobs.run", "shadow.jobs.fitting", "shadow.sweeps"]
 )
 
 

@@ -22,11 +22,14 @@ def write(folder: Path, stand_in: Learnt, config: dict[str, Any]) -> None:
     write_json(folder / CONFIG, config | {"sha256": hashlib.sha256(content).hexdigest()})
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
 def read(folder: Path, into: Learnt) -> Learnt:
     """into: of the sites that it was learnt for."""
     content = (folder / NUMBERS).read_bytes()
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+    if hashlib.sha256(content).hexdigest() != read_config(folder)["sha256"]:
         raise UserError(
             f"{folder / NUMBERS} is damaged, for it does not match the checksum in {CONFIG}: remove the "
             "folder, and it is learnt again"

@@ -1,8 +1,10 @@
 """What a language model is called with, and how another answers in its place; of all devices."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.errors import UserError
 from shadow.executors.cache_layer import HeldLayer, Known, layers_of
 from shadow.executors.families import Sizes
+from shadow.executors.given import Given
 from shadow.executors.replaced import replace_method
+from shadow.models.cache_name import cache_of, named_cache
 
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
 ELSE = "leave past_key_values and cache_implementation out, or use executor=masked"
@@ -159,6 +163,45 @@ def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | Non
             f"executor=gathered was asked for position {int(counted.max())}, and the model has learnt "
             f"{positions}: generate less, or from a shorter prompt"
         )
+
+
+class Answering(ABC):
+    """A run that answers in a model's place, whatever its device."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.caches: bool = getattr(model.config, "use_cache", True)
+        self.lock = Lock()  # buffers and counts are shared; a text's own state lies in its cache
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """As the model's own: a cache that is given is filled, and one is made where none is."""
+        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
+        if cache is None and (self.caches if use_cache is None else use_cache):
+            cache = DynamicCache()
+        with self.lock:
+            before = 0 if cache is None else cache.get_seq_length()
+            given = Given(ids, attention_mask, cache, before, logits_to_keep)
+            if cache is not None and before:
+                logits = self.go_on(cache, given, position_ids)[:, given.last()]
+            else:
+                logits = self.begin(cache, given, position_ids)
+        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
+
+    @abstractmethod
+    def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
+        """-> logits [B, T', V] of the positions asked for; what is to be remembered is put in the cache."""
+
+    @abstractmethod
+    def go_on(self, cache: DynamicCache, given: Given, positions: Tensor | None) -> Tensor:
+        """-> logits [B, T, V] of the tokens behind those that the cache holds, one after the other."""
 
 
 @contextmanager

@@ -257,8 +257,7 @@ class Planner:
         """Those after which the stand-in changes what is written."""
         if not isinstance(self.stand_in, Corrects):
             return []
-        pruned = (site for key, site in self.sites.items() if self.policy.prunes(key))
-        return [site for site in pruned if site.slot != "lm_head"]
+        return [site for site in self.sites.values() if self.policy.corrects(site)]
 
     def correct(self, site: Site, reader: int, y: Tensor) -> Tensor | None:
         """y: [B, T, N], what this reader of a pruned site has written -> what it becomes where tokens are

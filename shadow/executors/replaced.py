@@ -71,7 +71,7 @@ def _refuse_pickle(protocol: object) -> NoReturn:
 
 
 def _take_off(module: nn.Module) -> None:
-    """What functions of this module have put on a copy."""
+    """What functions of this module, and hooks, have put on a copy."""
     for name, value in list(vars(module).items()):
         if getattr(value, "__module__", None) == __name__:
             del vars(module)[name]

@@ -1,7 +1,9 @@
 """Lightning's checkpoint on disk: whole or not there, and read without running anything that it holds."""
 
 import io
+import logging
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,17 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from shadow.artifacts.files import writing
 from shadow.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def resumable(folder: Path) -> str | None:
+    """The checkpoint from which a fit in this folder goes on; a damaged one is removed."""
+    last = folder / "last.ckpt"
+    if last.is_file() and not zipfile.is_zipfile(last):
+        log.warning("%s is damaged: the fit begins anew", last)
+        last.unlink()
+    return str(last) if last.is_file() else None
 
 
 class WholeCheckpoints(TorchCheckpointIO):

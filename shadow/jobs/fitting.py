@@ -2,29 +2,26 @@
 
 import logging
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from shadow.artifacts import hub
 from shadow.criteria import BESIDE_MEANS
 from shadow.errors import UserError
-from shadow.fit.checkpoints import WholeCheckpoints
+from shadow.fit.checkpoints import resumable
 from shadow.fit.module import PredictorModule
 from shadow.fit.rows import TraceData
-from shadow.jobs.config import STRATEGIES, model_label
+from shadow.jobs.config import model_label
 from shadow.jobs.keys import predictor_folder, predictor_settings, pruned_folder, pruned_settings
 from shadow.jobs.loading import require_weights
 from shadow.jobs.memory import keep_memory
 from shadow.jobs.method import net_of, stand_in_of
 from shadow.jobs.run import versions
 from shadow.jobs.stores import complete, get_means, get_traces, keeping_of, open_store, taking_turns
+from shadow.jobs.trainers import trainer_of
 from shadow.models.kinds import find_sites, width_of
 from shadow.models.load import LM
 from shadow.models.sites import column_norms
@@ -100,25 +97,13 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     norms = column_norms(find_sites(lm.model))
     module = PredictorModule(net, recipe.objectives(), recipe.descent(), norms)
     log.info("fitting %s on %d %s rows -> %s", cfg.predictor.name, len(data.train), reading.rows, folder)
-    last = folder / "last.ckpt"
-    if last.is_file() and not zipfile.is_zipfile(last):
-        log.warning("%s is damaged: the fit begins anew", last)
-        last.unlink()
-    if not last.is_file():
+    last = resumable(folder)
+    if last is None:
         module.start(data, recipe.ridge)
-    keeper = ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)
-    extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer,
-        strategy=STRATEGIES[cfg.trainer.strategy],
-        callbacks=[keeper, *extra],
-        logger=loggers,
-        plugins=[WholeCheckpoints()],
-        use_distributed_sampler=False,  # the data share their rows out themselves
-    )
+    trainer = trainer_of(cfg, folder, loggers)
     require_shares(recipe.batch_size, trainer.world_size)
     if recipe.epochs:
-        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
+        trainer.fit(module, data, ckpt_path=last)
     if trainer.interrupted:
         raise KeyboardInterrupt
     metrics = dict(trainer.validate(module, data, verbose=False)[0])

@@ -2,27 +2,23 @@
 
 import logging
 import time
-import zipfile
 from pathlib import Path
 
-import pytorch_lightning as pl
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from shadow.artifacts import learnt_stand_ins
 from shadow.errors import UserError
 from shadow.executors.masked import Masked, MaskedRun
-from shadow.fit.checkpoints import WholeCheckpoints
+from shadow.fit.checkpoints import resumable
 from shadow.fit.stand_ins import StandInModule, loader
 from shadow.front import open_run
 from shadow.jobs.calibration import calibration_data
-from shadow.jobs.config import STRATEGIES
 from shadow.jobs.keys import learnt_folder, learnt_settings
-from shadow.jobs.loading import digest
+from shadow.jobs.loading import digest, require_weights
 from shadow.jobs.method import learns_stand_in
 from shadow.jobs.run import versions
 from shadow.jobs.stores import taking_turns
+from shadow.jobs.trainers import trainer_of
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
@@ -44,12 +40,14 @@ def with_learnt(
             if not (folder / learnt_stand_ins.CONFIG).is_file():  # else another job was faster
                 fit(cfg, lm, scorer, policy, within, folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
+    require_weights(folder, learnt_stand_ins.read_config(folder)["weights"], lm)
     return learnt_stand_ins.read(folder, unlearnt(lm, scorer, policy, within))
 
 
 def unlearnt(lm: LM, scorer: Scorer, policy: SparsityPolicy, within: StandIn) -> Learnt:
-    sites = find_sites(lm.model, sorted(scorer.kinds))
-    return Learnt([site for site in sites if policy.prunes(site.key) and site.slot != "lm_head"], within)
+    return Learnt(
+        [site for site in find_sites(lm.model, sorted(scorer.kinds)) if policy.corrects(site)], within
+    )
 
 
 def fit(
@@ -68,26 +66,13 @@ def fit(
             f"sparsity.learnt.windows must be at most the {len(windows)} windows of the calibration, got "
             f"{settings.windows}: give fewer, or a larger data.windows"
         )
-    last = folder / "last.ckpt"
-    if last.is_file() and not zipfile.is_zipfile(last):
-        log.warning("%s is damaged: the fit begins anew", last)
-        last.unlink()
     stand_in = unlearnt(lm, scorer, policy, within)
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer,
-        strategy=STRATEGIES[cfg.trainer.strategy],
-        max_epochs=settings.epochs,
-        gradient_clip_val=None,
-        callbacks=[ModelCheckpoint(folder, "last", save_top_k=1, enable_version_counter=False)],
-        logger=loggers,
-        plugins=[WholeCheckpoints()],
-        use_distributed_sampler=False,
-    )
+    trainer = trainer_of(cfg, folder, loggers, max_epochs=settings.epochs, gradient_clip_val=None)
     with open_run(lm.model, scorer, policy, cfg.sparsity.decided_at, stand_in, Masked()) as run:
         assert isinstance(run, MaskedRun)
         module = StandInModule(run, stand_in, settings.lr)
         data = loader(windows, settings.batch_size, cfg.seed)
-        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None)
+        trainer.fit(module, data, ckpt_path=resumable(folder))
     if trainer.interrupted:
         raise KeyboardInterrupt
     config = {

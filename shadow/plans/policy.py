@@ -125,6 +125,11 @@ class SparsityPolicy:
             return False
         return self.kinds is None or kind_of(slot) in self.kinds
 
+    def corrects(self, site: Site) -> bool:
+        """Whether a stand-in may change what is written behind this site: logits, of which others read single
+        numbers, are left."""
+        return self.prunes(site.key) and site.slot != "lm_head"
+
     def gone(self, units: int, level: float) -> int:
         """How many of so many units of a site go at this level."""
         return TopK(level, least=self.min_units).gone(units, level)

@@ -4,17 +4,15 @@ Of each kind of work SHADOW_KILLS of them, 25 unless told otherwise: `make night
 """
 
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from forked import Script
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("SHADOW_KILLS", "25"))
@@ -49,42 +47,16 @@ WORK = {
 }
 
 
-def run(folder: Path, command: Sequence[str]) -> None:
-    """In a process of its own, which has imported what takes seconds."""
-    os.chdir(folder)
-    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.argv = [str(ROOT / command[0]), *command[1:]]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def start(folder: Path, command: Sequence[str]) -> multiprocessing.Process:
+def start(folder: Path, command: Sequence[str]) -> Script:
     folder.mkdir(exist_ok=True)
-    process = CONTEXT.Process(target=run, args=(folder, command))
-    process.start()
-    return process
+    return Script([str(ROOT / command[0]), *command[1:]], folder, dict(os.environ), folder / "output")
 
 
 def finish(folder: Path, command: Sequence[str]) -> float:
     """-> seconds."""
     begin = time.monotonic()
-    process = start(folder, command)
-    process.join()
-    assert process.exitcode == 0, (folder / "output").read_text()[-4000:]
+    assert start(folder, command).wait() == 0, (folder / "output").read_text()[-4000:]
     return time.monotonic() - begin
-
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "lm_eval",
-        *(
-            f"shadow.{name}"
-            for name in ("front", "jobs.checks", "jobs.fitting", "jobs.measures", "jobs.policies")
-        ),
-    ]
-)
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -114,11 +86,11 @@ def test_a_killed_job_ends_in_the_same_bytes_when_it_is_run_again(tmp_path: Path
     killed = 0
     for n in range(KILLS):
         folder = tmp_path / str(n)
-        process = start(folder, WORK[work])
-        process.join(random.uniform(0, seconds))
-        killed += process.is_alive()
-        process.kill()
-        process.join()
+        script = start(folder, WORK[work])
+        script.process.join(random.uniform(0, seconds))
+        killed += script.poll() is None
+        script.kill()
+        script.wait()
         finish(folder, WORK[work])
         found = content(folder)
         differs = [name for name in expected.keys() | found if expected.get(name) != found.get(name)]

@@ -3,14 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.data.batches import Batch
 from shadow.executors.cache_layer import (
@@ -24,13 +21,12 @@ from shadow.executors.cache_layer import (
     memory_of,
 )
 from shadow.executors.calls import (
+    Answering,
     Places,
     answering,
-    ids_of,
     places_of,
     require_fitting,
     require_known,
-    stock,
 )
 from shadow.executors.cpu.bench import empty_bench
 from shadow.executors.cpu.cache import Decided, KeyValues, Remembered, remembered, room_for
@@ -47,14 +43,13 @@ from shadow.executors.given import Given
 from shadow.executors.options import KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
-from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
 
 
-class GatheredRun:
+class GatheredRun(Answering):
     """What `sparse(..., executor=Gathered())` yields on the CPU, for generation.
 
     Prompts go through torch's products, and each later token through one compiled call, while torch itself
@@ -71,6 +66,7 @@ class GatheredRun:
     ) -> None:
         """planner: makes the plans, and counts; late_keys: a token's keys and values are computed when they
         are first needed; compact: the rows of neurons that a prompt keeps are copied for what follows."""
+        super().__init__(model)
         self.planner, self.weights, self.late_keys, self.compact = planner, weights, late_keys, compact
         self.turns = describe(model)[1].turns
         self.fills = Fills(weights, planner.constants)
@@ -86,8 +82,6 @@ class GatheredRun:
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()
         self.team = Team()
-        self.lock = Lock()
-        self.caches = getattr(model.config, "use_cache", True)
         self.bench: Bench | None = None
 
     @property
@@ -135,29 +129,6 @@ class GatheredRun:
         """h: [..., E] -> logits [..., V]."""
         bias = torch.from_numpy(self.weights.vocabulary_bias[0])
         return across(h, self.weights.vocabulary, 0, bias=bias)
-
-    @torch.no_grad()
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **others: Any,
-    ) -> CausalLMOutputWithPast:
-        """As the model's own: a cache that is given is filled, and one is made where none is."""
-        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
-        if cache is None and (self.caches if use_cache is None else use_cache):
-            cache = DynamicCache()
-        with self.lock:  # buffers are shared; a text's own state lies in its cache
-            before = 0 if cache is None else cache.get_seq_length()
-            given = Given(ids, attention_mask, cache, before, logits_to_keep)
-            if cache is not None and before:
-                logits = self.go_on(cache, given, position_ids)[:, given.last()]
-            else:
-                logits = self.begin(cache, given, position_ids)
-        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 
     def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits [B, T', V] of the positions asked for; what is to be remembered is put in the cache."""

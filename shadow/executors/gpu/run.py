@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +13,10 @@ from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cache_layer import HeldLayer, known_of, lay_in, lengthen, lying, memory_of
 from shadow.executors.calls import (
+    Answering,
     answering,
-    ids_of,
     places_of,
     require_fitting,
-    stock,
 )
 from shadow.executors.cpu.scoring import TOP, Rule, rule_of
 from shadow.executors.given import Given
@@ -30,7 +28,7 @@ from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
-from shadow.models.cache_name import cache_of, named_cache
+from shadow.models.cache_name import cache_of
 from shadow.models.sites import KINDS, Kind, SiteKey
 from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Scorer
@@ -45,14 +43,14 @@ class DeviceRule(NamedTuple):
     above: Tensor
 
 
-class DeviceRun:
+class DeviceRun(Answering):
     """What `sparse(..., executor=Gathered())` yields for a model on a GPU, for generation."""
 
     def __init__(self, model: PreTrainedModel, planner: Planner) -> None:
         """planner: makes the plans of prompts, and counts."""
+        super().__init__(model)
         self.model, self.planner, self.weights = model, planner, place(model, planner.constants)
         self.own_forward = model.forward
-        self.lock = Lock()
         self.each_token = planner.decides_each_token
         self.rule: Rule | None = rule_of(model, planner.policy) if self.each_token else None
         sizes, device = self.weights.sizes, model.device
@@ -110,29 +108,6 @@ class DeviceRun:
         """The model's own forward, without the units that the planner drops."""
         with dropping(self.model, self.planner):
             return self.own_forward(input_ids=ids, **how)
-
-    @torch.no_grad()
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **others: Any,
-    ) -> CausalLMOutputWithPast:
-        """As the model's own: a cache that is given is filled, and one is made where none is."""
-        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
-        if cache is None and (self.model.config.use_cache if use_cache is None else use_cache):
-            cache = DynamicCache()
-        with self.lock:  # what is counted is shared; a text's own state lies in its cache
-            before = 0 if cache is None else cache.get_seq_length()
-            given = Given(ids, attention_mask, cache, before, logits_to_keep)
-            if cache is not None and before:
-                logits = self.go_on(cache, given, position_ids)[:, given.last()]
-            else:
-                logits = self.begin(cache, given, position_ids)
-        return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 
     def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits of the positions asked for; what is to be remembered is put in the cache."""
