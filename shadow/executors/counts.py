@@ -50,7 +50,7 @@ class Counts:
         return None
 
     def bytes(
-        self, model: PreTrainedModel, added: int, cost_of: Callable[[Site], int]
+        self, model: PreTrainedModel, added: float, cost_of: Callable[[Site], int]
     ) -> dict[str, float | dict[str, float]]:
         """Shares of the weight bytes that a dense token reads, which a token at a sparse position does not.
 

@@ -22,7 +22,7 @@ from shadow.models.sites import KINDS, Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import Plan
-from shadow.plans.stand_ins import Corrects, Mean, StandIn
+from shadow.plans.stand_ins import Corrects, Mean, Reads, StandIn
 from shadow.scorers.protocol import ONCE, Looks, Scorer
 from shadow.signals import Signal
 
@@ -277,8 +277,13 @@ class Planner:
 
     def bytes(self) -> dict[str, float | dict[str, float]]:
         """Shares of the weight bytes that a dense token reads, as `Counts.bytes` has them."""
-        added = getattr(self.scorer, "weights", 0) if self.decides_each_token else 0
-        added += getattr(self.stand_in, "weights", 0)
+        asked = [self.scorer] if self.decides_each_token else []
+        added = 0.0
+        for one in (*asked, self.stand_in):
+            added += getattr(one, "weights", 0)
+            if isinstance(one, Reads):
+                pruned = [site for site in self.sites.values() if self.policy.prunes(site.key)]
+                added += sum(one.weights_at(site) for site in pruned)
         return self.counts.bytes(self.model, added, self.cost_of)
 
     def cost_of(self, site: Site) -> int:

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from shadow.criteria import RANDOM, random_scores_of
-from shadow.data.batches import Loss
+from shadow.data.batches import Batch, Loss, batched
+from shadow.jobs.calibration import budget_data
 from shadow.jobs.fitting import get_predictor, load_predictor
 from shadow.jobs.method import recipe_of
 from shadow.jobs.stores import get_means, get_traces
@@ -50,6 +51,10 @@ class JobIngredients:
 
     def means(self) -> Mapping[SiteKey, Tensor]:
         return get_means(self.cfg, self.lm)
+
+    def sample(self) -> Sequence[Batch]:
+        windows = budget_data(self.cfg).examples(self.lm)[: self.cfg.sparsity.budget_windows]
+        return list(batched(windows, self.cfg.traces.batch_size))
 
     def predictor(self) -> Predicted:
         return load_predictor(get_predictor(self.cfg, self.lm, list(self.loggers)), self.lm)

@@ -9,7 +9,7 @@ from shadow.artifacts.files import key_of
 from shadow.errors import UserError
 from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
 from shadow.jobs.config import data_label, model_label, plain
-from shadow.jobs.method import is_trained, learns_stand_in, net_of, policy_of, stand_in_of
+from shadow.jobs.method import is_trained, learns_stand_in, needs_of, net_of, policy_of, stand_in_of
 from shadow.models.load import describe_folder
 
 # a change of code that changes what one of them holds makes a new name; nothing else of the code is in a name
@@ -123,6 +123,8 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
         settings["fit"] = predictor_settings(cfg)
     elif needs_traces(cfg) or needs_means(cfg):
         settings |= {"traces": trace_settings(cfg), "size": asked_size(cfg)}
+    if needs_of(cfg).sample:
+        settings["sample"] = of_calibration(cfg)
     return settings
 
 

@@ -11,9 +11,7 @@ from omegaconf import DictConfig
 
 from shadow.artifacts import learnt_policies
 from shadow.artifacts.files import write_json
-from shadow.data.batches import batched
 from shadow.fit import budgets, thresholds
-from shadow.jobs.calibration import budget_data
 from shadow.jobs.ingredients import JobIngredients
 from shadow.jobs.keys import budgets_file, budgets_settings
 from shadow.jobs.loading import require_weights
@@ -52,8 +50,7 @@ def get_policy(cfg: DictConfig, lm: LM, scorer: Scorer, stand_in: StandIn) -> Sp
 def learn_budgets(cfg: DictConfig, lm: LM, scorer: Scorer, stand_in: StandIn, file: Path) -> None:
     """From the first windows of the calibration."""
     start = time.monotonic()
-    windows = budget_data(cfg).examples(lm)[: cfg.sparsity.budget_windows]
-    batches = list(batched(windows, cfg.traces.batch_size))
+    batches = JobIngredients(cfg, lm).sample()
     policy, decided_at = policy_of(cfg), cfg.sparsity.decided_at
     learnt: dict[str, Any]
     if policy.scope == "threshold":
@@ -66,12 +63,12 @@ def learn_budgets(cfg: DictConfig, lm: LM, scorer: Scorer, stand_in: StandIn, fi
             "costs": [[*unit, *cost] for unit, costs in found.costs.items() for cost in costs],
             "passes": found.passes,
         }
-    seconds = time.monotonic() - start
+    seconds, windows = time.monotonic() - start, sum(len(batch.ids) for batch in batches)
     content = learnt | {
         "settings": budgets_settings(cfg),
         "weights": digest(lm.model),
-        "windows": len(windows),
+        "windows": windows,
         "seconds": round(seconds, 1),
     }
     write_json(file, content)
-    log.info("budgets: over %d windows, %.0f s -> %s", len(windows), seconds, file)
+    log.info("budgets: over %d windows, %.0f s -> %s", windows, seconds, file)

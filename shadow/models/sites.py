@@ -92,11 +92,15 @@ class Site:
         return self.ranking.experts
 
     def columns(self) -> Tensor:
-        """-> [E, U, D]: the weights by which each unit is read, of all readers one under the other."""
+        """-> [E, U, D]: the weights by which each unit is read, of all readers one under the other.
+
+        Of channels that all experts read, E is the rows of all of them.
+        """
         if isinstance(self.reader, nn.Linear):
             rows = torch.cat([values_of(reader) for reader in self.readers])
             return rows.unflatten(1, (self.units, -1))
-        assert self.experts > 1, "channels that experts read have columns in each of them"
+        if self.slot == "gate_up":
+            return whole(self.reader.get_parameter("gate_up_proj").detach()).flatten(0, 1)[..., None]
         return expert_columns(self.reader)
 
 
@@ -112,6 +116,11 @@ def count_units(sites: Sequence[Site]) -> dict[Kind, int]:
     return counts
 
 
+def column_norms_of(site: Site) -> Tensor:
+    """-> float32 [U]: of one site, as `column_norms`."""
+    return site.columns().float().square().sum((0, 2)).sqrt()
+
+
 def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
     """-> float32 [L, U] of each kind: the norm of the columns by which its projection reads a unit.
 
@@ -120,7 +129,7 @@ def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
     """
     found: dict[Kind, list[Tensor]] = {}
     for site in sites:
-        found.setdefault(site.kind, []).append(site.columns().float().cpu().square().sum((0, 2)).sqrt())
+        found.setdefault(site.kind, []).append(column_norms_of(site).cpu())
     return {kind: torch.stack(of_layers) for kind, of_layers in found.items()}
 
 

@@ -30,6 +30,15 @@ class Corrects(Protocol):
         ...
 
 
+@runtime_checkable
+class Reads(Protocol):
+    """A scorer or stand-in that reads numbers of its own at every site that is pruned."""
+
+    def weights_at(self, site: Site) -> float:
+        """How many, in weights of the model's own size: a sign is a part of one."""
+        ...
+
+
 class Learnt(nn.Module):
     """A factor and an addend for every number that the readers of pruned sites write: y becomes f * y + a.
 

@@ -240,7 +240,7 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
 
     def measured(*overrides):
         cfg = job(compose, *net, "sparsity.level=0.25", *overrides)
-        policy = policies.get_policy(cfg, lm, scorer, stores.get_stand_in(cfg, lm))
+        policy = policies.get_policy(cfg, lm, scorer, stores.get_stand_in(cfg, lm, scorer))
         unread = {"skipped": 0.25, "skipped_of_layers": 0.25}
         told = {"content": measures.content_of(cfg), "achieved": {}, "bytes": unread, "metrics": {}}
         told["commit"] = {"sha": None}
