@@ -52,12 +52,16 @@ class JobIngredients:
     def means(self) -> Mapping[SiteKey, Tensor]:
         return get_means(self.cfg, self.lm)
 
-    def sample(self) -> Sequence[Batch]:
-        windows = budget_data(self.cfg).examples(self.lm)[: self.cfg.sparsity.budget_windows]
-        return list(batched(windows, self.cfg.traces.batch_size))
+    def sample(self) -> list[Batch]:
+        return calibration_batches(self.cfg, self.lm, self.cfg.sparsity.budget_windows)
 
     def predictor(self) -> Predicted:
         return load_predictor(get_predictor(self.cfg, self.lm, list(self.loggers)), self.lm)
+
+
+def calibration_batches(cfg: DictConfig, lm: LM, windows: int) -> list[Batch]:
+    """The calibration's first windows."""
+    return list(batched(budget_data(cfg).examples(lm)[:windows], cfg.traces.batch_size))
 
 
 def get_scorer(cfg: DictConfig, lm: LM, loggers: Sequence[Any] = ()) -> Scorer:

@@ -137,7 +137,7 @@ def ranks_layers(cfg: DictConfig) -> bool:
 
 def learns_budgets(cfg: DictConfig) -> bool:
     """Whether calibration is asked for levels of layers, or for thresholds."""
-    asked = cfg.sparsity.budgets == "greedy" or cfg.sparsity.scope == "threshold"
+    asked = cfg.sparsity.budgets not in ("uniform", "global") or cfg.sparsity.scope == "threshold"
     return asked and cfg.sparsity.level > 0
 
 

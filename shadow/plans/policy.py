@@ -26,7 +26,7 @@ class SparsityPolicy:
     experts, in every expert.
     dense_layers: those that lose nothing.
     kinds: those that are pruned; None: all that the scorer scores.
-    levels: of single sites, each in place of `level`.
+    levels: of single sites, each in place of `level`: of those with thresholds, what these were learnt for.
     thresholds: of each site that is pruned, for scope `threshold` alone: `shadow.fit.thresholds` learns those
     that remove `level` on average.
     head_unit: `query` heads stay or go one by one; with `group` those that share a key-value head do so
@@ -69,8 +69,8 @@ class SparsityPolicy:
             raise UserError(
                 f"sparsity.head_unit must be one of {list(get_args(HeadUnit))}, got {self.head_unit!r}"
             )
-        if self.levels is not None and self.scope != "layer":
-            raise UserError(f"levels of single layers need sparsity.scope=layer, got {self.scope}")
+        if self.levels is not None and self.scope == "global":
+            raise UserError("levels of single layers need sparsity.scope=layer or threshold, got global")
         if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
             raise UserError(f"levels of single layers must be in [0, 1), got {dict(self.levels or {})}")
         if self.thresholds is not None and self.scope != "threshold":

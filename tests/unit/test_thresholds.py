@@ -320,7 +320,7 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
         (["sparsity.budget_fewshot=-1"], r"sparsity\.budget_fewshot .*at least 0.*got -1 "),
         (["predictor=static"], r"sparsity\.scope=threshold .*predictor=static are the same for all"),
         (["predictor=random"], r"sparsity\.scope=threshold .*predictor=random are the same for all"),
-        (["sparsity.budgets=greedy"], r"sparsity\.budgets=greedy .* sparsity\.scope=layer, got threshold"),
+        (["sparsity=global", "sparsity.budgets=greedy"], r"budgets=greedy .*=layer or threshold, got global"),
         (
             ["predictor=unified", "predictor.loss=listwise", "make_missing=true"],
             r"predictor\.loss=listwise .*not how tokens compare: .*sparsity\.scope=layer, got threshold",
