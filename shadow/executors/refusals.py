@@ -68,10 +68,10 @@ def _of_tokens(facts: Facts, compact: bool) -> str | None:
             "executor=gathered decides at each token by nets of this framework's own alone, and "
             f"{scorer.name} is none: use sparsity.decided_at=prompt, or executor=masked"
         )
-    if policy.scope == "global":
+    if policy.scope not in ("layer", "threshold"):
         return (
-            "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got global: "
-            "use one of these, sparsity.decided_at=prompt, or executor=masked"
+            "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got "
+            f"{policy.scope}: use one of these, sparsity.decided_at=prompt, or executor=masked"
         )
     if policy.head_unit == "group" and "head" in (policy.kinds or ()) and facts.group > 1:
         return (

@@ -55,10 +55,10 @@ def extend(
     """The paths of these layers, which begin with those that are known, as long as the policy's level asks.
 
     TEAL's greedy budgets (arXiv 2408.14690, algorithm 1), for any scorer that sees what it decides about. A
-    step is `step` of the weights of a layer's pruned sites, at one of them, whichever leaves the output of the
-    layer by itself nearest to the dense one: by the mean distance over the last half of each row's positions,
-    where the authors take the last quarter. Thresholds are quantiles of the scores at the dense layer, as
-    theirs are.
+    step is a share of the weights of a layer's pruned sites, at one of them, whichever leaves the output of
+    the layer by itself nearest to the dense one: by the mean distance over the last half of each row's
+    positions, where the authors take the last quarter. Thresholds are quantiles of the scores at the dense
+    layer, as theirs are. Theirs are steps of seven projections; here those that read one input go together.
     """
     found: Paths = {}
     for layer in tqdm(layers_of(model, scorer, policy, batches), desc="budgets", leave=False):

@@ -97,8 +97,8 @@ def check_sparsity(cfg: DictConfig) -> None:
     require_choice("sparsity.budgets", settings.budgets, BUDGETS)
     if settings.budgets != "uniform" and settings.scope == "global":
         raise UserError(
-            f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer or "
-            "threshold, got global"
+            f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer "
+            "or threshold, got global"
         )
     check_block(cfg)
     if policy.level > 0 and "channel" in (policy.kinds or ()):
@@ -139,14 +139,16 @@ def check_block(cfg: DictConfig) -> None:
             f"{settings.level}"
         )
     if settings.decided_at != "token" or not set() < facts.scorer.points <= OF_THE_SITE:
+        reads = sorted(facts.scorer.points) or "nothing"
         raise UserError(
-            "sparsity.budgets=block runs each layer by itself and needs a predictor that sees what it decides "
-            f"about, at each token: {facts.scorer.name} reads {sorted(facts.scorer.points) or 'nothing'}, "
+            "sparsity.budgets=block runs each layer by itself and needs a predictor that sees what it "
+            f"decides about, at each token: {facts.scorer.name} reads {reads}, "
             f"decided at {settings.decided_at}; give sparsity.budgets=greedy"
         )
     if facts.experts > 1:
         raise UserError(
-            "sparsity.budgets=block does not know what experts are sent: give sparsity.budgets=greedy or uniform"
+            "sparsity.budgets=block does not know what experts are sent: give sparsity.budgets=greedy, or "
+            "uniform"
         )
 
 

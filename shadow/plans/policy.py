@@ -8,9 +8,9 @@ from torch import Tensor
 
 from shadow.errors import UserError
 from shadow.models.sites import CHANNELS, Kind, Site, SiteKey, kind_of
-from shadow.plans.rules import Above, OverLayers, Plan, Rule, TopK
+from shadow.plans.rules import Above, OverLayers, Plan, Rule, Statistical, TopK
 
-Scope = Literal["layer", "global", "threshold"]
+Scope = Literal["layer", "global", "threshold", "statistical"]
 HeadUnit = Literal["query", "group"]
 Tokens = str | int | float  # `all`, `decode`, a whole number or a share
 
@@ -21,7 +21,8 @@ class SparsityPolicy:
 
     level: share of units removed, in [0, 1), at each site that is pruned.
     scope: `layer` removes that share in every layer; `global` ranks the units of a slot over all layers;
-    `threshold` removes what scores no more than `thresholds` say: more at one token than at another.
+    `threshold` removes what scores no more than `thresholds` say: more at one token than at another;
+    `statistical` what scores no more than its row's mean and deviation say, if scores are normal.
     min_units: units that stay at every site, whatever their scores; of head groups, groups, and of neurons of
     experts, in every expert.
     dense_layers: those that lose nothing.
@@ -105,6 +106,8 @@ class SparsityPolicy:
             return TopK(self.level, self.levels or {}, self.min_units)
         if self.scope == "global":
             return OverLayers(self.level, self.min_units)
+        if self.scope == "statistical":
+            return Statistical(self.level, self.levels or {}, self.min_units)
         return Above(self.thresholds or {}, self.min_units)
 
     def of(self, kinds: Collection[Kind]) -> Self:

@@ -36,9 +36,9 @@ class InputNorm(TrainingFree):
     """WINA (arXiv 2505.19427): a channel matters as much as |x| times the norm of the column that reads it.
 
     As the paper's rule has it, of all seven projections: the authors' code takes the norms of gate and k
-    alone unless it rotates the weights first, which is left out here. Those that read one input are one matrix
-    here and have one choice; the authors choose for each. Theirs is a share of each token's own channels,
-    sparsity=layer here; sparsity=threshold is TEAL's way.
+    alone unless it rotates the weights first, which is left out here. Those that read one input are one
+    matrix here and have one choice; the authors choose for each. Theirs is a share of each token's own
+    channels, sparsity=layer here; sparsity=threshold is TEAL's way.
     """
 
     kinds: frozenset[Kind] = frozenset({"channel"})

@@ -1,4 +1,4 @@
-"""TEAL's greedy budgets: each step is the one that a slow search by hand takes, and the weights' share is the level."""
+"""TEAL's greedy budgets: each step is that of a slow search by hand, and the level is one of weights."""
 
 import json
 from contextlib import ExitStack

@@ -45,7 +45,9 @@ SMALL = (
     "+trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
 )
-TRAINING_FREE = ("cats", "oracle", "prompt_activation", "random", "static", "svd", "teal")
+OF_CHANNELS = ("r_sparse", "scap", "teal", "wina")
+OF_NEURONS = ("cats", "chess", "m_countdown")
+TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, "oracle", "prompt_activation", "random", "static", "svd")
 MEASURE = (
     "measure.windows=3",
     "measure.tokens=16",
@@ -197,9 +199,8 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     scorer = ingredients.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)
-    scored = {"linear_heads": ("head",), "cats": ("neuron",), "teal": ("channel",)}.get(
-        option, ("head", "neuron")
-    )
+    scored = {"linear_heads": ("head",)} | dict.fromkeys(OF_NEURONS, ("neuron",))
+    scored = (scored | dict.fromkeys(OF_CHANNELS, ("channel",))).get(option, ("head", "neuron"))
     assert scorer.kinds == {*scored}
     assert {kind: run.achieved(kind) for kind in scored} == dict.fromkeys(scored, 0.375)
 
