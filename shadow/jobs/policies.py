@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from shadow.artifacts import learnt_policies
 from shadow.artifacts.files import write_json
-from shadow.fit import block_budgets, budgets, thresholds
+from shadow.fit import block_budgets, budgets, given_budgets, thresholds
 from shadow.jobs.ingredients import JobIngredients, calibration_batches
 from shadow.jobs.keys import budgets_file, budgets_settings, paths_file, paths_settings
 from shadow.jobs.loading import require_weights
@@ -69,6 +69,10 @@ def learn_budgets(
     elif cfg.sparsity.budgets == "block":
         paths, step = get_paths(cfg, lm, scorer, stand_in, policy), cfg.sparsity.block.step
         learnt = {"levels": rows_of(block_budgets.levels_along(lm.model, scorer, policy, step, paths))}
+    elif cfg.sparsity.budgets == "tails":
+        learnt = {"levels": rows_of(given_budgets.by_tails(lm.model, scorer, policy))}
+    elif cfg.sparsity.budgets == "angular":
+        learnt = {"levels": rows_of(given_budgets.by_angle(lm.model, scorer, policy, batches))}
     if policy.scope == "threshold":
         if "levels" in learnt:
             policy = replace(policy, levels=levels_of(learnt["levels"]))

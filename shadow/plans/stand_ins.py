@@ -63,6 +63,10 @@ class Learnt(nn.Module):
         """Numbers that a token reads of it."""
         return sum(values.numel() for values in self.parameters())
 
+    def weights_at(self, site: Site) -> float:
+        """Of what stands in within."""
+        return self.within.weights_at(site) if isinstance(self.within, Reads) else 0
+
     def __call__(self, site: Site, x: Tensor, keep: Tensor) -> Tensor:
         return self.within(site, x, keep)
 

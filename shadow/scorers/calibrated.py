@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,44 @@ def watch(
         for batch in batches:
             real = batch.real()
             logits_of(model, batch.for_model(model))
+
+
+class Moments(NamedTuple):
+    """Of a signal's numbers, [U]: over how many tokens, their sums, and the sums of their squares."""
+
+    tokens: int
+    sums: Tensor
+    squares: Tensor
+
+    def with_more(self, more: "Moments") -> "Moments":
+        return Moments(self.tokens + more.tokens, self.sums + more.sums, self.squares + more.squares)
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.sums / self.tokens).float()
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.squares / self.tokens - (self.sums / self.tokens).square()).clamp(min=0).float()
+
+    @property
+    def norm(self) -> Tensor:
+        return self.squares.sqrt().float()
+
+
+def moments_of(
+    model: PreTrainedModel, signals: Sequence[Signal], batches: Sequence[Batch]
+) -> dict[Signal, Moments]:
+    """Over all real tokens, in float64: variances are small beside squares."""
+    found: dict[Signal, Moments] = {}
+
+    def add(signal: Signal, x: Tensor) -> None:
+        x = x.double()
+        here = Moments(len(x), x.sum(0), x.square().sum(0))
+        found[signal] = found[signal].with_more(here) if signal in found else here
+
+    watch(model, signals, batches, add)
+    return found
 
 
 def mean_magnitudes(

@@ -46,8 +46,9 @@ SMALL = (
     "trainer.log_every_n_steps=1",
 )
 OF_CHANNELS = ("r_sparse", "scap", "teal", "wina")
-OF_NEURONS = ("cats", "chess", "m_countdown")
-TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, "oracle", "prompt_activation", "random", "static", "svd")
+OF_NEURONS = ("cats", "cfsp", "chess", "m_countdown")
+OF_BOTH = ("flap", "magnitude", "oracle", "prompt_activation", "random", "static", "svd", "wanda_sp")
+TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, *OF_BOTH)
 MEASURE = (
     "measure.windows=3",
     "measure.tokens=16",
