@@ -46,7 +46,7 @@ SMALL = (
     "trainer.log_every_n_steps=1",
 )
 OF_CHANNELS = ("r_sparse", "scap", "teal", "wina")
-OF_NEURONS = ("cats", "cfsp", "chess", "m_countdown")
+OF_NEURONS = ("cats", "cfsp", "chess", "d_countdown", "m_countdown", "sparse_infer", "svdp")
 OF_BOTH = ("flap", "magnitude", "oracle", "prompt_activation", "random", "static", "svd", "wanda_sp")
 TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, *OF_BOTH)
 MEASURE = (
@@ -192,7 +192,8 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
         "layerwise_paper": ["sparsity.decided_at=prompt"],
     }.get(option, [])
     few = [] if option in TRAINING_FREE else ["predictor.epochs=1"]
-    small = [*SMALL, *few, "data.windows=10", "data.tokens=12"]
+    of_relu = ["model=tiny-opt"] if option == "sparse_infer" else []
+    small = [*SMALL, *few, *of_relu, "data.windows=10", "data.tokens=12"]
     cfg = compose("evaluate", f"predictor={option}", *small, *more)
     assert cfg.predictor.name == option
     checks.check_method(cfg)
