@@ -15,8 +15,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers, linear_at, require_layout
 from shadow.models.sites import Point, Site
 
-# implementations of transformers whose rows are in a known order: of experts, or of tokens and their choices
-ORDERS = {"grouped_mm": True, "batched_mm": False}
+ORDERS = {"grouped_mm": True, "batched_mm": False}  # of transformers: whether rows are in order of experts
 
 
 class Signal(NamedTuple):
@@ -71,16 +70,17 @@ def hook_sites(
 
 @contextmanager
 def hook_outputs(
-    model: PreTrainedModel, sites: Sequence[Site], fn: Callable[[Site, int, Tensor], Tensor | None]
+    model: PreTrainedModel, sites: Sequence[Site], fn: Callable[[Site, int, Tensor, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Call fn(site, reader, y), y: [B, T, N], when a projection that reads a site has written; what fn
-    returns, if anything, replaces y. reader: its place among the site's readers."""
+    """Call fn(site, reader, x, y), [B, T, N] each, when a projection that reads a site has written y of x;
+    what fn returns, if anything, replaces y. reader: its place among the site's readers."""
     with ExitStack() as stack:
         shape = stack.enter_context(_batch_shape(model, (site.layer for site in sites)))
 
         def at(site: Site, reader: int) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
             def hook(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
-                found = fn(site, reader, y.view(*shape_of(y, shape.here), y.shape[-1]))
+                now = shape_of(y, shape.here)
+                found = fn(site, reader, args[0].view(*now, -1), y.view(*now, y.shape[-1]))
                 return None if found is None else found.view(y.shape)
 
             return hook

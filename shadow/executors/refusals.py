@@ -38,8 +38,9 @@ def _of_scorer(facts: Facts) -> str | None:
             "executor=gathered does not change what projections write, as a learnt stand-in does: use "
             "executor=masked, or sparsity.learnt.windows=0"
         )
-    if "channel" in (facts.policy.kinds or ()):
-        return "executor=gathered reads no channels yet: use executor=masked"
+    for kind in ("channel", "row"):
+        if kind in (facts.policy.kinds or ()):
+            return f"executor=gathered reads no {kind}s yet: use executor=masked"
     if facts.policy.tokens not in ("all", "decode"):
         return (
             "executor=gathered knows sparsity.tokens=all and decode: use one of these, or executor=masked, "

@@ -56,7 +56,7 @@ def by_angle(
 def pruned(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy) -> list[Site]:
     """Those of layers: the lm_head has the common level."""
     sites = find_sites(model, sorted(scorer.kinds))
-    return [site for site in sites if policy.prunes(site.key) and site.slot != "lm_head"]
+    return [site for site in sites if policy.prunes(site.key) and not site.behind]
 
 
 def tail_exponent(weight: Tensor) -> float:

@@ -12,18 +12,20 @@ from shadow.errors import UserError
 from shadow.models.experts import expert_columns
 from shadow.models.sharded import whole
 
-Kind = Literal["head", "neuron", "channel"]
-# `head` and `neuron` are also the kinds that criteria score; the others are the inputs of projections
+Kind = Literal["head", "neuron", "channel", "row"]
+# `head` and `neuron` are the kinds that criteria score; others are inputs of projections, rows of the lm_head
 Point = Literal["layer_input", "head_output", "gate", "up", "site"]
 SiteKey = tuple[int, str]  # layer and slot; the lm_head's layer is the number of layers
 KINDS: tuple[Kind, ...] = ("head", "neuron")
+BEHIND = ("lm_head", "vocabulary")  # slots of the lm_head: its inputs, and its rows, one a word
 CHANNELS = ("qkv", "o", "gate_up", "down", "lm_head")  # the slots of channels
 Source = Literal["state", "context"]  # what a predictor reads
 
 
 def kind_of(slot: str) -> Kind:
     """The kind of the units that are read there."""
-    return "head" if slot == "head" else "neuron" if slot == "neuron" else "channel"
+    others: dict[str, Kind] = {"head": "head", "neuron": "neuron", "vocabulary": "row"}
+    return others.get(slot, "channel")
 
 
 class Ranking(NamedTuple):
@@ -48,8 +50,8 @@ class Site:
     readers: the projections that read this input, or experts that read theirs from one parameter.
     writers: the projections that write neurons, row by row, those of a gate first; none for other kinds, and
     none for experts.
-    units: as many as the input has; active: those that one token can read, which are fewer where it is sent
-    to some experts alone. width: numbers in a unit.
+    units: as many as the input has, or of rows the output; active: those that one token can read, which are
+    fewer where it is sent to some experts alone. width: numbers in a unit.
     cost: weights that one absent unit leaves unread. seen_cost: those of them that are read all the same
     where a scorer sees this point of every unit.
     """
@@ -69,6 +71,11 @@ class Site:
     @property
     def key(self) -> SiteKey:
         return self.layer, self.slot
+
+    @property
+    def behind(self) -> bool:
+        """Whether it lies behind the last layer, where only what logits are asked for is read."""
+        return self.slot in BEHIND
 
     @property
     def reader(self) -> nn.Module:

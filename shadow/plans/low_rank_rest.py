@@ -32,6 +32,10 @@ class LowRankRest:
 
 def bases_of(site: Site, rank: int) -> Tensor:
     """-> [U, R]: the first right singular vectors of all that reads this site, one under the other."""
-    weight = site.columns()[..., 0].float()  # [E, U]
+    return leading(site.columns()[..., 0].float(), rank)
+
+
+def leading(weight: Tensor, rank: int) -> Tensor:
+    """weight: [E, U] -> [U, R]."""
     vectors = torch.linalg.eigh(weight.T @ weight).eigenvectors  # cheaper than the SVD of a long matrix
     return vectors.flip(-1)[:, :rank].contiguous()

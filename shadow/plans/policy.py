@@ -131,7 +131,7 @@ class SparsityPolicy:
     def corrects(self, site: Site) -> bool:
         """Whether a stand-in may change what is written behind this site: logits, of which others read single
         numbers, are left."""
-        return self.prunes(site.key) and site.slot != "lm_head"
+        return self.prunes(site.key) and not site.behind
 
     def gone(self, units: int, level: float) -> int:
         """How many of so many units of a site go at this level."""

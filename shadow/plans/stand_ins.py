@@ -31,6 +31,15 @@ class Corrects(Protocol):
 
 
 @runtime_checkable
+class Guesses(Protocol):
+    """A stand-in that says what rows of the lm_head would write which are not read."""
+
+    def guesses(self, site: Site, x: Tensor) -> Tensor:
+        """x: [B, T, E], what the lm_head reads -> [B, T, V]."""
+        ...
+
+
+@runtime_checkable
 class Reads(Protocol):
     """A scorer or stand-in that reads numbers of its own at every site that is pruned."""
 

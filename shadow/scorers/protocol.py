@@ -50,7 +50,8 @@ class Looks(Protocol):
 def traits_of(scorer: Scorer, sites: Sequence[Site]) -> Traits:
     """By its signals at these sites, and by `first`, `pooled` and `compiled` where it has them."""
     signals = scorer.signals(sites)
-    first = min((signal.layer for signal in signals), default=0)
+    behind = {site.layer for site in sites if site.behind}
+    first = min({signal.layer for signal in signals} - behind, default=0)
     return Traits(
         name=type(scorer).__name__,
         kinds=scorer.kinds,
