@@ -45,7 +45,7 @@ SMALL = (
     "+trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
 )
-OF_CHANNELS = ("r_sparse", "scap", "teal", "wina")
+OF_CHANNELS = ("larosa", "r_sparse", "scap", "teal", "wina")
 OF_NEURONS = ("cats", "cfsp", "chess", "d_countdown", "m_countdown", "sparse_infer", "svdp")
 OF_BOTH = ("flap", "magnitude", "oracle", "prompt_activation", "random", "static", "svd", "wanda_sp")
 TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, *OF_BOTH, "two_step_head")

@@ -15,11 +15,14 @@ from shadow.models.sites import Site
 from shadow.plans.low_rank_rest import LowRankRest
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import Statistical
+from shadow.scorers.calibrated import rows_of
 from shadow.scorers.gate import GateTimesMeanUp, UpMagnitude
 from shadow.scorers.inputs import InputNorm
 from shadow.scorers.modes import ModeDistance, best_mode
 from shadow.scorers.rank_aware import RankAware
+from shadow.scorers.rotated import RotatedInput
 from shadow.scorers.scaled import Backed
+from shadow.signals import Signal
 
 FEW = pytest.mark.parametrize("family", ["opt-350m", "llama", "gemma3_text", "phi3", "pythia", "falcon-7b"])
 
@@ -180,6 +183,44 @@ def test_r_sparse_reads_the_share_of_its_columns_over_alpha(make_lm, small, alph
     assert 0 <= 0.5 / alpha - 0.5 - factors < longest  # less than one rank at each site
     assert isinstance(scorer, Backed)
     assert isinstance(scorer.stand_in, LowRankRest)
+
+
+@FEW
+def test_larosa_drops_small_directions_of_what_reads_the_stream(family, small, sample):
+    """By hand: every projection's weights times Q, and of Q'x the larger half."""
+    model = tiny(family)
+    sites = channels(model)
+    scorer = RotatedInput().build(model, Have(sample))
+
+    def without(site: Site) -> Callable[[Tensor], Tensor]:
+        q = scorer.bases.get(site.key, torch.eye(site.units))
+        torch.testing.assert_close(q @ q.T, torch.eye(site.units), rtol=0, atol=1e-4)
+
+        def change(x: Tensor) -> Tensor:
+            turned = x @ q
+            stays = turned.abs() >= turned.abs().topk(site.units // 2, -1).values[..., -1:]
+            return (turned * stays) @ q.T
+
+        return change
+
+    with reading({reader: without(site) for site in sites for reader in site.readers}):
+        expected = logits_of(model, small)
+    with sparse(model, scorer, SparsityPolicy(0.5, dense_layers=[])) as run:
+        found = run.logits(small)
+    torch.testing.assert_close(found[small.real()], expected[small.real()], rtol=1e-3, atol=1e-4)
+
+
+def test_larosa_has_principal_directions_and_reads_two_rotations_a_layer(small, sample):
+    model = tiny("llama")
+    scorer = RotatedInput().build(model, Have(sample))
+    rows = rows_of(model, [Signal(1, "site", "gate_up")], sample, 1000)[Signal(1, "site", "gate_up")]
+    squares = (rows @ scorer.bases[1, "gate_up"]).square().sum(0)
+    assert torch.equal(squares.argsort(), torch.arange(32))
+    values = torch.linalg.svdvals(rows).square()
+    torch.testing.assert_close(squares.flip(0)[:8], values[:8], rtol=1e-3, atol=1e-4)
+    unread = unread_of(model, scorer, small, SparsityPolicy(0.5, dense_layers=[]))
+    rotations = 3 * 2 * 32 * 32 / weights_of(model).layers
+    assert unread["skipped_of_layers"] == pytest.approx(0.5 - rotations)
 
 
 # By the gate, or by what it is multiplied by
