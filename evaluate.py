@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> float | None:
         if known is None:
             lm = loading.placed(cfg, loading.load_lm(cfg))
             scorer = ingredients.get_scorer(cfg, lm, this.loggers)
-            stand_in = stores.get_stand_in(cfg, lm)
+            stand_in = stores.get_stand_in(cfg, lm, scorer)
             policy = policies.get_policy(cfg, lm, scorer, stand_in)
             stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, this.loggers)
             lm = loading.measured_lm(cfg)

@@ -21,7 +21,7 @@ from shadow.plans.facts import DecidedAt, Facts
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.refusals import refusal
 from shadow.plans.stand_ins import Corrects, Mean, StandIn, Zero
-from shadow.scorers.protocol import Scorer, traits_of
+from shadow.scorers.protocol import Brings, Scorer, traits_of
 
 Named = Literal["auto", "mean", "zero"]
 
@@ -49,8 +49,8 @@ def sparse(
     given; in a loop of your own, what the first call on an empty key-value cache brings, and without a cache
     what each call brings. Its plan lies with the cache.
     stand_in: what a dropped unit says: `zero`, nothing; `mean`, its calibration mean, which a predictor
-    brings; `auto`, that mean if the scorer is a predictor that ranks units by their distance from it, else
-    nothing; values of one's own, [U, D] of every site; or a `StandIn`.
+    brings; `auto`, what the scorer brings, or that mean if it is a predictor that ranks units by their
+    distance from it, else nothing; values of one's own, [U, D] of every site; or a `StandIn`.
     executor: `Masked()`, the default, computes everything and drops what goes; `Gathered(...)` reads the
     weights of kept units alone, and generates faster.
     """
@@ -136,6 +136,8 @@ def stand_in_of(stand_in: StandIn | Named | Mapping[SiteKey, Tensor], scorer: Sc
         raise UserError(
             f"stand_in must be one of {list(get_args(Named))}, or values of each site, got {stand_in!r}"
         )
+    if stand_in == "auto" and isinstance(scorer, Brings):
+        return scorer.stand_in
     means = getattr(scorer, "means", None)
     if stand_in == "mean" and not means:
         raise UserError(

@@ -1,7 +1,7 @@
 """Hooks: what scorers and criteria see of a pass, and what replaces it. No other module sets any."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -15,8 +15,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers, linear_at, require_layout
 from shadow.models.sites import Point, Site
 
-# implementations of transformers whose rows are in a known order: of experts, or of tokens and their choices
-ORDERS = {"grouped_mm": True, "batched_mm": False}
+ORDERS = {"grouped_mm": True, "batched_mm": False}  # of transformers: whether rows are in order of experts
 
 
 class Signal(NamedTuple):
@@ -51,7 +50,7 @@ def hook_sites(
     expert; what replaces them there is not read.
     """
     with ExitStack() as stack:
-        shape = stack.enter_context(_batch_shape(model))
+        shape = stack.enter_context(_batch_shape(model, (site.layer for site in sites)))
 
         def at(site: Site) -> Callable[[Tensor], Tensor]:
             def see(x: Tensor) -> Tensor:
@@ -71,16 +70,17 @@ def hook_sites(
 
 @contextmanager
 def hook_outputs(
-    model: PreTrainedModel, sites: Sequence[Site], fn: Callable[[Site, int, Tensor], Tensor | None]
+    model: PreTrainedModel, sites: Sequence[Site], fn: Callable[[Site, int, Tensor, Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Call fn(site, reader, y), y: [B, T, N], when a projection that reads a site has written; what fn
-    returns, if anything, replaces y. reader: its place among the site's readers."""
+    """Call fn(site, reader, x, y), [B, T, N] each, when a projection that reads a site has written y of x;
+    what fn returns, if anything, replaces y. reader: its place among the site's readers."""
     with ExitStack() as stack:
-        shape = stack.enter_context(_batch_shape(model))
+        shape = stack.enter_context(_batch_shape(model, (site.layer for site in sites)))
 
         def at(site: Site, reader: int) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
             def hook(module: nn.Module, args: tuple, y: Tensor) -> Tensor | None:
-                found = fn(site, reader, y.view(*shape_of(y, shape.here), y.shape[-1]))
+                now = shape_of(y, shape.here)
+                found = fn(site, reader, args[0].view(*now, -1), y.view(*now, y.shape[-1]))
                 return None if found is None else found.view(y.shape)
 
             return hook
@@ -103,7 +103,7 @@ def hook_signals(
     layout, layers = require_layout(model.config.model_type), find_layers(model)
     sites = {site.key: site for site in find_sites(model, ("head", "neuron", "channel"))}
     with ExitStack() as stack:
-        shape = stack.enter_context(_batch_shape(model))
+        shape = stack.enter_context(_batch_shape(model, (signal.layer for signal in signals)))
 
         def at(signal: Signal) -> Callable[[Tensor], None]:
             def see(x: Tensor) -> None:
@@ -120,8 +120,7 @@ def hook_signals(
             elif signal.point in ("head_output", "site"):
                 _hook_input(stack, site.readers, _kept(at(signal)))
             elif signal.point == "gate":
-                found = layers[signal.layer].get_submodule(layout.nonlinearity)
-                _hook_output(stack, found, at(signal))
+                _hook_output(stack, layers[signal.layer].get_submodule(layout.nonlinearity), at(signal))
             else:
                 _hook_output(stack, *_up(layers[signal.layer], layout.writes, site, at(signal)))
         yield
@@ -183,15 +182,16 @@ def _up(
 
 
 @contextmanager
-def _batch_shape(model: PreTrainedModel) -> Iterator[_Noted]:
-    """[B, T] of the call under way: OPT flattens both before its FFN."""
-    shape = _Noted()
+def _batch_shape(model: PreTrainedModel, hooked: Iterable[int]) -> Iterator[_Noted]:
+    """[B, T] of the call under way, from the first layer with a hook: OPT flattens both before its FFN."""
+    shape, layers = _Noted(), find_layers(model)
+    first = min((layer for layer in hooked if layer < len(layers)), default=0)
 
     def note(state: Tensor) -> None:
         shape.here[:] = state.shape[:-1]
 
     with ExitStack() as stack:
-        _hook_state(stack, find_layers(model)[0], note)
+        _hook_state(stack, layers[first], note)
         yield shape
 
 

@@ -35,7 +35,7 @@ class Call:
         return Positions(all_.real[:, shown], None if all_.whole is None else all_.whole[:, shown])
 
     def at(self, site: Site) -> Positions:
-        return self.last if site.slot == "lm_head" else self.positions
+        return self.last if site.behind else self.positions
 
     def keep_of(self, site: Site) -> Tensor:
         """The plan of a site: bool [U] or [B, 1 or T, U]. What does not fit the call never reaches a site:
@@ -44,11 +44,7 @@ class Call:
         if keep.dim() == 2:  # [B, U]
             keep = keep[:, None]
         rows, tokens = self.at(site).real.shape
-        if (
-            self.shown is not None
-            and site.slot == "lm_head"
-            and keep.shape[1:2] == self.positions.real.shape[1:]
-        ):
+        if self.shown is not None and site.behind and keep.shape[1:2] == self.positions.real.shape[1:]:
             keep = keep[:, self.shown]
         shape = keep.shape
         here = len(shape) == 1 or (len(shape) == 3 and shape[0] in (1, rows) and shape[1] in (1, tokens))

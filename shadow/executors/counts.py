@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from transformers import PreTrainedModel
 
 from shadow.executors.call import Call
+from shadow.executors.costs import Added
 from shadow.models.kinds import weights_of
-from shadow.models.sites import KINDS, Site, SiteKey
+from shadow.models.sites import BEHIND, Site, SiteKey, kind_of
 
 
 class Counts:
@@ -42,7 +43,7 @@ class Counts:
         """One sentence where not all tokens that were run were counted at all sites of layers."""
         for key, site in self.sites.items():
             counted = self.total[key] // site.active
-            if counted != self.tokens and site.slot != "lm_head":  # that reads what logits are asked for
+            if counted != self.tokens and not site.behind:  # that reads what logits are asked for
                 return (
                     f"the model was called with {self.tokens} tokens, and {counted} of them were counted at "
                     f"the {site.slot}s of layer {site.layer}: what achieved and bytes say is not what was run"
@@ -50,7 +51,7 @@ class Counts:
         return None
 
     def bytes(
-        self, model: PreTrainedModel, added: int, cost_of: Callable[[Site], int]
+        self, model: PreTrainedModel, added: Added, cost_of: Callable[[Site], int]
     ) -> dict[str, float | dict[str, float]]:
         """Shares of the weight bytes that a dense token reads, which a token at a sparse position does not.
 
@@ -66,11 +67,11 @@ class Counts:
                 unread[site.slot] += absent * site.active * cost_of(site)  # type: ignore[assignment]
         by_kind: Counter[str] = Counter()
         for slot, count in unread.items():
-            by_kind["channel" if slot not in KINDS else slot] += count
-        skipped = sum(unread.values()) - added
+            by_kind[kind_of(slot)] += count
+        of_layers = sum(count for slot, count in unread.items() if slot not in BEHIND)
         return {
-            "skipped": skipped / weights.all,
-            "skipped_of_layers": (skipped - unread["lm_head"]) / weights.layers,
+            "skipped": (sum(unread.values()) - sum(added)) / weights.all,
+            "skipped_of_layers": (of_layers - added.layers) / weights.layers,
             "by_kind": {kind: count / weights.all for kind, count in by_kind.items()},
-            "added": added / weights.all,
+            "added": sum(added) / weights.all,
         }

@@ -88,9 +88,11 @@ class MaskedRun:
 def dropping(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
     """Inside the block each call of the model is planned at the scorer's signals, and goes without what its
     plan drops; `planner.calling` must have been told of the call."""
+    sites = planner.sites.values()
     with (
         hook_signals(model, planner.signals, planner.decide),
-        hook_sites(model, list(planner.sites.values()), planner.drop),
+        hook_sites(model, [site for site in sites if site.kind != "row"], planner.drop),
         hook_outputs(model, planner.corrected_sites, planner.correct),
+        hook_outputs(model, [site for site in sites if site.kind == "row"], planner.guess),
     ):
         yield

@@ -13,16 +13,17 @@ from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cached_plan import CachedPlan, keep_in, plan_of
 from shadow.executors.call import Call
+from shadow.executors.costs import added_by, cost_of, kinds_of
 from shadow.executors.counts import Counts
 from shadow.executors.given import Given
 from shadow.executors.here import Here
 from shadow.executors.positions import Positions, prompt_of, whole_positions
 from shadow.models.kinds import find_sites
-from shadow.models.sites import KINDS, Kind, Site, SiteKey
+from shadow.models.sites import Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import Plan
-from shadow.plans.stand_ins import Corrects, Mean, StandIn
+from shadow.plans.stand_ins import Corrects, Guesses, Mean, StandIn
 from shadow.scorers.protocol import ONCE, Looks, Scorer
 from shadow.signals import Signal
 
@@ -47,11 +48,10 @@ class Planner:
     ) -> None:
         self.model, self.scorer, self.policy, self.decided_at = model, scorer, policy, decided_at
         self.stand_in = stand_in
-        kinds: tuple[Kind, ...] = ("channel",) if policy.level > 0 and "channel" in scorer.kinds else KINDS
         self.sites: dict[SiteKey, Site] = {
             site.key: site
-            for site in find_sites(model, kinds)
-            if site.slot != "lm_head" or policy.prunes(site.key)
+            for site in find_sites(model, kinds_of(scorer, policy))
+            if not site.behind or policy.prunes(site.key)
         }
         pruned = [site for site in self.sites.values() if policy.prunes(site.key)]
         for site in pruned:
@@ -59,6 +59,12 @@ class Planner:
                 policy.threshold_of(site.key)
             if isinstance(stand_in, Mean):
                 stand_in.require(site)
+            if site.kind == "row" and not isinstance(stand_in, Guesses):
+                raise UserError(
+                    "rows of the lm_head that are not read need a stand-in that says what they would write: "
+                    "leave sparsity.stand_in=auto with a predictor that brings one, got "
+                    f"{type(stand_in).__name__}"
+                )
         self.signals = tuple(scorer.signals(pruned)) if policy.level > 0 else ()
         self.on_scores: OnScores | None = None  # is told what the scorer says at each signal
         self.name = uuid4().hex  # of this run: plans that lie with caches bear it
@@ -259,9 +265,9 @@ class Planner:
             return []
         return [site for site in self.sites.values() if self.policy.corrects(site)]
 
-    def correct(self, site: Site, reader: int, y: Tensor) -> Tensor | None:
-        """y: [B, T, N], what this reader of a pruned site has written -> what it becomes where tokens are
-        sparse."""
+    def correct(self, site: Site, reader: int, x: Tensor, y: Tensor) -> Tensor | None:
+        """y: [B, T, N], what this reader of a pruned site has written of x -> what it becomes where tokens
+        are sparse."""
         if self.here.dense:
             return None
         here = self.under_way().at(site)
@@ -271,22 +277,22 @@ class Planner:
         found = self.stand_in.corrected(site, reader, y)
         return found if here.whole is None else torch.where(here.whole[..., None].to(y.device), y, found)
 
+    def guess(self, site: Site, reader: int, x: Tensor, y: Tensor) -> Tensor | None:
+        """y: [B, T, V], what the lm_head has written of x, [B, T, E] -> with guesses in place of the rows
+        that the plan drops."""
+        keep = None if self.here.dense else self.keep(site.key)
+        if keep is None:
+            return None
+        assert isinstance(self.stand_in, Guesses)
+        return torch.where(keep.to(y.device), y, self.stand_in.guesses(site, x).to(y))
+
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
         return self.counts.achieved(kind)
 
     def bytes(self) -> dict[str, float | dict[str, float]]:
         """Shares of the weight bytes that a dense token reads, as `Counts.bytes` has them."""
-        added = getattr(self.scorer, "weights", 0) if self.decides_each_token else 0
-        added += getattr(self.stand_in, "weights", 0)
-        return self.counts.bytes(self.model, added, self.cost_of)
-
-    def cost_of(self, site: Site) -> int:
-        """Weights that an absent unit leaves unread, where the scorer has seen some of its point already."""
-        if not self.decides_each_token:
-            return site.cost
-        here = [signal for signal in self.signals if signal.layer == site.layer]
-        points = {signal.point for signal in here if signal.point != "site" or signal.slot == site.slot}
-        if "site" in points:
-            return site.cost - site.seen_cost.get("site", 0)
-        return site.cost - sum(site.seen_cost.get(point, 0) for point in points)
+        asked = (self.scorer, self.stand_in) if self.decides_each_token else (self.stand_in,)
+        pruned = [site for site in self.sites.values() if self.policy.prunes(site.key)]
+        signals = self.signals if self.decides_each_token else ()
+        return self.counts.bytes(self.model, added_by(asked, pruned), lambda site: cost_of(site, signals))

@@ -38,8 +38,9 @@ def _of_scorer(facts: Facts) -> str | None:
             "executor=gathered does not change what projections write, as a learnt stand-in does: use "
             "executor=masked, or sparsity.learnt.windows=0"
         )
-    if "channel" in (facts.policy.kinds or ()):
-        return "executor=gathered reads no channels yet: use executor=masked"
+    for kind in ("channel", "row"):
+        if kind in (facts.policy.kinds or ()):
+            return f"executor=gathered reads no {kind}s yet: use executor=masked"
     if facts.policy.tokens not in ("all", "decode"):
         return (
             "executor=gathered knows sparsity.tokens=all and decode: use one of these, or executor=masked, "
@@ -68,10 +69,10 @@ def _of_tokens(facts: Facts, compact: bool) -> str | None:
             "executor=gathered decides at each token by nets of this framework's own alone, and "
             f"{scorer.name} is none: use sparsity.decided_at=prompt, or executor=masked"
         )
-    if policy.scope == "global":
+    if policy.scope not in ("layer", "threshold"):
         return (
-            "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got global: "
-            "use one of these, sparsity.decided_at=prompt, or executor=masked"
+            "executor=gathered needs sparsity.scope=layer or threshold where each token decides, got "
+            f"{policy.scope}: use one of these, sparsity.decided_at=prompt, or executor=masked"
         )
     if policy.head_unit == "group" and "head" in (policy.kinds or ()) and facts.group > 1:
         return (

@@ -8,6 +8,8 @@ from shadow import criteria
 from shadow.data.batches import Loss
 from shadow.errors import UserError, require_choice, require_number, require_whole
 from shadow.executors.gathered import Gathered
+from shadow.fit.block_budgets import MOST
+from shadow.fit.thresholds import OF_THE_SITE
 from shadow.front import Named
 from shadow.jobs.calibration import calibration_data, needs_traces
 from shadow.jobs.config import data_label, device_of, executor_label, is_one_process
@@ -21,7 +23,7 @@ from shadow.plans.facts import DecidedAt
 from shadow.plans.refusals import refusal
 
 STAGES = ("estimate", "traces", "predictor")
-BUDGETS = ("uniform", "greedy", "global")
+BUDGETS = ("uniform", "greedy", "global", "block", "tails", "angular")
 
 
 def check_train(cfg: DictConfig) -> None:
@@ -93,11 +95,12 @@ def check_sparsity(cfg: DictConfig) -> None:
     require_choice("sparsity.decided_at", settings.decided_at, get_args(DecidedAt))
     require_choice("sparsity.stand_in", settings.stand_in, get_args(Named))
     require_choice("sparsity.budgets", settings.budgets, BUDGETS)
-    if settings.budgets != "uniform" and settings.scope != "layer":
+    if settings.budgets != "uniform" and settings.scope == "global":
         raise UserError(
-            f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer, "
-            f"got {settings.scope}"
+            f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer "
+            "or threshold, got global"
         )
+    check_block(cfg)
     if policy.level > 0 and "channel" in (policy.kinds or ()):
         for setting, value, instead in (("budgets", "global", "uniform"), ("stand_in", "mean", "zero")):
             if settings[setting] == value:
@@ -120,6 +123,32 @@ def check_sparsity(cfg: DictConfig) -> None:
         raise UserError(
             "sparsity.budget_fewshot counts the shots of tasks' prompts, at least 0, and needs data=tasks, "
             f"got {settings.budget_fewshot} with data={data_label(cfg)}"
+        )
+
+
+def check_block(cfg: DictConfig) -> None:
+    """The settings of sparsity.budgets=block, and what it cannot share out."""
+    settings, facts = cfg.sparsity, facts_of(cfg)
+    require_whole("sparsity.block.windows", settings.block.windows, 1)
+    require_number("sparsity.block.step", settings.block.step, "in (0, 0.5]", lambda step: 0 < step <= 0.5)
+    if settings.budgets != "block" or settings.level == 0:
+        return
+    if settings.level > MOST:
+        raise UserError(
+            f"sparsity.budgets=block takes at most {MOST} of a site, and sparsity.level must be no more, got "
+            f"{settings.level}"
+        )
+    if settings.decided_at != "token" or not set() < facts.scorer.points <= OF_THE_SITE:
+        reads = sorted(facts.scorer.points) or "nothing"
+        raise UserError(
+            "sparsity.budgets=block runs each layer by itself and needs a predictor that sees what it "
+            f"decides about, at each token: {facts.scorer.name} reads {reads}, "
+            f"decided at {settings.decided_at}; give sparsity.budgets=greedy"
+        )
+    if facts.experts > 1:
+        raise UserError(
+            "sparsity.budgets=block does not know what experts are sent: give sparsity.budgets=greedy, or "
+            "uniform"
         )
 
 

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from shadow.criteria import RANDOM, random_scores_of
-from shadow.data.batches import Loss
+from shadow.data.batches import Batch, Loss, batched
+from shadow.jobs.calibration import budget_data
 from shadow.jobs.fitting import get_predictor, load_predictor
 from shadow.jobs.method import recipe_of
 from shadow.jobs.stores import get_means, get_traces
@@ -51,8 +52,16 @@ class JobIngredients:
     def means(self) -> Mapping[SiteKey, Tensor]:
         return get_means(self.cfg, self.lm)
 
+    def sample(self) -> list[Batch]:
+        return calibration_batches(self.cfg, self.lm, self.cfg.sparsity.budget_windows)
+
     def predictor(self) -> Predicted:
         return load_predictor(get_predictor(self.cfg, self.lm, list(self.loggers)), self.lm)
+
+
+def calibration_batches(cfg: DictConfig, lm: LM, windows: int) -> list[Batch]:
+    """The calibration's first windows."""
+    return list(batched(budget_data(cfg).examples(lm)[:windows], cfg.traces.batch_size))
 
 
 def get_scorer(cfg: DictConfig, lm: LM, loggers: Sequence[Any] = ()) -> Scorer:

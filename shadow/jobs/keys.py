@@ -9,7 +9,7 @@ from shadow.artifacts.files import key_of
 from shadow.errors import UserError
 from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
 from shadow.jobs.config import data_label, model_label, plain
-from shadow.jobs.method import is_trained, learns_stand_in, net_of, policy_of, stand_in_of
+from shadow.jobs.method import is_trained, learns_stand_in, needs_of, net_of, policy_of, stand_in_of
 from shadow.models.load import describe_folder
 
 # a change of code that changes what one of them holds makes a new name; nothing else of the code is in a name
@@ -113,6 +113,8 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
     sparsity = counted(cfg, "sparsity")
     if not learns_stand_in(cfg):
         del sparsity["learnt"]
+    if cfg.sparsity.budgets != "block":
+        del sparsity["block"]
     settings: dict[str, Any] = {
         "predictor": counted(cfg, "predictor"),
         "sparsity": sparsity | {"kinds": list(policy_of(cfg).kinds or ()), "stand_in": stand_in_of(cfg)},
@@ -123,6 +125,8 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
         settings["fit"] = predictor_settings(cfg)
     elif needs_traces(cfg) or needs_means(cfg):
         settings |= {"traces": trace_settings(cfg), "size": asked_size(cfg)}
+    if needs_of(cfg).sample:
+        settings["sample"] = of_calibration(cfg)
     return settings
 
 
@@ -136,6 +140,14 @@ def budgets_settings(cfg: DictConfig) -> dict[str, Any]:
     settings = method_settings(cfg)
     settings["sparsity"].pop("learnt", None)
     return settings | of_calibration(cfg)
+
+
+def paths_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What names the paths of greedy budgets: they are the same for all levels and rules."""
+    settings = budgets_settings(cfg)
+    for name in ("level", "scope"):
+        del settings["sparsity"][name]
+    return settings
 
 
 def of_calibration(cfg: DictConfig) -> dict[str, Any]:
@@ -187,6 +199,11 @@ def predictor_folder(cfg: DictConfig) -> Path:
 
 def budgets_file(cfg: DictConfig) -> Path:
     name = f"{method_part(cfg)}-{key_of(budgets_settings(cfg))}"
+    return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"
+
+
+def paths_file(cfg: DictConfig) -> Path:
+    name = f"{method_part(cfg)}-paths-{key_of(paths_settings(cfg))}"
     return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"
 
 

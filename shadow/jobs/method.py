@@ -121,9 +121,11 @@ def facts_of(cfg: DictConfig, level: float | None = None) -> Facts:
 
 
 def stand_in_of(cfg: DictConfig) -> str:
-    """`zero` or `mean`: what stands in a dropped unit's place."""
+    """`zero`, `mean`, or the method's `own`: what stands in a dropped unit's place."""
     if cfg.sparsity.stand_in != "auto":
         return cfg.sparsity.stand_in
+    if traits_of(cfg).stands_in:
+        return "own"
     deviates = cfg.criterion.name in BESIDE_MEANS and traits_of(cfg).by_criterion
     return "mean" if deviates else "zero"
 
@@ -135,7 +137,7 @@ def ranks_layers(cfg: DictConfig) -> bool:
 
 def learns_budgets(cfg: DictConfig) -> bool:
     """Whether calibration is asked for levels of layers, or for thresholds."""
-    asked = cfg.sparsity.budgets == "greedy" or cfg.sparsity.scope == "threshold"
+    asked = cfg.sparsity.budgets not in ("uniform", "global") or cfg.sparsity.scope == "threshold"
     return asked and cfg.sparsity.level > 0
 
 

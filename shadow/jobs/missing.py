@@ -47,9 +47,10 @@ def check_made(cfg: DictConfig) -> None:
             check_predictor_made(cfg)
             check_traces_made(cfg)
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
-        greedy = cfg.sparsity.budgets == "greedy"
         what, without = (
-            ("budgets", "sparsity.budgets=uniform") if greedy else ("thresholds", "sparsity.scope=layer")
+            ("thresholds", "sparsity.scope=layer")
+            if cfg.sparsity.scope == "threshold"
+            else ("budgets", "sparsity.budgets=uniform")
         )
         raise UserError(
             f"there are no {what} {budgets_file(cfg)}: learn them on the way with make_missing=true, or "

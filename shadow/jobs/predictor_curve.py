@@ -54,7 +54,8 @@ def add_to_curve(cfg: DictConfig, record: dict[str, Any]) -> None:
 def save_thresholds(cfg: DictConfig, folder: Path) -> None:
     """Those by which a predictor is used unasked: of all that it scores, with its own stand-in."""
     config, policy, file = hub.read_config(folder), policy_of(cfg), budgets_file(cfg)
-    if policy.scope != "threshold" or not file.is_file() or not net_of(cfg).as_trained:
+    uniform = policy.scope == "threshold" and cfg.sparsity.budgets == "uniform"
+    if not uniform or not file.is_file() or not net_of(cfg).as_trained:
         return
     usual = SparsityPolicy(
         policy.level, "threshold", dense_layers=hub.dense_layers(config), kinds=config["kinds"]

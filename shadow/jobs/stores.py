@@ -39,6 +39,7 @@ from shadow.models.layouts import find_layers
 from shadow.models.load import LM
 from shadow.models.sites import SiteKey, count_units
 from shadow.plans.stand_ins import Mean, StandIn, Zero
+from shadow.scorers.protocol import Brings, Scorer
 from shadow.traces import shards
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.traces.sharing import ShareWeights
@@ -72,8 +73,10 @@ def get_means(cfg: DictConfig, lm: LM, later: Sequence[str] = ()) -> dict[SiteKe
     return shards.read_means(traces_folder(cfg))
 
 
-def get_stand_in(cfg: DictConfig, lm: LM) -> StandIn:
+def get_stand_in(cfg: DictConfig, lm: LM, scorer: Scorer) -> StandIn:
     """What stands in a dropped unit's place, as `sparse` takes it."""
+    if isinstance(scorer, Brings) and stand_in_of(cfg) == "own":
+        return scorer.stand_in
     return Mean(get_means(cfg, lm)) if stand_in_of(cfg) == "mean" and cfg.sparsity.level > 0 else Zero()
 
 

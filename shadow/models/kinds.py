@@ -114,7 +114,7 @@ FINDERS: dict[Kind, Callable[[Layer], list[Site]]] = {
 def find_sites(model: PreTrainedModel, kinds: Sequence[Kind] = KINDS) -> list[Site]:
     """Every site of these kinds in forward order: layer 0's heads, layer 0's neurons, layer 1's heads, ...
 
-    The inputs of the lm_head come last, as channels of the layer behind the last one.
+    The inputs of the lm_head come last, as channels of the layer behind the last one, and its rows.
     """
     found = find_layers(model)
     layout, config = require_layout(model.config.model_type), model.config.get_text_config()
@@ -123,7 +123,15 @@ def find_sites(model: PreTrainedModel, kinds: Sequence[Kind] = KINDS) -> list[Si
     head = model.get_output_embeddings()
     if "channel" in kinds and isinstance(head, nn.Linear):
         sites.append(channels(len(layers), "lm_head", (head,)))
+    if "row" in kinds and isinstance(head, nn.Linear):
+        sites.append(rows(len(layers), head))
     return sites
+
+
+def rows(layer: int, head: nn.Linear) -> Site:
+    """An absent word leaves its row of the lm_head unread."""
+    units = head.out_features
+    return Site(layer, "vocabulary", "row", (head,), units, 1, units, head.in_features)
 
 
 def key_value_heads(config: PretrainedConfig) -> int:

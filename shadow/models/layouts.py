@@ -93,6 +93,12 @@ def require_layout(model_type: str) -> Layout:
     return LAYOUTS[model_type]
 
 
+def is_gated(model_type: str) -> bool:
+    """Whether what meets the non-linearity multiplies something else."""
+    writes = require_layout(model_type).writes
+    return not writes or len(writes) > 1 or "gate" in writes[0]
+
+
 def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     if not isinstance(model, PreTrainedModel):
         raise UserError(

@@ -12,18 +12,20 @@ from shadow.errors import UserError
 from shadow.models.experts import expert_columns
 from shadow.models.sharded import whole
 
-Kind = Literal["head", "neuron", "channel"]
-# `head` and `neuron` are also the kinds that criteria score; the others are the inputs of projections
+Kind = Literal["head", "neuron", "channel", "row"]
+# `head` and `neuron` are the kinds that criteria score; others are inputs of projections, rows of the lm_head
 Point = Literal["layer_input", "head_output", "gate", "up", "site"]
 SiteKey = tuple[int, str]  # layer and slot; the lm_head's layer is the number of layers
 KINDS: tuple[Kind, ...] = ("head", "neuron")
+BEHIND = ("lm_head", "vocabulary")  # slots of the lm_head: its inputs, and its rows, one a word
 CHANNELS = ("qkv", "o", "gate_up", "down", "lm_head")  # the slots of channels
 Source = Literal["state", "context"]  # what a predictor reads
 
 
 def kind_of(slot: str) -> Kind:
     """The kind of the units that are read there."""
-    return "head" if slot == "head" else "neuron" if slot == "neuron" else "channel"
+    others: dict[str, Kind] = {"head": "head", "neuron": "neuron", "vocabulary": "row"}
+    return others.get(slot, "channel")
 
 
 class Ranking(NamedTuple):
@@ -48,8 +50,8 @@ class Site:
     readers: the projections that read this input, or experts that read theirs from one parameter.
     writers: the projections that write neurons, row by row, those of a gate first; none for other kinds, and
     none for experts.
-    units: as many as the input has; active: those that one token can read, which are fewer where it is sent
-    to some experts alone. width: numbers in a unit.
+    units: as many as the input has, or of rows the output; active: those that one token can read, which are
+    fewer where it is sent to some experts alone. width: numbers in a unit.
     cost: weights that one absent unit leaves unread. seen_cost: those of them that are read all the same
     where a scorer sees this point of every unit.
     """
@@ -69,6 +71,11 @@ class Site:
     @property
     def key(self) -> SiteKey:
         return self.layer, self.slot
+
+    @property
+    def behind(self) -> bool:
+        """Whether it lies behind the last layer, where only what logits are asked for is read."""
+        return self.slot in BEHIND
 
     @property
     def reader(self) -> nn.Module:
@@ -92,11 +99,15 @@ class Site:
         return self.ranking.experts
 
     def columns(self) -> Tensor:
-        """-> [E, U, D]: the weights by which each unit is read, of all readers one under the other."""
+        """-> [E, U, D]: the weights by which each unit is read, of all readers one under the other.
+
+        Of channels that all experts read, E is the rows of all of them.
+        """
         if isinstance(self.reader, nn.Linear):
             rows = torch.cat([values_of(reader) for reader in self.readers])
             return rows.unflatten(1, (self.units, -1))
-        assert self.experts > 1, "channels that experts read have columns in each of them"
+        if self.slot == "gate_up":
+            return whole(self.reader.get_parameter("gate_up_proj").detach()).flatten(0, 1)[..., None]
         return expert_columns(self.reader)
 
 
@@ -112,6 +123,11 @@ def count_units(sites: Sequence[Site]) -> dict[Kind, int]:
     return counts
 
 
+def column_norms_of(site: Site) -> Tensor:
+    """-> float32 [U]: of one site, as `column_norms`."""
+    return site.columns().float().square().sum((0, 2)).sqrt()
+
+
 def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
     """-> float32 [L, U] of each kind: the norm of the columns by which its projection reads a unit.
 
@@ -120,7 +136,7 @@ def column_norms(sites: Sequence[Site]) -> dict[Kind, Tensor]:
     """
     found: dict[Kind, list[Tensor]] = {}
     for site in sites:
-        found.setdefault(site.kind, []).append(site.columns().float().cpu().square().sum((0, 2)).sqrt())
+        found.setdefault(site.kind, []).append(column_norms_of(site).cpu())
     return {kind: torch.stack(of_layers) for kind, of_layers in found.items()}
 
 

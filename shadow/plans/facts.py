@@ -19,7 +19,8 @@ class Traits(NamedTuple):
     many times it scores in one pass, each time other layers. first: the first layer that it scores. pooled:
     whether it reads whole prompts and scores no single token. compiled: whether it is made of nets that a
     compiled step can ask. by_criterion: whether it goes by the criterion of the job, so that what a dropped
-    unit says may be the mean that the criterion measures from.
+    unit says may be the mean that the criterion measures from. stands_in: whether it brings a stand-in of its
+    own.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Traits(NamedTuple):
     pooled: bool = False
     compiled: bool = False
     by_criterion: bool = True
+    stands_in: bool = False
 
 
 @dataclass(frozen=True)

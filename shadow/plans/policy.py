@@ -8,9 +8,9 @@ from torch import Tensor
 
 from shadow.errors import UserError
 from shadow.models.sites import CHANNELS, Kind, Site, SiteKey, kind_of
-from shadow.plans.rules import Above, OverLayers, Plan, Rule, TopK
+from shadow.plans.rules import Above, OverLayers, Plan, Rule, Statistical, TopK
 
-Scope = Literal["layer", "global", "threshold"]
+Scope = Literal["layer", "global", "threshold", "statistical"]
 HeadUnit = Literal["query", "group"]
 Tokens = str | int | float  # `all`, `decode`, a whole number or a share
 
@@ -21,12 +21,13 @@ class SparsityPolicy:
 
     level: share of units removed, in [0, 1), at each site that is pruned.
     scope: `layer` removes that share in every layer; `global` ranks the units of a slot over all layers;
-    `threshold` removes what scores no more than `thresholds` say: more at one token than at another.
+    `threshold` removes what scores no more than `thresholds` say: more at one token than at another;
+    `statistical` what scores no more than its row's mean and deviation say, if scores are normal.
     min_units: units that stay at every site, whatever their scores; of head groups, groups, and of neurons of
     experts, in every expert.
     dense_layers: those that lose nothing.
     kinds: those that are pruned; None: all that the scorer scores.
-    levels: of single sites, each in place of `level`.
+    levels: of single sites, each in place of `level`: of those with thresholds, what these were learnt for.
     thresholds: of each site that is pruned, for scope `threshold` alone: `shadow.fit.thresholds` learns those
     that remove `level` on average.
     head_unit: `query` heads stay or go one by one; with `group` those that share a key-value head do so
@@ -69,8 +70,8 @@ class SparsityPolicy:
             raise UserError(
                 f"sparsity.head_unit must be one of {list(get_args(HeadUnit))}, got {self.head_unit!r}"
             )
-        if self.levels is not None and self.scope != "layer":
-            raise UserError(f"levels of single layers need sparsity.scope=layer, got {self.scope}")
+        if self.levels is not None and self.scope == "global":
+            raise UserError("levels of single layers need sparsity.scope=layer or threshold, got global")
         if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
             raise UserError(f"levels of single layers must be in [0, 1), got {dict(self.levels or {})}")
         if self.thresholds is not None and self.scope != "threshold":
@@ -105,6 +106,8 @@ class SparsityPolicy:
             return TopK(self.level, self.levels or {}, self.min_units)
         if self.scope == "global":
             return OverLayers(self.level, self.min_units)
+        if self.scope == "statistical":
+            return Statistical(self.level, self.levels or {}, self.min_units)
         return Above(self.thresholds or {}, self.min_units)
 
     def of(self, kinds: Collection[Kind]) -> Self:
@@ -128,7 +131,7 @@ class SparsityPolicy:
     def corrects(self, site: Site) -> bool:
         """Whether a stand-in may change what is written behind this site: logits, of which others read single
         numbers, are left."""
-        return self.prunes(site.key) and site.slot != "lm_head"
+        return self.prunes(site.key) and not site.behind
 
     def gone(self, units: int, level: float) -> int:
         """How many of so many units of a site go at this level."""

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Protocol
 
 import torch
@@ -85,6 +86,29 @@ class Above:
                 f"none for the {key[1]}s of layer {key[0]}: learn them with shadow.fit.thresholds.learn"
             )
         return self.thresholds[key]
+
+
+@dataclass(frozen=True)
+class Statistical:
+    """What scores more than the mean + std * z of its row stays, z the normal quantile of the level, and the
+    `least` units that score highest.
+
+    Gemma-3n's rule (transformers' `_gaussian_topk`): no sort and no calibration, and the level is met as far
+    as a row's scores are normal. There it is a rule on gates before their non-linearity, of a model that was
+    trained with it, and what stays has the cutoff subtracted; here it is one on any scores, and chooses.
+    """
+
+    level: float
+    levels: Mapping[SiteKey, float] = field(default_factory=dict)
+    least: int = 1
+
+    def keep(self, scored: Scored) -> Plan:
+        return {key: self._above(scores, self.levels.get(key, self.level)) for key, scores in scored}
+
+    def _above(self, scores: Tensor, level: float) -> Tensor:
+        deviation = scores.std(-1, correction=0, keepdim=True)
+        cutoff = scores.mean(-1, keepdim=True) + deviation * NormalDist().inv_cdf(level)
+        return (scores > cutoff) | protected(scores, self.least)
 
 
 def protected(scores: Tensor, least: int) -> Tensor:

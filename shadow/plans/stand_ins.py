@@ -30,6 +30,24 @@ class Corrects(Protocol):
         ...
 
 
+@runtime_checkable
+class Guesses(Protocol):
+    """A stand-in that says what rows of the lm_head would write which are not read."""
+
+    def guesses(self, site: Site, x: Tensor) -> Tensor:
+        """x: [B, T, E], what the lm_head reads -> [B, T, V]."""
+        ...
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A scorer or stand-in that reads numbers of its own at every site that is pruned."""
+
+    def weights_at(self, site: Site) -> float:
+        """How many, in weights of the model's own size: a sign is a part of one."""
+        ...
+
+
 class Learnt(nn.Module):
     """A factor and an addend for every number that the readers of pruned sites write: y becomes f * y + a.
 
@@ -53,6 +71,10 @@ class Learnt(nn.Module):
     def weights(self) -> int:
         """Numbers that a token reads of it."""
         return sum(values.numel() for values in self.parameters())
+
+    def weights_at(self, site: Site) -> float:
+        """Of what stands in within."""
+        return self.within.weights_at(site) if isinstance(self.within, Reads) else 0
 
     def __call__(self, site: Site, x: Tensor, keep: Tensor) -> Tensor:
         return self.within(site, x, keep)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shadow.models.sites import Kind, Site, SiteKey, kind_of
+from shadow.plans.stand_ins import StandIn
 from shadow.signals import Signal
 
 
@@ -24,6 +25,14 @@ class Fixed:
 
     def scores(self, signal: Signal, x: Tensor, pool: Tensor | None) -> Mapping[SiteKey, Tensor]:
         return self.fixed
+
+
+class Compensated(Fixed):
+    """With a stand-in of its own."""
+
+    def __init__(self, scores: Mapping[SiteKey, Tensor], stand_in: StandIn) -> None:
+        super().__init__(scores)
+        self.stand_in = stand_in
 
 
 def random_scores(sites: Sequence[Site], seed: int) -> dict[SiteKey, Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
@@ -32,12 +32,12 @@ def truncated(weight: Tensor, bias: Tensor | None, rank: int) -> LowRank:
     return LowRank(s[:rank, None] * v[:rank], u[:, :rank].contiguous(), bias)
 
 
-def copies_of(path: NeuronPath, rank: int) -> list[LowRank]:
+def copies_of(writers: Sequence[nn.Linear], neurons: int, rank: int) -> list[LowRank]:
     """Of the gate and of what else is written, one each, also where one projection writes both."""
     found = []
-    for writer in path.writers:
-        weights = values_of(writer).split(path.neurons)
-        biases = [None] * len(weights) if writer.bias is None else writer.bias.split(path.neurons)
+    for writer in writers:
+        weights = values_of(writer).split(neurons)
+        biases = [None] * len(weights) if writer.bias is None else writer.bias.split(neurons)
         found += [truncated(weight, bias, rank) for weight, bias in zip(weights, biases)]
     return found
 
@@ -66,7 +66,9 @@ class LowRankCopy:
         self.layers = range(1, len(paths))
         self.heads, self.neuron_means = dict(heads), means
         self.paths: dict[int, NeuronPath] = {layer: paths[layer] for layer in self.layers}
-        self.copies = {layer: copies_of(path, rank) for layer, path in self.paths.items()}
+        self.copies = {
+            layer: copies_of(path.writers, path.neurons, rank) for layer, path in self.paths.items()
+        }
 
     @property
     def weights(self) -> int:

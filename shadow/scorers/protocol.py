@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from shadow.data.batches import Batch
 from shadow.models.sites import Kind, Site, SiteKey
 from shadow.plans.facts import Traits
+from shadow.plans.stand_ins import StandIn
 from shadow.signals import Signal
 
 
@@ -32,6 +33,14 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class Brings(Protocol):
+    """A scorer that goes with a stand-in of its own, which `stand_in="auto"` takes."""
+
+    @property
+    def stand_in(self) -> StandIn: ...
+
+
+@runtime_checkable
 class Looks(Protocol):
     """A scorer that runs a dense pass over the sample, or over its prompt, before the sparse one."""
 
@@ -41,7 +50,8 @@ class Looks(Protocol):
 def traits_of(scorer: Scorer, sites: Sequence[Site]) -> Traits:
     """By its signals at these sites, and by `first`, `pooled` and `compiled` where it has them."""
     signals = scorer.signals(sites)
-    first = min((signal.layer for signal in signals), default=0)
+    behind = {site.layer for site in sites if site.behind}
+    first = min({signal.layer for signal in signals} - behind, default=0)
     return Traits(
         name=type(scorer).__name__,
         kinds=scorer.kinds,
@@ -51,6 +61,7 @@ def traits_of(scorer: Scorer, sites: Sequence[Site]) -> Traits:
         first=getattr(scorer, "first", first),
         pooled=getattr(scorer, "pooled", False),
         compiled=getattr(scorer, "compiled", False),
+        stands_in=isinstance(scorer, Brings),
     )
 
 

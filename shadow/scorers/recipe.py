@@ -1,12 +1,12 @@
 """A recipe: how a scorer comes about, what it needs, what it refuses. One class and one YAML a method."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.data.batches import Loss
+from shadow.data.batches import Batch, Loss
 from shadow.models.sites import Kind, Point, Site, SiteKey
 from shadow.plans.facts import Facts, Traits
 from shadow.scorers.predicted import Predicted
@@ -16,12 +16,13 @@ from shadow.signals import Signal
 
 class Needs(NamedTuple):
     """Of calibration. traces: mean scores by the criterion; means: of activations; fit: a trained predictor,
-    and then parts: what its traces hold beside the features and the criterion."""
+    and then parts: what its traces hold beside the features and the criterion; sample: windows to run."""
 
     traces: bool = False
     means: bool = False
     fit: bool = False
     parts: tuple[str, ...] = ()
+    sample: bool = False
 
 
 class Ingredients(Protocol):
@@ -48,6 +49,10 @@ class Ingredients(Protocol):
 
     def predictor(self) -> Predicted:
         """The trained net of these settings."""
+        ...
+
+    def sample(self) -> Sequence[Batch]:
+        """The calibration's first windows, as many as `sparsity.budget_windows`."""
         ...
 
 
@@ -91,7 +96,7 @@ class TrainingFree:
     def refuses(self, criterion: str, facts: Facts) -> str | None:
         return None
 
-    def build(self, model: PreTrainedModel, have: Ingredients) -> Self:
+    def build(self, model: PreTrainedModel, have: Ingredients) -> Scorer:
         return self
 
     def signals(self, sites: Sequence[Site]) -> Sequence[Signal]:

@@ -14,18 +14,24 @@ def name_variants(records: list[Record]) -> list[Record]:
     overrides_of = [dict(filter(parts_curves, map(split_override, record.overrides))) for record in records]
     by_curve: dict[Point, list[dict[str, str]]] = {}
     for record, overrides in zip(records, overrides_of):
-        curve = replace(record.point, level=0.0, seed=0)
-        by_curve.setdefault(curve, []).append(overrides)
+        by_curve.setdefault(curve_of(record), []).append(overrides)
     varied = {
-        key
-        for group in by_curve.values()
-        for key in {key for overrides in group for key in overrides}
-        if len({overrides.get(key) for overrides in group}) > 1
+        curve: {
+            key
+            for key in {key for overrides in group for key in overrides}
+            if len({overrides.get(key) for overrides in group}) > 1
+        }
+        for curve, group in by_curve.items()
     }
-    return [
-        with_word(record, " ".join(f"{key}={overrides[key]}" for key in sorted(varied & overrides.keys())))
+    words = [
+        " ".join(f"{key}={overrides[key]}" for key in sorted(varied[curve_of(record)] & overrides.keys()))
         for record, overrides in zip(records, overrides_of)
     ]
+    return [with_word(record, word) for record, word in zip(records, words)]
+
+
+def curve_of(record: Record) -> Point:
+    return replace(record.point, level=0.0, seed=0)
 
 
 def split_override(override: str) -> tuple[str, str]:

@@ -118,7 +118,7 @@ def test_a_level_that_is_so_many_units_of_9_takes_exactly_so_many(count):
 
 
 def test_levels_of_layers_need_the_scope_layer_and_are_levels():
-    with pytest.raises(UserError, match=r"sparsity\.scope=layer, got global"):
+    with pytest.raises(UserError, match=r"sparsity\.scope=layer or threshold, got global"):
         SparsityPolicy(0.5, "global", levels={(1, "head"): 0.5})
     with pytest.raises(UserError, match=r"in \[0, 1\), got"):
         SparsityPolicy(0.5, levels={(1, "head"): 1.0})
@@ -317,13 +317,14 @@ def test_points_know_the_budgets_and_their_windows_and_the_dense_one_neither(com
     [
         (
             ["sparsity.budgets=equal"],
-            r"sparsity\.budgets must be one of \['uniform', 'greedy', 'global'\], got 'equal'",
+            r"sparsity\.budgets must be one of \['uniform', 'greedy', 'global', .*\], got 'equal'",
         ),
-        (["sparsity=global"], r"sparsity\.budgets=greedy .* needs sparsity\.scope=layer, got global"),
+        (["sparsity=global"], r"budgets=greedy .* needs sparsity\.scope=layer or threshold, got global"),
         (
-            ["sparsity=threshold", "sparsity.budgets=global"],
-            r"sparsity\.budgets=global .* needs sparsity\.scope=layer, got threshold",
+            ["sparsity.budgets=block"],
+            r"budgets=block runs each layer by itself .*predictor=random reads nothing.*budgets=greedy",
         ),
+        (["sparsity.block.step=0"], r"sparsity\.block\.step must be in \(0, 0\.5\], got 0"),
         (
             ["sparsity.budgets=global", "sparsity.min_units=0"],
             r"sparsity\.budgets=global .* sparsity\.min_units=1, got 0",

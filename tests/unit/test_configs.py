@@ -45,7 +45,10 @@ SMALL = (
     "+trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
 )
-TRAINING_FREE = ("cats", "oracle", "prompt_activation", "random", "static", "svd", "teal")
+OF_CHANNELS = ("larosa", "r_sparse", "scap", "teal", "wina")
+OF_NEURONS = ("cats", "cfsp", "chess", "d_countdown", "m_countdown", "sparse_infer", "svdp")
+OF_BOTH = ("flap", "magnitude", "oracle", "prompt_activation", "random", "static", "svd", "wanda_sp")
+TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, *OF_BOTH, "two_step_head")
 MEASURE = (
     "measure.windows=3",
     "measure.tokens=16",
@@ -189,7 +192,8 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
         "layerwise_paper": ["sparsity.decided_at=prompt"],
     }.get(option, [])
     few = [] if option in TRAINING_FREE else ["predictor.epochs=1"]
-    small = [*SMALL, *few, "data.windows=10", "data.tokens=12"]
+    of_relu = ["model=tiny-opt"] if option == "sparse_infer" else []
+    small = [*SMALL, *few, *of_relu, "data.windows=10", "data.tokens=12"]
     cfg = compose("evaluate", f"predictor={option}", *small, *more)
     assert cfg.predictor.name == option
     checks.check_method(cfg)
@@ -197,11 +201,11 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     scorer = ingredients.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)
-    scored = {"linear_heads": ("head",), "cats": ("neuron",), "teal": ("channel",)}.get(
-        option, ("head", "neuron")
-    )
+    scored = {"linear_heads": ("head",), "two_step_head": ("row",)} | dict.fromkeys(OF_NEURONS, ("neuron",))
+    scored = (scored | dict.fromkeys(OF_CHANNELS, ("channel",))).get(option, ("head", "neuron"))
     assert scorer.kinds == {*scored}
-    assert {kind: run.achieved(kind) for kind in scored} == dict.fromkeys(scored, 0.375)
+    share = 128 / 257 if option == "two_step_head" else 0.375
+    assert {kind: run.achieved(kind) for kind in scored} == dict.fromkeys(scored, pytest.approx(share))
 
 
 def test_a_predictor_decides_at_the_prompt_with_every_pooling(compose, batch):

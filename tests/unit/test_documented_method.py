@@ -37,7 +37,8 @@ def test_it_runs_as_a_job_does(documented, artifacts, batch, scope):
     cfg = documented("+predictor.scale=2.0", f"sparsity.scope={scope}", "make_missing=true")
     checks.check_evaluate(cfg)
     lm = loading.load_lm(cfg)
-    scorer, stand_in = ingredients.get_scorer(cfg, lm), stores.get_stand_in(cfg, lm)
+    scorer = ingredients.get_scorer(cfg, lm)
+    stand_in = stores.get_stand_in(cfg, lm, scorer)
     policy = policies.get_policy(cfg, lm, scorer, stand_in)
     with sparse(lm.model, scorer, policy, stand_in=stand_in, executor=method.executor_of(cfg)) as run:
         run.logits(batch)

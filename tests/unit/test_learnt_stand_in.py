@@ -110,7 +110,8 @@ def test_fitting_brings_the_sparse_model_nearer_to_the_dense_one(tiny_llama, exa
 def test_a_job_learns_it_once_and_finds_it_again(compose, artifacts, caplog):
     cfg = compose("evaluate", *JOB)
     lm = loading.load_lm(cfg)
-    scorer, within = ingredients.get_scorer(cfg, lm, []), stores.get_stand_in(cfg, lm)
+    scorer = ingredients.get_scorer(cfg, lm, [])
+    within = stores.get_stand_in(cfg, lm, scorer)
     policy = policies.get_policy(cfg, lm, scorer, within)
     first = learnt.with_learnt(cfg, lm, scorer, policy, within, [])
     made = (keys.learnt_folder(cfg) / "config.json").stat().st_mtime_ns

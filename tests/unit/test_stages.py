@@ -1133,15 +1133,15 @@ def test_means_stand_in_for_what_is_dropped_if_that_is_asked_for(compose, artifa
     """Whatever the scorer; one that needs no traces of its own gets a store of the means alone."""
     cfg = compose("evaluate", *SMALL, "predictor=random", "sparsity.stand_in=mean")
     lm = loading.load_lm(cfg)
-    stand_in = stores.get_stand_in(cfg, lm)
+    stand_in = stores.get_stand_in(cfg, lm, Fixed({}))
     assert isinstance(stand_in, Mean)
     assert set(read_manifest(keys.traces_folder(cfg))["parts"]) == {MEANS}
     for unit, values in read_means(keys.traces_folder(cfg)).items():
         assert torch.equal(stand_in.values[unit], values)
     zero = compose("evaluate", *SMALL, "predictor=random")
-    assert isinstance(stores.get_stand_in(zero, lm), Zero)
+    assert isinstance(stores.get_stand_in(zero, lm, Fixed({})), Zero)
     dense = compose("evaluate", *SMALL, "sparsity.stand_in=mean", "sparsity.level=0")
-    assert isinstance(stores.get_stand_in(dense, lm), Zero)
+    assert isinstance(stores.get_stand_in(dense, lm, Fixed({})), Zero)
     store = stores.get_traces(compose("train", *SMALL), lm)  # and grows to a whole one
     assert set(store.manifest["parts"]) == {MEANS, FEATURES, "l2_norm"}
     assert store.windows == 20

@@ -240,7 +240,7 @@ def test_thresholds_of_a_net_also_lie_beside_it_where_it_is_used_as_it_is_unaske
 
     def measured(*overrides):
         cfg = job(compose, *net, "sparsity.level=0.25", *overrides)
-        policy = policies.get_policy(cfg, lm, scorer, stores.get_stand_in(cfg, lm))
+        policy = policies.get_policy(cfg, lm, scorer, stores.get_stand_in(cfg, lm, scorer))
         unread = {"skipped": 0.25, "skipped_of_layers": 0.25}
         told = {"content": measures.content_of(cfg), "achieved": {}, "bytes": unread, "metrics": {}}
         told["commit"] = {"sha": None}
@@ -320,7 +320,7 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
         (["sparsity.budget_fewshot=-1"], r"sparsity\.budget_fewshot .*at least 0.*got -1 "),
         (["predictor=static"], r"sparsity\.scope=threshold .*predictor=static are the same for all"),
         (["predictor=random"], r"sparsity\.scope=threshold .*predictor=random are the same for all"),
-        (["sparsity.budgets=greedy"], r"sparsity\.budgets=greedy .* sparsity\.scope=layer, got threshold"),
+        (["sparsity=global", "sparsity.budgets=greedy"], r"budgets=greedy .*=layer or threshold, got global"),
         (
             ["predictor=unified", "predictor.loss=listwise", "make_missing=true"],
             r"predictor\.loss=listwise .*not how tokens compare: .*sparsity\.scope=layer, got threshold",
