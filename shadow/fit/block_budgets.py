@@ -102,7 +102,7 @@ def shares_of(path: Sequence[str], sites: Mapping[str, Site], step: float) -> di
 
 def weights_of(sites: Mapping[str, Site] | Sequence[Site]) -> int:
     listed = sites.values() if isinstance(sites, Mapping) else sites
-    return sum(site.units * site.cost for site in listed)
+    return sum(site.active * site.cost for site in listed)
 
 
 def pruned_by_layer(
