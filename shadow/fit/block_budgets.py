@@ -84,7 +84,7 @@ def levels_along(
     whole, rest = divmod(round(policy.level / step, 6), 1)
     for number, sites in pruned_by_layer(model, scorer, policy).items():
         if number not in paths:  # the lm_head by itself
-            found |= {(number, slot): policy.level for slot in sites}
+            found |= {(number, slot): policy.level_of((number, slot)) for slot in sites}
             continue
         shares = shares_of(paths[number][: int(whole)], sites, step)
         if rest:

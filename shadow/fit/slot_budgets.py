@@ -29,7 +29,7 @@ def learn(
     Takes a pass over the batches for each slot and level that is tried, and one for the dense model. Costs
     are of weights: what slots cost together is taken for the sum of what they cost alone.
     """
-    policy = policy.of(scorer.kinds)
+    policy = replace(policy.of(scorer.kinds), slot_levels=None)
     weights: dict[str, int] = {}
     keys: list[SiteKey] = []
     for site in find_sites(model, sorted(scorer.kinds)):
