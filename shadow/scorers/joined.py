@@ -52,8 +52,8 @@ class Joined:
     def refuses(self, criterion: str, facts: Facts) -> str | None:
         if any(part.needs(criterion).fit or part.traits(criterion, 1).looks for part in self.parts):
             return (
-                f"{facts.scorer.name} joins methods that are not fitted and look at no sample: give such a one "
-                "by itself"
+                f"{facts.scorer.name} joins methods that are not fitted and look at no sample: give such a "
+                "one by itself"
             )
         found = (part.refuses(criterion, facts) for part in self.parts)
         return next((sentence for sentence in found if sentence is not None), None)
