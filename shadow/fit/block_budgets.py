@@ -84,7 +84,7 @@ def levels_along(
     whole, rest = divmod(round(policy.level / step, 6), 1)
     for number, sites in pruned_by_layer(model, scorer, policy).items():
         if number not in paths:  # the lm_head by itself
-            found |= {(number, slot): policy.level for slot in sites}
+            found |= {(number, slot): policy.level_of((number, slot)) for slot in sites}
             continue
         shares = shares_of(paths[number][: int(whole)], sites, step)
         if rest:
@@ -102,7 +102,7 @@ def shares_of(path: Sequence[str], sites: Mapping[str, Site], step: float) -> di
 
 def weights_of(sites: Mapping[str, Site] | Sequence[Site]) -> int:
     listed = sites.values() if isinstance(sites, Mapping) else sites
-    return sum(site.units * site.cost for site in listed)
+    return sum(site.active * site.cost for site in listed)
 
 
 def pruned_by_layer(

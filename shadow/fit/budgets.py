@@ -55,7 +55,7 @@ def learn(
     Takes a pass over the batches for each layer, kind and level that is tried, and one for the dense model.
     What layers cost together is taken for the sum of what they cost alone.
     """
-    policy = policy.of(scorer.kinds)
+    policy = replace(policy.of(scorer.kinds), slot_levels=None)
     sites = find_sites(model, sorted(scorer.kinds))
     groups = {site.key: policy.compared(site) for site in sites if policy.prunes(site.key)}
     layers = set(range(len(find_layers(model))))

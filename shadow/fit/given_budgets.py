@@ -34,7 +34,7 @@ def by_tails(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy) -> 
     low, high = min(found.values()), max(found.values())
     span = (high - low) or 1.0
     raw = {key: 1 - SPREAD + 2 * SPREAD * (exponent - low) / span for key, exponent in found.items()}
-    return scaled(raw, {site.key: site.units * site.cost for site in sites}, policy.level, 0.0, MOST)
+    return scaled(raw, {site.key: site.active * site.cost for site in sites}, policy.level, 0.0, MOST)
 
 
 def by_angle(
@@ -48,7 +48,7 @@ def by_angle(
     angles = turns(model, batches)
     mean = sum(angles) / len(angles)
     raw = {site.key: 1 / (1 + math.exp(-SHARPNESS * (angles[site.layer] - mean))) for site in sites}
-    weights = {site.key: site.units * site.cost for site in sites}
+    weights = {site.key: site.active * site.cost for site in sites}
     kept = scaled(raw, weights, 1 - policy.level, 1 - MOST, 1.0)
     return {key: 1 - share for key, share in kept.items()}
 

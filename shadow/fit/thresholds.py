@@ -56,7 +56,8 @@ def learn(
         so_far = replace(policy, thresholds=found, dense_layers=sorted(unknown))
         for key, scores in scores_at(signal, model, scorer, so_far, decided_at, stand_in, batches).items():
             if policy.prunes(key):
-                found[key] = threshold(policy.ranked(sites[key], scores), policy)
+                own = replace(policy, level=policy.level_of(key))
+                found[key] = threshold(policy.ranked(sites[key], scores), own)
     return found
 
 

@@ -23,7 +23,7 @@ from shadow.plans.facts import DecidedAt
 from shadow.plans.refusals import refusal
 
 STAGES = ("estimate", "traces", "predictor")
-BUDGETS = ("uniform", "greedy", "global", "block", "tails", "angular")
+BUDGETS = ("uniform", "greedy", "global", "block", "slots", "tails", "angular")
 
 
 def check_train(cfg: DictConfig) -> None:

@@ -113,6 +113,8 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
     sparsity = counted(cfg, "sparsity")
     if not learns_stand_in(cfg):
         del sparsity["learnt"]
+    if cfg.sparsity.slot_levels is None:
+        del sparsity["slot_levels"]
     if cfg.sparsity.budgets != "block":
         del sparsity["block"]
     settings: dict[str, Any] = {

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from shadow.artifacts import learnt_policies
 from shadow.artifacts.files import write_json
-from shadow.fit import block_budgets, budgets, given_budgets, thresholds
+from shadow.fit import block_budgets, budgets, given_budgets, slot_budgets, thresholds
 from shadow.jobs.ingredients import JobIngredients, calibration_batches
 from shadow.jobs.keys import budgets_file, budgets_settings, paths_file, paths_settings
 from shadow.jobs.loading import require_weights
@@ -25,6 +25,8 @@ from shadow.models.sites import SiteKey
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
+
+BY_LOSS = {"greedy": budgets.learn, "slots": slot_budgets.learn}
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +60,9 @@ def learn_budgets(
     start = time.monotonic()
     batches, decided_at = JobIngredients(cfg, lm).sample(), cfg.sparsity.decided_at
     learnt: dict[str, Any] = {}
-    if cfg.sparsity.budgets == "greedy":
-        ranked = replace(policy, scope="layer")
-        found = budgets.learn(lm.model, scorer, ranked, decided_at, stand_in, batches)
+    if cfg.sparsity.budgets in BY_LOSS:
+        ranked, learn = replace(policy, scope="layer"), BY_LOSS[cfg.sparsity.budgets]
+        found = learn(lm.model, scorer, ranked, decided_at, stand_in, batches)
         learnt = {
             "levels": rows_of(found.levels),
             "costs": [[*unit, *cost] for unit, costs in found.costs.items() for cost in costs],

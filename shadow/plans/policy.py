@@ -7,8 +7,8 @@ from typing import Literal, Self, get_args
 from torch import Tensor
 
 from shadow.errors import UserError
-from shadow.models.sites import CHANNELS, Kind, Site, SiteKey, kind_of
-from shadow.plans.rules import Above, OverLayers, Plan, Rule, Statistical, TopK
+from shadow.models.sites import BEHIND, CHANNELS, KINDS, Kind, Site, SiteKey, kind_of
+from shadow.plans.rules import Above, OverLayers, Plan, Rule, Statistical, TopK, gone
 
 Scope = Literal["layer", "global", "threshold", "statistical"]
 HeadUnit = Literal["query", "group"]
@@ -28,6 +28,7 @@ class SparsityPolicy:
     dense_layers: those that lose nothing.
     kinds: those that are pruned; None: all that the scorer scores.
     levels: of single sites, each in place of `level`: of those with thresholds, what these were learnt for.
+    slot_levels: of all sites of a slot, in place of `level` where `levels` has none.
     thresholds: of each site that is pruned, for scope `threshold` alone: `shadow.fit.thresholds` learns those
     that remove `level` on average.
     head_unit: `query` heads stay or go one by one; with `group` those that share a key-value head do so
@@ -49,6 +50,7 @@ class SparsityPolicy:
     head_unit: HeadUnit = "query"
     tokens: Tokens = "all"
     slots: Sequence[str] | None = None
+    slot_levels: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.level, bool) or not isinstance(self.level, int | float) or not 0 <= self.level < 1:
@@ -74,6 +76,7 @@ class SparsityPolicy:
             raise UserError("levels of single layers need sparsity.scope=layer or threshold, got global")
         if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
             raise UserError(f"levels of single layers must be in [0, 1), got {dict(self.levels or {})}")
+        self._check_slot_levels()
         if self.thresholds is not None and self.scope != "threshold":
             raise UserError(f"thresholds need sparsity.scope=threshold, got {self.scope}")
         if not are_tokens(self.tokens):
@@ -87,7 +90,7 @@ class SparsityPolicy:
         listed = self.kinds is None or (are_listed(self.kinds, str) and set(self.kinds) <= set(known))
         if not listed or self.kinds == [] or self.kinds == ():
             raise UserError(f"sparsity.kinds must name some of {known} in brackets, got {self.kinds!r}")
-        if self.kinds is not None and "channel" in self.kinds and len(self.kinds) > 1:
+        if self.kinds is not None and "channel" in self.kinds and {*self.kinds} & {*KINDS}:
             raise UserError(
                 "sparsity.kinds: channels are inputs of the projections that heads and neurons belong to, "
                 f"and are pruned alone: give [channel], or others, got {list(self.kinds)}"
@@ -99,15 +102,25 @@ class SparsityPolicy:
                 f"sparsity.slots must name some of {list(CHANNELS)} in brackets, got {self.slots!r}"
             )
 
+    def _check_slot_levels(self) -> None:
+        given = dict(self.slot_levels or {})
+        if not set(given) <= {*KINDS, *CHANNELS, *BEHIND} or any(not 0 <= n < 1 for n in given.values()):
+            raise UserError(
+                f"sparsity.slot_levels must be levels in [0, 1) of some of {[*KINDS, *CHANNELS, BEHIND[-1]]}"
+                f", got {given}"
+            )
+        if given and self.scope == "global":
+            raise UserError("sparsity.slot_levels are levels of sites: give sparsity.scope=layer, got global")
+
     @property
     def rule(self) -> Rule:
         """By which this policy keeps units."""
         if self.scope == "layer":
-            return TopK(self.level, self.levels or {}, self.min_units)
+            return TopK(self.level_of, self.min_units)
         if self.scope == "global":
             return OverLayers(self.level, self.min_units)
         if self.scope == "statistical":
-            return Statistical(self.level, self.levels or {}, self.min_units)
+            return Statistical(self.level_of, self.min_units)
         return Above(self.thresholds or {}, self.min_units)
 
     def of(self, kinds: Collection[Kind]) -> Self:
@@ -115,14 +128,14 @@ class SparsityPolicy:
         return self if self.kinds is not None else replace(self, kinds=sorted(kinds))
 
     def level_of(self, key: SiteKey) -> float:
-        return (self.levels or {}).get(key, self.level)
+        return (self.levels or {}).get(key, (self.slot_levels or {}).get(key[1], self.level))
 
     def threshold_of(self, key: SiteKey) -> float:
         return Above(self.thresholds or {}).threshold_of(key)
 
     def prunes(self, key: SiteKey) -> bool:
         layer, slot = key
-        if self.level_of(key) == 0 or layer in self.dense_layers:
+        if self.level == 0 or self.level_of(key) == 0 or layer in self.dense_layers:
             return False
         if slot not in (self.slots or CHANNELS[:-1]) and kind_of(slot) == "channel":
             return False
@@ -135,7 +148,7 @@ class SparsityPolicy:
 
     def gone(self, units: int, level: float) -> int:
         """How many of so many units of a site go at this level."""
-        return TopK(level, least=self.min_units).gone(units, level)
+        return gone(units, level, self.min_units)
 
     def grouped(self, site: Site) -> int:
         """How many units of this site stay or go together."""

@@ -2,8 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from shadow.errors import UserError
 from shadow.models.sites import SiteKey
 
 Plan = dict[SiteKey, Tensor]  # bool [..., U], True where the unit stays; what is not in the plan stays whole
+LevelOf = Callable[[SiteKey], float]
 Scored = Iterable[tuple[SiteKey, Tensor]]  # scores [..., U] of what is compared at each site that is pruned
 
 
@@ -25,22 +26,14 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class TopK:
-    """Every site loses the same share, `level`, or its own of `levels`; at least `least` units stay."""
+    """Every site loses the share that `level_of` says; at least `least` units stay."""
 
-    level: float
-    levels: Mapping[SiteKey, float] = field(default_factory=dict)
+    level_of: LevelOf
     least: int = 1
-
-    def level_of(self, key: SiteKey) -> float:
-        return self.levels.get(key, self.level)
-
-    def gone(self, units: int, level: float) -> int:
-        """How many of so many units go at this level."""
-        return units - max(kept(units, level), min(self.least, units))
 
     def keep(self, scored: Scored) -> Plan:
         return {
-            key: keep_top(scores, scores.shape[-1] - self.gone(scores.shape[-1], self.level_of(key)))
+            key: keep_top(scores, scores.shape[-1] - gone(scores.shape[-1], self.level_of(key), self.least))
             for key, scores in scored
         }
 
@@ -98,12 +91,11 @@ class Statistical:
     trained with it, and what stays has the cutoff subtracted; here it is one on any scores, and chooses.
     """
 
-    level: float
-    levels: Mapping[SiteKey, float] = field(default_factory=dict)
+    level_of: LevelOf
     least: int = 1
 
     def keep(self, scored: Scored) -> Plan:
-        return {key: self._above(scores, self.levels.get(key, self.level)) for key, scores in scored}
+        return {key: self._above(scores, self.level_of(key)) for key, scores in scored}
 
     def _above(self, scores: Tensor, level: float) -> Tensor:
         deviation = scores.std(-1, correction=0, keepdim=True)
@@ -114,6 +106,11 @@ class Statistical:
 def protected(scores: Tensor, least: int) -> Tensor:
     """scores: [..., U] of one site -> bool [..., U], True at the highest `least`."""
     return keep_top(scores, min(least, scores.shape[-1]))
+
+
+def gone(units: int, level: float, least: int) -> int:
+    """How many of so many units go at this level, where at least so many stay."""
+    return units - max(kept(units, level), min(least, units))
 
 
 def kept(units: int, level: float) -> int:

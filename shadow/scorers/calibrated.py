@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch, logits_of
+from shadow.plans.facts import Facts
 from shadow.signals import Signal, hook_signals
 
 
@@ -97,3 +98,13 @@ def rows_of(
 
     watch(model, signals, batches, take)
     return {signal: torch.cat(found) for signal, found in parts.items()}
+
+
+def sent_elsewhere(facts: Facts) -> str | None:
+    """Refuses what calibration would count of tokens that an expert has not seen."""
+    if facts.experts == 1:
+        return None
+    return (
+        f"{facts.scorer.name} takes figures of the calibration, which counts tokens that were sent to other "
+        "experts: use predictor=teal, wina or cats"
+    )

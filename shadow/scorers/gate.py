@@ -10,8 +10,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.layouts import is_gated
 from shadow.models.sites import Kind, Point, Site, SiteKey
 from shadow.plans.facts import Facts
-from shadow.scorers.calibrated import mean_magnitudes
-from shadow.scorers.modes import sent_elsewhere
+from shadow.scorers.calibrated import mean_magnitudes, sent_elsewhere
 from shadow.scorers.recipe import Ingredients, Needs, TrainingFree
 from shadow.scorers.scaled import Scaled
 from shadow.signals import Signal

@@ -13,7 +13,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.sites import Kind, Point, Site
 from shadow.plans.facts import Facts, Traits
 from shadow.plans.stand_ins import Mean
-from shadow.scorers.calibrated import rows_of
+from shadow.scorers.calibrated import rows_of, sent_elsewhere
 from shadow.scorers.recipe import Ingredients, Needs, TrainingFree
 from shadow.scorers.scaled import Backed, seen_at
 
@@ -81,13 +81,3 @@ def peak(x: Tensor) -> float:
         return float(low)
     places = np.linspace(low, high, PEAK_PLACES)
     return float(places[gaussian_kde(values)(places).argmax()])
-
-
-def sent_elsewhere(facts: Facts) -> str | None:
-    """Refuses what calibration would count of tokens that an expert has not seen."""
-    if facts.experts == 1:
-        return None
-    return (
-        f"{facts.scorer.name} takes figures of the calibration, which counts tokens that were sent to other "
-        "experts: use predictor=teal, wina or cats"
-    )

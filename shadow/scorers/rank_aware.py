@@ -7,7 +7,6 @@ from shadow.models.kinds import find_sites
 from shadow.models.sites import Kind, Point, Site, column_norms_of
 from shadow.plans.facts import Facts, Traits
 from shadow.plans.low_rank_rest import LowRankRest, bases_of
-from shadow.scorers.modes import sent_elsewhere
 from shadow.scorers.recipe import Ingredients, TrainingFree
 from shadow.scorers.scaled import Backed
 
@@ -38,7 +37,12 @@ class RankAware(TrainingFree):
                 f"predictor.alpha={self.alpha} leaves {1 - self.alpha:.2g} of what is read to the part of "
                 f"low rank, and sparsity.level must be at least that, got {self.level}: give a larger alpha"
             )
-        return sent_elsewhere(facts)
+        if facts.experts > 1:
+            return (
+                f"{facts.scorer.name} has one part of low rank for all that reads an input, and experts read "
+                "it each for itself: use predictor=wina or teal"
+            )
+        return None
 
     def build(self, model: PreTrainedModel, have: Ingredients) -> Backed:
         sites = find_sites(model, ["channel"])

@@ -13,9 +13,8 @@ from shadow.models.sharded import whole
 from shadow.models.sites import KINDS, Kind, Point, Site, SiteKey, column_norms_of, values_of
 from shadow.plans.facts import Facts, Traits
 from shadow.plans.stand_ins import Mean
-from shadow.scorers.calibrated import Moments, moments_of
+from shadow.scorers.calibrated import Moments, moments_of, sent_elsewhere
 from shadow.scorers.fixed import Compensated, Fixed
-from shadow.scorers.modes import sent_elsewhere
 from shadow.scorers.recipe import Ingredients, Needs, TrainingFree
 from shadow.scorers.scaled import seen_at
 

@@ -48,7 +48,7 @@ SMALL = (
 OF_CHANNELS = ("larosa", "r_sparse", "scap", "teal", "wina")
 OF_NEURONS = ("cats", "cfsp", "chess", "d_countdown", "m_countdown", "sparse_infer", "svdp")
 OF_BOTH = ("flap", "magnitude", "oracle", "prompt_activation", "random", "static", "svd", "wanda_sp")
-TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, *OF_BOTH, "two_step_head")
+TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, *OF_BOTH, "teal_two_step", "two_step_head")
 MEASURE = (
     "measure.windows=3",
     "measure.tokens=16",
@@ -201,11 +201,12 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     scorer = ingredients.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)
-    scored = {"linear_heads": ("head",), "two_step_head": ("row",)} | dict.fromkeys(OF_NEURONS, ("neuron",))
+    scored = {"linear_heads": ("head",), "two_step_head": ("row",), "teal_two_step": ("channel", "row")}
+    scored |= dict.fromkeys(OF_NEURONS, ("neuron",))
     scored = (scored | dict.fromkeys(OF_CHANNELS, ("channel",))).get(option, ("head", "neuron"))
     assert scorer.kinds == {*scored}
-    share = 128 / 257 if option == "two_step_head" else 0.375
-    assert {kind: run.achieved(kind) for kind in scored} == dict.fromkeys(scored, pytest.approx(share))
+    shares = {kind: pytest.approx(128 / 257 if kind == "row" else 0.375) for kind in scored}
+    assert {kind: run.achieved(kind) for kind in scored} == shares
 
 
 def test_a_predictor_decides_at_the_prompt_with_every_pooling(compose, batch):

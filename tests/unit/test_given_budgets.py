@@ -1,4 +1,4 @@
-"""Budgets by the spectrum of weights and by angles, against their formulas written out."""
+"""Budgets by spectra, angles and losses of slots, against their formulas written out."""
 
 import math
 
@@ -6,8 +6,11 @@ import pytest
 import torch
 from families import tiny
 
+from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import collate
+from shadow.fit import slot_budgets
 from shadow.fit.given_budgets import by_angle, by_tails, scaled, tail_exponent
+from shadow.front import sparse
 from shadow.jobs import checks, ingredients, loading, policies
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
@@ -77,7 +80,7 @@ def test_shares_stay_in_their_bounds_at_the_total():
     assert found["a"] + 2 * found["b"] + found["c"] == pytest.approx(2)
 
 
-@pytest.mark.parametrize("budgets", ["tails", "angular"])
+@pytest.mark.parametrize("budgets", ["tails", "angular", "slots"])
 def test_a_job_finds_them_for_thresholds_too(compose, budgets):
     job = ("model=tiny-llama", "predictor=teal", "sparsity=threshold", "data.windows=6", "data.tokens=12")
     cfg = compose("evaluate", *job, "make_missing=true", f"sparsity.budgets={budgets}")
@@ -85,4 +88,31 @@ def test_a_job_finds_them_for_thresholds_too(compose, budgets):
     lm = loading.load_lm(cfg)
     policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm), Zero())
     assert policy.thresholds.keys() == policy.levels.keys()
-    assert total(lm.model, "channel", policy.levels) == pytest.approx(0.5)
+    assert total(lm.model, "channel", policy.levels) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_slots_cost_what_pruning_them_in_all_layers_does_and_the_weights_are_the_level(examples):
+    model, batches = tiny("llama"), [collate(examples([12, 9, 10, 12]))]
+    found = slot_budgets.learn(model, InputMagnitude(), CHANNELS, "token", Zero(), batches)
+    assert total(model, "channel", found.levels) == pytest.approx(0.5, abs=1e-3)
+    by_slot = {slot: {found.levels[layer, slot] for layer in (1, 2)} for _, slot in found.levels}
+    assert all(len(levels) == 1 for levels in by_slot.values())
+    assert found.passes == 1 + 4 * 3
+
+    def loss(policy):
+        with sparse(model, InputMagnitude(), policy) as run:
+            rows = row_losses(run.logits(batches[0]), batches[0].targets("next_token"))
+        return float(rows.double().mean())
+
+    alone = SparsityPolicy(0.5, kinds=("channel",), slots=("down",))
+    (cost,) = [cost for cost in found.costs[0, "down"] if cost.removed == 48 * 32]  # half of both layers'
+    assert cost.loss == pytest.approx(loss(alone) - loss(SparsityPolicy(0.0)), abs=1e-6)
+
+
+def test_what_nothing_reads_goes_first(examples):
+    model, batches = tiny("llama"), [collate(examples([12, 9, 10, 12]))]
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+    found = slot_budgets.learn(model, InputMagnitude(), CHANNELS, "token", Zero(), batches)
+    assert [cost.loss for cost in found.costs[0, "o"]] == [0, 0, 0]
+    assert found.levels[1, "o"] >= 0.5

@@ -311,10 +311,10 @@ def test_what_is_above_mean_and_deviation_stays(level):
     from scipy.stats import norm
 
     scores = torch.randn(4, 3000, generator=torch.Generator().manual_seed(0))
-    keep = Statistical(level).keep([((1, "neuron"), scores)])[1, "neuron"]
+    keep = Statistical(lambda key: level).keep([((1, "neuron"), scores)])[1, "neuron"]
     for row, stays in zip(scores.double(), keep, strict=True):
         cutoff = row.mean() + row.std(unbiased=False) * norm.ppf(level)
         assert torch.equal(stays, row > cutoff)
     assert float(keep.float().mean()) == pytest.approx(1 - level, abs=0.01)
-    silent = Statistical(0.5, least=2).keep([((1, "neuron"), torch.zeros(3, 8))])[1, "neuron"]
+    silent = Statistical(lambda key: 0.5, least=2).keep([((1, "neuron"), torch.zeros(3, 8))])[1, "neuron"]
     assert silent.sum(-1).tolist() == [2, 2, 2]
