@@ -1,6 +1,5 @@
 """How weights lie in memory, and the two products that read them row by row."""
 
-import math
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -10,11 +9,11 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from shadow.executors.options import Storage
+from shadow.executors.cpu.lined_up import lined_up
+from shadow.executors.options import OWN, Storage
 from shadow.plans.compiled import compiled
 
 STORAGES: tuple[Storage, ...] = get_args(Storage)
-LINE = 64  # bytes of a cache line
 TOGETHER = 8  # rows that `dots` and `adds` read at once
 CHUNK = 64  # rows that a batch reads before the next ones, so that all of its lines find them in a cache
 FAST = {"reassoc", "contract", "nsz"}  # sums may be taken in vectors; infinity stays infinity
@@ -31,14 +30,6 @@ class Rows(NamedTuple):
 def allocate(storage: Storage, layers: int, rows: int, width: int) -> Rows:
     dtype = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}[storage]
     return Rows(lined_up((layers, rows, width), np.dtype(dtype)), np.ones((layers, rows), np.float32))
-
-
-def lined_up(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """From a cache line on: large `np.empty` begins 16 bytes behind one, and vectors would lie across two."""
-    size = math.prod(shape) * dtype.itemsize
-    room = np.empty(size + LINE, np.uint8)
-    start = -room.ctypes.data % LINE
-    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def put(rows: Rows, layer: int, weight: Tensor) -> None:

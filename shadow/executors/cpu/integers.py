@@ -1,0 +1,303 @@
+"""Products of whole numbers: rows with states, and sums of rows."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shadow.executors.cpu.grids import GROUP
+from shadow.executors.cpu.grouped import SLACK, VECTOR, Grouped, InRows, OutRows
+from shadow.executors.cpu.states import quantise
+from shadow.executors.cpu.vectors import (
+    add_ints,
+    add_products,
+    add_shorts,
+    add_wide_products,
+    address_of,
+    as_floats,
+    everywhere,
+    first_half,
+    four0,
+    four1,
+    four2,
+    four3,
+    fused,
+    high,
+    last_half,
+    low,
+    no_floats,
+    no_ints,
+    no_shorts,
+    pair_up,
+    prefetch,
+    read_bytes,
+    read_everywhere,
+    read_floats,
+    read_halves,
+    read_kept_halves,
+    read_place,
+    sixteenfold,
+    store_floats,
+    times,
+    total,
+    woven_first,
+    woven_last,
+)
+from shadow.plans.compiled import compiled
+
+AHEAD = 4  # rows between the one that is read and the one that is fetched
+PAIRS = 16  # rows whose products with 4 bits surely fit 16 bits: 15 * 127 * 16 = 30,480
+
+
+@compiled()
+def of_four(record, codes, scales, sums):
+    """sums + the products of four groups in 4 bits; scales: of each group four times."""
+    both = read_bytes(record)
+    found = add_products(no_ints(), low(both), read_bytes(codes))
+    found = add_products(found, high(both), read_bytes(codes + 64))
+    return fused(as_floats(found), scales, sums)
+
+
+@compiled()
+def row_in_four(record, ahead, codes, scale, totals, mask, groups):
+    """The product of a row, from this address on, with the states at the others; ahead: a row to be fetched."""
+    scales_at, sums, minima = record + groups * 16, no_floats(), no_floats()
+    for group in range(0, groups, 16):
+        stored = scales_at + group * 2
+        found = times(read_kept_halves(stored, mask + group * 2), read_floats(scale + group * 4))
+        minimum = read_kept_halves(stored + groups * 2, mask + group * 2)
+        minima = fused(minimum, read_floats(totals + group * 4), minima)
+        here, place, there = record + group * 16, codes + group * GROUP, ahead + group * 16
+        prefetch(there)
+        sums = of_four(here, place, four0(found), sums)
+        if group + 4 < groups:
+            prefetch(there + 64)
+            sums = of_four(here + 64, place + 128, four1(found), sums)
+        if group + 8 < groups:
+            prefetch(there + 128)
+            sums = of_four(here + 128, place + 256, four2(found), sums)
+        if group + 12 < groups:
+            prefetch(there + 192)
+            sums = of_four(here + 192, place + 384, four3(found), sums)
+    prefetch(ahead + groups * 16)
+    return total(sums) + total(minima)
+
+
+@compiled()
+def of_eight(record, half, codes, scales, sums):
+    """As `of_four`; half: bytes between the groups' first codes and their last."""
+    found = add_wide_products(no_ints(), read_bytes(record), read_bytes(codes))
+    found = add_wide_products(found, read_bytes(record + half), read_bytes(codes + 64))
+    return fused(as_floats(found), scales, sums)
+
+
+@compiled()
+def row_in_eight(record, ahead, codes, scale, totals, mask, groups):
+    """As `row_in_four`."""
+    scales_at, sums, minima = record + groups * GROUP, no_floats(), no_floats()
+    for group in range(0, groups, 16):
+        stored = read_kept_halves(scales_at + group * 2, mask + group * 2)
+        found = times(stored, read_floats(scale + group * 4))
+        minima = fused(stored, read_floats(totals + group * 4), minima)
+        here, place, rest = record + group * GROUP, codes + group * GROUP, groups - group
+        for line in range(0, min(16, rest) * GROUP, 64):
+            prefetch(ahead + group * GROUP + line)
+        sums = of_eight(here, min(64, 16 * rest), place, four0(found), sums)
+        if rest > 4:
+            sums = of_eight(here + 128, min(64, 16 * rest - 64), place + 128, four1(found), sums)
+        if rest > 8:
+            sums = of_eight(here + 256, min(64, 16 * rest - 128), place + 256, four2(found), sums)
+        if rest > 12:
+            sums = of_eight(here + 384, min(64, 16 * rest - 192), place + 384, four3(found), sums)
+    return total(sums) - np.float32(128) * total(minima)
+
+
+@compiled()
+def dots_of_states(states, b, rows, bias, layer, lines, count, out):
+    """Line b of `out`: [B, R] becomes, at the first `count` of `lines`, these rows' products with line b of
+    the states, plus the bias: [L, R]. lines: int32."""
+    bits, stride, groups, begin = rows.bits, rows.stride, rows.groups, layer * rows.rows
+    start, mask = address_of(rows.records) + begin * stride, address_of(states.mask)
+    codes = address_of(states.codes) + b * states.length[0]
+    scale = address_of(states.scale) + b * states.length[1] * 4
+    totals = address_of(states.total) + b * states.length[1] * 4
+    for index in range(count):
+        row = lines[index]
+        at, ahead = start + row * stride, start + lines[min(index + AHEAD, count - 1)] * stride
+        if bits == 4:
+            found = row_in_four(at, ahead, codes, scale, totals, mask, groups)
+        else:
+            found = row_in_eight(at, ahead, codes, scale, totals, mask, groups)
+        out[b, row] = found + bias[layer, row]
+
+
+@compiled()
+def all_dots(states, b, rows, bias, layer, start, stop, out):
+    """`dots_of_states` of the rows from `start` up to `stop`."""
+    bits, stride, groups, begin = rows.bits, rows.stride, rows.groups, layer * rows.rows
+    first, mask = address_of(rows.records) + begin * stride, address_of(states.mask)
+    codes = address_of(states.codes) + b * states.length[0]
+    scale = address_of(states.scale) + b * states.length[1] * 4
+    totals = address_of(states.total) + b * states.length[1] * 4
+    for row in range(start, stop):
+        at = first + row * stride
+        ahead = at + AHEAD * stride
+        if bits == 4:
+            found = row_in_four(at, ahead, codes, scale, totals, mask, groups)
+        else:
+            found = row_in_eight(at, ahead, codes, scale, totals, mask, groups)
+        out[b, row] = found + bias[layer, row]
+
+
+@compiled()
+def write(y, products, grid, below, scale, added):
+    """16 outputs += products * scale * the grid's scales + added * its minima, which stand so far below."""
+    found = fused(times(as_floats(products), scale), read_halves(grid), read_floats(y))
+    store_floats(y, fused(added, read_halves(grid + below), found))
+
+
+@compiled()
+def add_group(y, codes, grid, below, bits, words, places, count, scale, added, first, last):
+    """Outputs at address y += `count` (even) of 32 neighbouring rows, each times its factor.
+
+    codes: where rows begin, and places: int64, how far behind; grid: of these rows, whose minima stand `below`
+    behind its scales; words: int32, of each two rows their factors' codes, twice, as bytes; scale: of these
+    codes; added: what minima are multiplied with; first, last: the vectors that are written.
+    """
+    size = VECTOR // bits
+    scales, sums = everywhere(np.float32(scale)), everywhere(np.float32(added))
+    for block in range(first, last):
+        i0, i1, i2, i3 = no_ints(), no_ints(), no_ints(), no_ints()
+        i4, i5, i6, i7 = no_ints(), no_ints(), no_ints(), no_ints()
+        here = codes + block * 64
+        for begin in range(0, count, PAIRS):
+            s0, s1, s2, s3 = no_shorts(), no_shorts(), no_shorts(), no_shorts()
+            for index in range(begin, min(begin + PAIRS, count), 2):
+                one = read_bytes(here + read_place(places + index * 8))
+                other = read_bytes(here + read_place(places + index * 8 + 8))
+                factors = read_everywhere(words + index * 2)
+                s0 = add_shorts(s0, pair_up(woven_first(low(one), low(other)), factors))
+                s1 = add_shorts(s1, pair_up(woven_last(low(one), low(other)), factors))
+                s2 = add_shorts(s2, pair_up(woven_first(high(one), high(other)), factors))
+                s3 = add_shorts(s3, pair_up(woven_last(high(one), high(other)), factors))
+            i0, i1 = add_ints(i0, first_half(s0)), add_ints(i1, last_half(s0))
+            i2, i3 = add_ints(i2, first_half(s1)), add_ints(i3, last_half(s1))
+            i4, i5 = add_ints(i4, first_half(s2)), add_ints(i5, last_half(s2))
+            i6, i7 = add_ints(i6, first_half(s3)), add_ints(i7, last_half(s3))
+        to, of = y + block * size * 4, grid + block * size * 2
+        if bits == 8:
+            i0, i1 = add_ints(i0, sixteenfold(i4)), add_ints(i1, sixteenfold(i5))
+            i2, i3 = add_ints(i2, sixteenfold(i6)), add_ints(i3, sixteenfold(i7))
+        write(to, i0, of, below, scales, sums)
+        write(to + 64, i1, of + 32, below, scales, sums)
+        write(to + 128, i2, of + 64, below, scales, sums)
+        write(to + 192, i3, of + 96, below, scales, sums)
+        if bits == 4:
+            write(to + 256, i4, of + 128, below, scales, sums)
+            write(to + 320, i5, of + 160, below, scales, sums)
+            write(to + 384, i6, of + 192, below, scales, sums)
+            write(to + 448, i7, of + 224, below, scales, sums)
+
+
+@compiled()
+def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, last):
+    """y: float32 [B, P], line b += the first `count` of `lines`, which rise, each times its factor.
+
+    Factors are rounded to 8 bits by 32 neighbours. places: int64 [34] and words: int32 [17] are for work.
+    """
+    unit, stride, bits = rows.unit, rows.stride, rows.bits
+    size = rows.blocks * VECTOR // bits * 2
+    each, below = (2 * size, size) if bits == 4 else (size, 0)
+    codes = address_of(rows.records) + layer * rows.rows * stride
+    grids = address_of(rows.grids) + layer * -(-rows.rows // GROUP) * each
+    to, places_at, words_at = address_of(y) + b * y.shape[1] * 4, address_of(places), address_of(words)
+    index = 0
+    while index < count:
+        group = unit[layer, lines[index]] // GROUP
+        stop, most = index, np.float32(0)
+        while stop < count and unit[layer, lines[stop]] // GROUP == group:
+            most = max(most, abs(factors[stop]))
+            stop += 1
+        if most > 0:
+            inverse, found, added = np.float32(127) / most, 0, 0
+            for number in range(index, stop):
+                code = np.int64(np.rint(factors[number] * inverse))
+                if code == 0:
+                    continue
+                places[found] = lines[number] * stride
+                if found % 2 == 0:
+                    words[found // 2] = (code & 255) * 65537
+                else:
+                    words[found // 2] += (code & 255) * 256 + ((code & 255) << 24)
+                added += code
+                found += 1
+            if found % 2 == 1:
+                places[found] = places[found - 1]
+                found += 1
+            scale = most / np.float32(127)
+            sums = scale * np.float32(added if bits == 4 else -128 * added)
+            grid = grids + group * each
+            add_group(to, codes, grid, below, bits, words_at, places_at, found, scale, sums, first, last)
+        index = stop
+
+
+@compiled()
+def widen_in(rows, layer, lines, out):
+    """out: float32 [lines, E]"""
+    records, bits, groups = rows.records, rows.bits, rows.groups
+    halves = np.zeros(16, np.float32)
+    start, room = address_of(records), address_of(halves)
+    code_bytes = groups * GROUP * bits // 8
+    for index in range(len(lines)):
+        at = (layer * rows.rows + lines[index]) * rows.stride
+        for group in range(groups):
+            store_floats(room, read_halves(start + at + code_bytes + 2 * group))
+            scale, minimum = halves[0], np.float32(0)
+            if bits == 4:
+                store_floats(room, read_halves(start + at + code_bytes + 2 * (groups + group)))
+                minimum = halves[0]
+            block = group // 4 * 4
+            lanes = min(4, groups - block)
+            for e in range(min(GROUP, rows.width - group * GROUP)):
+                if bits == 4:
+                    both = records[at + group * 16 + e % 16]
+                    code = both >> 4 if e >= 16 else both & 15
+                    out[index, group * GROUP + e] = scale * np.float32(code) + minimum
+                else:
+                    place = block * GROUP + e // 16 * lanes * 16 + (group - block) * 16 + e % 16
+                    code = np.int64(records[at + place]) - 128
+                    out[index, group * GROUP + e] = scale * np.float32(code)
+
+
+@compiled()
+def widen_out(rows, layer, lines, out):
+    """out: float32 [lines, E]"""
+    records, grids, bits, column = rows.records, rows.grids, rows.bits, rows.column
+    size = VECTOR // bits
+    below = rows.blocks * size * 2
+    each = below * (2 if bits == 4 else 1)
+    halves = np.zeros(16, np.float32)
+    start, room = address_of(grids), address_of(halves)
+    for index in range(len(lines)):
+        group = rows.unit[layer, lines[index]] // GROUP
+        at = (layer * rows.rows + lines[index]) * rows.stride
+        grid = (layer * -(-rows.rows // GROUP) + group) * each
+        for e in range(rows.width):
+            place = column[e]
+            store_floats(room, read_halves(start + grid + 2 * place))
+            scale = halves[0]
+            part, rest = place % size // 32, place % 32
+            byte = at + place // size * 64 + rest // 8 * 16 + part % 2 * 8 + rest % 8
+            if bits == 4:
+                store_floats(room, read_halves(start + grid + below + 2 * place))
+                code = records[byte] >> 4 if part >= 2 else records[byte] & 15
+                out[index, e] = scale * np.float32(code) + halves[0]
+            else:
+                out[index, e] = scale * np.float32(np.int64(records[byte]) - 128)
+
+
+def widened(rows: Grouped, layer: int, lines: Tensor | None = None) -> Tensor:
+    """-> float32 [R, E], or of these lines alone."""
+    numbers = np.arange(rows.rows) if lines is None else lines.numpy()
+    out = torch.empty(len(numbers), rows.width, dtype=torch.float32)
+    (widen_in if isinstance(rows, InRows) else widen_out)(rows, layer, numbers, out.numpy())
+    return out
