@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, StaticCache
 from shadow.executors.cache_layer import memory_of
 from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.cpu.gathered import GatheredRun
-from shadow.executors.cpu.storage import Rows
+from shadow.executors.cpu.matrices import In, Out, bytes_of, weights_in
 from shadow.executors.cpu.weights import Weights
 from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.sites import KINDS
@@ -105,7 +105,7 @@ def beside_dense(
             figures |= named_spread(
                 f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs]
             )
-    dense_token = model.dtype.itemsize * sum(rows.values.size for rows in read_densely(run.weights))
+    dense_token = model.dtype.itemsize * sum(weights_in(rows) for rows in read_densely(run.weights))
     filled = cache_of(run.forward(prompts[-1], use_cache=True))
     assert filled is not None
     cache = memory_of(filled, KeyValues)
@@ -162,12 +162,12 @@ def spread(values: list[float]) -> Spread:
     return Spread(median, low, high)
 
 
-def size(*rows: Rows) -> int:
-    """Bytes of weights and of their scales, where they have any."""
-    return sum(r.values.nbytes + (r.scale.nbytes if r.values.itemsize == 1 else 0) for r in rows)
+def size(*rows: In | Out) -> int:
+    """Bytes of weights, with their scales and minima."""
+    return sum(bytes_of(one) for one in rows)
 
 
-def read_densely(weights: Weights) -> list[Rows]:
+def read_densely(weights: Weights) -> list[In | Out]:
     """What a dense token reads: all layers, and the vocabulary once."""
     w = weights
     gate = [w.gate] if w.sizes.gated else []

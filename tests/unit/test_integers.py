@@ -35,12 +35,12 @@ def test_rows_times_states_are_sums_of_whole_numbers(bits, width):
     states = empty_states(2, width)
     for b in range(2):
         quantise(x.numpy(), b, width, states, b)
-    all_dots(states, 1, rows, bias.numpy(), 1, 3, 37, out)
+    all_dots(states, 1, rows, bias.numpy(), 1, 3, 37, out, 1)
     expected = rounded(x)[1] @ widened(rows, 1).double().T + bias[1]
     np.testing.assert_allclose(out[1, 3:], expected[3:], rtol=1e-5, atol=2e-5)
     assert not out[0].any()
     asked = torch.tensor([30, 2, 36, 5, 0, 17], dtype=torch.int32)
-    dots_of_states(states, 0, rows, bias.numpy(), 1, asked.numpy(), 6, out)
+    dots_of_states(states, 0, rows, bias.numpy(), 1, asked.numpy(), 6, out, 0)
     expected = rounded(x)[0] @ widened(rows, 1).double().T + bias[1]
     np.testing.assert_allclose(out[0, asked], expected[asked], rtol=1e-5, atol=2e-5)
 
@@ -71,6 +71,8 @@ def test_both_ways_hold_the_same_numbers(bits):
     put_in(one, 0, weight)
     put_out(other, 0, weight.T)
     assert torch.equal(widened(one, 0), widened(other, 0).T)
-    assert torch.equal(widened(one, 0), values_of(grid_of(in_groups(weight).flatten(0, 1), bits), bits).view(70, 96))
+    assert torch.equal(
+        widened(one, 0), values_of(grid_of(in_groups(weight).flatten(0, 1), bits), bits).view(70, 96)
+    )
     chosen = torch.tensor([5, 1])
     assert torch.equal(widened(other, 0, chosen), widened(other, 0)[chosen])

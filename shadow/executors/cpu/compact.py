@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shadow.executors.cpu.lined_up import lined_up
+from shadow.executors.cpu.matrices import In, Out, OutRows, Rows
 from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, list_layer
-from shadow.executors.cpu.storage import Rows, lined_up
 from shadow.executors.cpu.weights import Weights
 
 
@@ -60,10 +61,22 @@ def kept(choice: Choice) -> list[np.ndarray]:
     return [own[:count] for own, count in zip(choice.neuron_list, choice.counts[:, NEURONS])]
 
 
-def copied(rows: Rows, choice: Choice) -> Rows:
-    found = Rows(lined_up(rows.values.shape, rows.values.dtype), np.ones_like(rows.scale))
+def copied(rows: In | Out, choice: Choice) -> In | Out:
+    """Its kept rows first; grids of 32 rows stay where they are."""
+    if isinstance(rows, Rows):
+        found = Rows(lined_up(rows.values.shape, rows.values.dtype))
+        old, new = rows.values, found.values
+    else:
+        records = lined_up(rows.records.shape, rows.records.dtype)
+        shape, end = (rows.layers, rows.rows, rows.stride), rows.layers * rows.rows * rows.stride
+        old, new = rows.records[:end].reshape(shape), records[:end].reshape(shape)
+        records[end:] = 0
+        found = rows._replace(records=records)
+        if isinstance(found, OutRows):
+            found = found._replace(unit=found.unit.copy())
     for layer, lines in enumerate(kept(choice)):
-        for new, old in zip(found, rows):
-            room = torch.from_numpy(new[layer, : len(lines)])
-            torch.index_select(torch.from_numpy(old[layer]), 0, torch.from_numpy(lines), out=room)
+        room = torch.from_numpy(new[layer, : len(lines)])
+        torch.index_select(torch.from_numpy(old[layer]), 0, torch.from_numpy(lines), out=room)
+        if isinstance(found, OutRows):
+            found.unit[layer, : len(lines)] = lines
     return found

@@ -32,15 +32,16 @@ from shadow.executors.cpu.bench import empty_bench
 from shadow.executors.cpu.cache import Decided, KeyValues, Remembered, remembered, room_for
 from shadow.executors.cpu.compact import Plan, compact, of_rows
 from shadow.executors.cpu.decode import Bench, step
+from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.products import across
 from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.scoring import list_layer as list_choice
 from shadow.executors.cpu.team import Team
-from shadow.executors.cpu.weights import Weights, pack
+from shadow.executors.cpu.weights import Weights, pack, storage_of
 from shadow.executors.families import describe
 from shadow.executors.given import Given
-from shadow.executors.options import KVPolicy, Storage
+from shadow.executors.options import OWN, KVPolicy, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import KINDS, Kind, SiteKey
@@ -71,13 +72,13 @@ class GatheredRun(Answering):
         self.turns = describe(model)[1].turns
         self.fills = Fills(weights, planner.constants)
         self.each_token = planner.decides_each_token
-        self.nets: Nets = no_nets()
+        self.storage = storage_of(weights)
+        self.nets: Nets = no_nets(self.storage)
         self.rule = no_rule(weights.sizes.layers)
         if self.each_token:
             assert isinstance(planner.scorer, Predicted)
             units: dict[Kind, int] = {"head": weights.sizes.heads, "neuron": weights.sizes.neurons}
-            exact = weights.up.values.dtype == np.float32
-            self.nets = pack_nets(planner.scorer, units, "float32" if exact else "bfloat16")
+            self.nets = pack_nets(planner.scorer, units, self.storage)
             self.rule = rule_of(model, planner.policy)
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()
@@ -197,7 +198,7 @@ class GatheredRun(Answering):
         bench, (weights, choice, fill) = self.room_to_work(len(ids), memory.room), memory.decided.plan
         before, position = choice.kept.copy(), memory.length
         self.team.run(
-            step,
+            step if self.storage in OWN else step_grouped,
             weights,
             self.nets,
             self.rule,
@@ -251,7 +252,7 @@ class GatheredRun(Answering):
         sizes, members = self.weights.sizes, self.team.members
         if self.bench is not None and self.bench.h.shape[0] == rows and self.bench.weights.shape[1] >= room:
             return self.bench
-        self.bench = empty_bench(sizes, self.nets, self.fills, members, rows, room)
+        self.bench = empty_bench(self.weights, self.nets, self.fills, members, rows, room)
         return self.bench
 
 

@@ -104,9 +104,9 @@ def columns(width: int, bits: int) -> np.ndarray:
     return at // size * size + part * 32 + rest
 
 
-def put_in(rows: InRows, layer: int, weight: Tensor) -> None:
-    """weight: [R, E]"""
-    record = _of_layer(rows.records, layer, rows.rows, rows.stride)
+def put_in(rows: InRows, layer: int, weight: Tensor, start: int = 0) -> None:
+    """weight: [R', E], the rows from `start` on."""
+    record = _of_layer(rows.records, layer, rows.rows, rows.stride)[start : start + len(weight)]
     code_bytes = rows.groups * GROUP * rows.bits // 8
     for lines in torch.arange(len(weight)).split(4096):
         grid = grid_of(in_groups(weight[lines]).flatten(0, 1), rows.bits)
@@ -142,4 +142,6 @@ def put_out(rows: OutRows, layer: int, weight: Tensor) -> None:
 
 def _of_layer(records: np.ndarray, layer: int, rows: int, stride: int) -> Tensor:
     """-> uint8 [R, stride] in the same memory."""
-    return torch.from_numpy(records[layer * rows * stride : (layer + 1) * rows * stride].reshape(rows, stride))
+    return torch.from_numpy(
+        records[layer * rows * stride : (layer + 1) * rows * stride].reshape(rows, stride)
+    )

@@ -112,14 +112,14 @@ def row_in_eight(record, ahead, codes, scale, totals, mask, groups):
 
 
 @compiled()
-def dots_of_states(states, b, rows, bias, layer, lines, count, out):
-    """Line b of `out`: [B, R] becomes, at the first `count` of `lines`, these rows' products with line b of
+def dots_of_states(states, line, rows, bias, layer, lines, count, out, b):
+    """Line b of `out`: [B, R] becomes, at the first `count` of `lines`, these rows' products with a line of
     the states, plus the bias: [L, R]. lines: int32."""
     bits, stride, groups, begin = rows.bits, rows.stride, rows.groups, layer * rows.rows
     start, mask = address_of(rows.records) + begin * stride, address_of(states.mask)
-    codes = address_of(states.codes) + b * states.length[0]
-    scale = address_of(states.scale) + b * states.length[1] * 4
-    totals = address_of(states.total) + b * states.length[1] * 4
+    codes = address_of(states.codes) + line * states.length[0]
+    scale = address_of(states.scale) + line * states.length[1] * 4
+    totals = address_of(states.total) + line * states.length[1] * 4
     for index in range(count):
         row = lines[index]
         at, ahead = start + row * stride, start + lines[min(index + AHEAD, count - 1)] * stride
@@ -131,13 +131,13 @@ def dots_of_states(states, b, rows, bias, layer, lines, count, out):
 
 
 @compiled()
-def all_dots(states, b, rows, bias, layer, start, stop, out):
+def all_dots(states, line, rows, bias, layer, start, stop, out, b):
     """`dots_of_states` of the rows from `start` up to `stop`."""
     bits, stride, groups, begin = rows.bits, rows.stride, rows.groups, layer * rows.rows
     first, mask = address_of(rows.records) + begin * stride, address_of(states.mask)
-    codes = address_of(states.codes) + b * states.length[0]
-    scale = address_of(states.scale) + b * states.length[1] * 4
-    totals = address_of(states.total) + b * states.length[1] * 4
+    codes = address_of(states.codes) + line * states.length[0]
+    scale = address_of(states.scale) + line * states.length[1] * 4
+    totals = address_of(states.total) + line * states.length[1] * 4
     for row in range(start, stop):
         at = first + row * stride
         ahead = at + AHEAD * stride
@@ -241,31 +241,36 @@ def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, las
 
 
 @compiled()
-def widen_in(rows, layer, lines, out):
-    """out: float32 [lines, E]"""
+def widen_row(rows, layer, line, out, to):
+    """Line `to` of out: float32 [N, E] becomes this row."""
     records, bits, groups = rows.records, rows.bits, rows.groups
     halves = np.zeros(16, np.float32)
     start, room = address_of(records), address_of(halves)
     code_bytes = groups * GROUP * bits // 8
-    for index in range(len(lines)):
-        at = (layer * rows.rows + lines[index]) * rows.stride
-        for group in range(groups):
-            store_floats(room, read_halves(start + at + code_bytes + 2 * group))
-            scale, minimum = halves[0], np.float32(0)
+    at = (layer * rows.rows + line) * rows.stride
+    for group in range(groups):
+        store_floats(room, read_halves(start + at + code_bytes + 2 * group))
+        scale, minimum = halves[0], np.float32(0)
+        if bits == 4:
+            store_floats(room, read_halves(start + at + code_bytes + 2 * (groups + group)))
+            minimum = halves[0]
+        block = group // 4 * 4
+        lanes = min(4, groups - block)
+        for e in range(min(GROUP, rows.width - group * GROUP)):
             if bits == 4:
-                store_floats(room, read_halves(start + at + code_bytes + 2 * (groups + group)))
-                minimum = halves[0]
-            block = group // 4 * 4
-            lanes = min(4, groups - block)
-            for e in range(min(GROUP, rows.width - group * GROUP)):
-                if bits == 4:
-                    both = records[at + group * 16 + e % 16]
-                    code = both >> 4 if e >= 16 else both & 15
-                    out[index, group * GROUP + e] = scale * np.float32(code) + minimum
-                else:
-                    place = block * GROUP + e // 16 * lanes * 16 + (group - block) * 16 + e % 16
-                    code = np.int64(records[at + place]) - 128
-                    out[index, group * GROUP + e] = scale * np.float32(code)
+                both = records[at + group * 16 + e % 16]
+                code = both >> 4 if e >= 16 else both & 15
+                out[to, group * GROUP + e] = scale * np.float32(code) + minimum
+            else:
+                place = block * GROUP + e // 16 * lanes * 16 + (group - block) * 16 + e % 16
+                out[to, group * GROUP + e] = scale * np.float32(np.int64(records[at + place]) - 128)
+
+
+@compiled()
+def widen_in(rows, layer, lines, out):
+    """out: float32 [lines, E]"""
+    for index in range(len(lines)):
+        widen_row(rows, layer, lines[index], out, index)
 
 
 @compiled()

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shadow.executors.cpu.cache import Remembered
+from shadow.executors.cpu.matrices import In, read
 from shadow.executors.cpu.products import across, along
-from shadow.executors.cpu.storage import Rows, read
 from shadow.executors.cpu.weights import Norms, Weights
 from shadow.executors.families import Sizes
 from shadow.models.sites import SiteKey
@@ -89,12 +89,12 @@ def prefill(
     return normed(weights, weights.last_norm, 0, h), left
 
 
-def read_lines(rows: Rows, ids: Tensor) -> Tensor:
+def read_lines(rows: In, ids: Tensor) -> Tensor:
     """-> float32 [..., E]."""
     return read(rows, 0, ids.flatten()).view(*ids.shape, -1)
 
 
-def project(rows: Rows, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
+def project(rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
     return across(x, rows, layer, lines, bias if lines is None else bias[lines])
 
 
@@ -143,7 +143,7 @@ def attention(
     def rows_of(units: Tensor, count: int) -> Tensor | None:
         return None if len(units) == count else (units[:, None] * width + torch.arange(width)).flatten()
 
-    def split(rows: Rows, bias: str, units: Tensor, count: int) -> Tensor:
+    def split(rows: In, bias: str, units: Tensor, count: int) -> Tensor:
         said = project(rows, torch.from_numpy(getattr(weights, bias)[layer]), layer, x, rows_of(units, count))
         return said.unflatten(-1, (len(units), width)).transpose(1, 2)  # [B, units, T, D]
 

@@ -164,6 +164,7 @@ def _of_fixed_length(typed: Callable[..., Any], count: int) -> Callable[..., Any
 
     def three(typing: Any, a: Any, b: Any, c: Any) -> Any:
         return typed(typing, a, b, c)
+
     return (none, one, two, three)[count]
 
 
@@ -278,9 +279,7 @@ def _prefetch(builder: Any, address: Any) -> None:
 
 
 def pairs(path: Path) -> Any:
-    return _operation(
-        SHORTS, (BYTES, BYTES), lambda builder, *values: pair_products(builder, path, *values)
-    )
+    return _operation(SHORTS, (BYTES, BYTES), lambda builder, *values: pair_products(builder, path, *values))
 
 
 prefetch = _operation(types.void, (types.int64,), _prefetch)
@@ -308,6 +307,8 @@ everywhere = _operation(
         ir.Constant(ir.VectorType(INT, 16), [0] * 16),
     ),
 )
+
+
 def wide_product(path: Path) -> Any:
     """The same of counts up to 255."""
 
