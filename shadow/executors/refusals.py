@@ -3,7 +3,7 @@
 from typing import get_args
 
 from shadow.executors.families import misfit
-from shadow.executors.options import OWN, Storage
+from shadow.executors.options import BITS, OWN, Storage
 from shadow.plans.facts import Facts
 
 
@@ -27,6 +27,11 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
         return (
             f"executor=gathered stores weights as one of {list(get_args(Storage))}: give storage, or load "
             f"the model with dtype={' or '.join(OWN)}, got storage=None and dtype={facts.dtype}"
+        )
+    if storage in BITS and kv_policy == "recompute":
+        return (
+            "executor.kv_policy=recompute goes back to earlier states, which executor.storage must be float32 or "
+            f"bfloat16 for: use one of these, or kv_policy=write_all, got storage={storage}"
         )
     return None
 

@@ -516,6 +516,7 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
     ("settings", "message"),
     [
         ({"storage": "int2"}, r"executor\.storage must be one of .*float32.*got 'int2'"),
+        ({"storage": "int4", "kv_policy": "recompute"}, r"recompute goes back.*write_all, got storage=int4"),
         ({"kv_policy": "some"}, r"executor\.kv_policy must be one of .*got 'some'"),
         ({"compact": True}, r"plans that stay.*decided_at=prompt"),
     ],

@@ -1,13 +1,34 @@
 """Weights in 8 and 4 bits, and products of whole numbers with them."""
 
+from typing import get_args
+
+import gguf
 import numpy as np
 import pytest
 import torch
 
 from shadow.executors.cpu.grids import GROUP, grid_of, lies_on, values_of
 from shadow.executors.cpu.grouped import bits_for, empty_in, empty_out, in_groups, put_in, put_out
-from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states, widened
+from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states
+from shadow.executors.cpu.matrices import widened
 from shadow.executors.cpu.states import empty_states, quantise
+from shadow.executors.cpu.vectors import (
+    Path,
+    address_of,
+    as_floats,
+    best_path,
+    features,
+    first_half,
+    last_half,
+    low,
+    no_ints,
+    pairs,
+    product,
+    read_bytes,
+    store_floats,
+    wide_product,
+)
+from shadow.plans.compiled import compiled
 
 WIDTHS = [7, 32, 96, 192, 576, 672]  # of inputs or outputs: 0.2, 1, 3, 6, 18 and 21 groups
 
@@ -76,3 +97,77 @@ def test_both_ways_hold_the_same_numbers(bits):
     )
     chosen = torch.tensor([5, 1])
     assert torch.equal(widened(other, 0, chosen), widened(other, 0)[chosen])
+
+
+@pytest.mark.parametrize("path", get_args(Path))
+def test_every_way_to_multiply_bytes_is_exact(path):
+    """Each that this processor has; `maddubs` sums two products in 16 bits, and is given 4 bits alone."""
+    needed = {"vnni512": {"avx512vnni", "avx512bw"}, "vnni256": {"avx512vnni"}, "maddubs": {"avx2"}}
+    needed["plain"] = set()
+    if not needed[path] <= features():
+        pytest.skip(f"this processor has no {needed[path]}")
+    four, eight, pairs_of = product(path), wide_product(path), pairs(path)
+
+    @compiled()
+    def multiplied(counts, signed, fours, eights, twos):
+        small = low(read_bytes(address_of(counts)))
+        store_floats(address_of(fours), as_floats(four(no_ints(), small, read_bytes(address_of(signed)))))
+        every = eight(no_ints(), read_bytes(address_of(counts)), read_bytes(address_of(signed)))
+        store_floats(address_of(eights), as_floats(every))
+        found = pairs_of(small, read_bytes(address_of(signed)))
+        store_floats(address_of(twos), as_floats(first_half(found)))
+        store_floats(address_of(twos) + 64, as_floats(last_half(found)))
+
+    draw = np.random.default_rng(0)
+    counts, signed = draw.integers(0, 256, 64, np.uint8), draw.integers(-127, 128, 64).astype(np.int8)
+    counts[:8], signed[:8] = 255, [-127] * 4 + [127] * 4  # the extremes
+    fours, eights, twos = np.zeros(16, np.float32), np.zeros(16, np.float32), np.zeros(32, np.float32)
+    multiplied(counts, signed, fours, eights, twos)
+    small, signed = (counts & 15).astype(np.int64), signed.astype(np.int64)
+    assert (fours == (small * signed).reshape(16, 4).sum(1)).all()
+    assert (eights == (counts.astype(np.int64) * signed).reshape(16, 4).sum(1)).all()
+    assert (twos == (small * signed).reshape(32, 2).sum(1)).all()
+
+
+def test_the_best_way_is_chosen_by_what_the_processor_has():
+    assert best_path({"avx2", "avx512bw", "avx512vl", "avx512vnni"}) == "vnni512"
+    assert best_path({"avx2", "avxvnni"}) == "vnni256"
+    assert best_path({"avx2"}) == "maddubs"
+    assert best_path(set()) == "plain"
+
+
+def on_grid(name: str) -> torch.Tensor:
+    """Weights as `gguf` reads them from a file of this type: [64, 96]."""
+    kind = gguf.GGMLQuantizationType[name]
+    packed = gguf.quants.quantize(draw(64, 96, seed=7).numpy(), kind)
+    return torch.from_numpy(gguf.quants.dequantize(packed, kind).copy())
+
+
+@pytest.mark.parametrize(("name", "bits"), [("Q4_0", 4), ("Q4_1", 4), ("Q8_0", 8)])
+def test_what_a_gguf_file_holds_is_kept_to_the_last_bit(name, bits):
+    weight = on_grid(name)
+    for asked in (4, 8) if bits == 8 else (4,):
+        assert bits_for([weight, weight], asked) == bits
+    one, other = empty_in(bits, 1, 64, 96), empty_out(bits, 1, 96, 64)
+    put_in(one, 0, weight)
+    put_out(other, 0, weight.T)
+    assert torch.equal(widened(one, 0), weight)
+    assert torch.equal(widened(other, 0).T, weight)
+    if name == "Q4_1":  # and the bytes are the file's
+        packed = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q4_1).reshape(64, 3, 20)
+        record = one.records[: 64 * one.stride].reshape(64, 60)
+        assert (record[:, :48].reshape(64, 3, 16) == packed[:, :, 4:]).all()
+        assert (record[:, 48:54].reshape(64, 3, 2) == packed[:, :, :2]).all()
+        assert (record[:, 54:].reshape(64, 3, 2) == packed[:, :, 2:4]).all()
+
+
+def test_other_weights_lose_less_than_by_the_formats_of_files():
+    weight = draw(64, 96, seed=8)
+    kept = values_of(grid_of(weight.view(-1, 32), 4), 4).view(64, 96)
+    assert bits_for([weight], 4) == 4
+    assert not lies_on(weight.view(-1, 32), 4)
+    for name in ("Q4_0", "Q4_1"):
+        kind = gguf.GGMLQuantizationType[name]
+        theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)
+        error = (torch.from_numpy(theirs) - weight).square().mean()
+        assert (kept - weight).square().mean() < 0.95 * error

@@ -3,14 +3,13 @@
 import numpy as np
 
 from shadow.executors.cpu.decode import Bench
-from shadow.executors.cpu.prefill import Fills
-from shadow.executors.cpu.scoring import Nets
 from shadow.executors.cpu.grouped import VECTOR
 from shadow.executors.cpu.lined_up import lined_up
 from shadow.executors.cpu.matrices import Out, OutRows, width_of
+from shadow.executors.cpu.prefill import Fills
+from shadow.executors.cpu.scoring import Nets
 from shadow.executors.cpu.states import empty_states
 from shadow.executors.cpu.weights import Weights
-
 
 READ = 384  # rows that are read together, at most
 

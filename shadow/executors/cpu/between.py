@@ -22,9 +22,9 @@ def dots_between(
     lines: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """For compiled code. x: float32 [B, E], bias: [L, R]; out: [B, R] becomes, from `start` up to `stop`, these
-    rows' products with x, plus the bias. lines: room to work in. States of rows in 4 and 8 bits are rounded
-    to 8 bits by 32 neighbours."""
+    """For compiled code. x: float32 [B, E], bias: [L, R]; out: [B, R] becomes, from `start` up to `stop`,
+    these rows' products with x, plus the bias. lines: room to work in. States that meet rows in 4 and 8 bits
+    are rounded to 8 bits by 32 neighbours."""
     raise NotImplementedError("for compiled code alone")
 
 

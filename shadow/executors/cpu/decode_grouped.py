@@ -6,11 +6,12 @@ import numpy as np
 
 from shadow.executors.cpu.decode import attend, norm, remember
 from shadow.executors.cpu.grids import GROUP
-from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states, widen_row
+from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states
 from shadow.executors.cpu.scoring import HEADS, NEURONS, choose, score_tap
 from shadow.executors.cpu.states import quantise
 from shadow.executors.cpu.storage import FAST
 from shadow.executors.cpu.team import meet, share
+from shadow.executors.cpu.widen import widen_row
 from shadow.plans.compiled import compiled
 
 WIDE = 256  # rows that a batch reads before the next ones, so that all of its lines find them in a cache

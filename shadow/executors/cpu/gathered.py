@@ -249,7 +249,7 @@ class GatheredRun(Answering):
         return compact(plan) if self.compact and drops else plan
 
     def room_to_work(self, rows: int, room: int) -> Bench:
-        sizes, members = self.weights.sizes, self.team.members
+        members = self.team.members
         if self.bench is not None and self.bench.h.shape[0] == rows and self.bench.weights.shape[1] >= room:
             return self.bench
         self.bench = empty_bench(self.weights, self.nets, self.fills, members, rows, room)

@@ -33,8 +33,9 @@ class InRows(NamedTuple):
 
 class OutRows(NamedTuple):
     """Rows that are added up: [L, U, E], E outputs, where 32 neighbouring rows share each output's scale.
-    records: uint8, flat; a row's is `stride` long, its codes in `blocks` vectors of 64 bytes, the last of which may be shorter; grids: uint8, flat: of
-    each 32 rows float16 scales and, of 4 bits, minima, [P] each, where P outputs fill the vectors.
+    records: uint8, flat; a row's is `stride` long, its codes in `blocks` vectors of 64 bytes, the last of
+    which may be shorter; grids: uint8, flat: of each 32 rows float16 scales and, of 4 bits, minima, [P] each,
+    where P outputs fill the vectors.
 
     column: int64 [E], where of P an output stands, so that products come out in this order. unit: int32
     [L, U], which row of the whole matrix each one is, where these are copies of some.
@@ -60,7 +61,7 @@ def groups_in(count: int) -> int:
 
 
 def bits_for(weights: list[Tensor], bits: int) -> int:
-    """weights: [R, inputs] of each layer. Of 4 bits asked for: 8, if they are exactly what a file holds in 8."""
+    """weights: [R, inputs] of each layer. Where 4 are asked for: 8, if this is exactly what a file holds."""
     if bits == 8:
         return 8
     cut = [in_groups(weight[: 4096 // len(weights) + 1]).flatten(0, 1) for weight in weights]

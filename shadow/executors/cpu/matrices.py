@@ -1,11 +1,12 @@
 """A matrix in any storage: as rows that are multiplied with states, or as rows that are added up."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shadow.executors.cpu.grouped import InRows, OutRows, empty_in, empty_out, put_in, put_out
-from shadow.executors.cpu.integers import widened
 from shadow.executors.cpu.storage import Rows, allocate, as_tensor, put
+from shadow.executors.cpu.widen import widen_in, widen_out
 from shadow.executors.options import BITS, Storage
 
 In = Rows | InRows
@@ -37,6 +38,14 @@ def read(rows: In | Out, layer: int, lines: Tensor | None = None) -> Tensor:
         return widened(rows, layer, lines)
     values = as_tensor(rows, layer)
     return (values if lines is None else values[lines]).float()
+
+
+def widened(rows: InRows | OutRows, layer: int, lines: Tensor | None = None) -> Tensor:
+    """-> float32 [R, E], or of these lines alone."""
+    numbers = np.arange(rows.rows) if lines is None else lines.numpy()
+    out = torch.empty(len(numbers), rows.width, dtype=torch.float32)
+    (widen_in if isinstance(rows, InRows) else widen_out)(rows, layer, numbers, out.numpy())
+    return out
 
 
 def rounded(weight: Tensor, storage: Storage, turned: bool) -> Tensor:
@@ -74,6 +83,3 @@ def bytes_of(rows: In | Out) -> int:
 
 def weights_in(rows: In | Out) -> int:
     return rows.values.size if isinstance(rows, Rows) else rows.layers * rows.rows * rows.width
-
-
-__all__ = ["In", "InRows", "Out", "OutRows", "Rows"]

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shadow.executors.cpu.integers import widened
-from shadow.executors.cpu.matrices import In, Out, count_rows, width_of
+from shadow.executors.cpu.matrices import In, Out, count_rows, widened, width_of
 from shadow.executors.cpu.storage import Rows, as_tensor
 
 TILE = 2**19  # numbers that are widened at once, into 2 MB that stay in a core's cache

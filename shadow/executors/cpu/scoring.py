@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from shadow.executors.cpu.between import dots_between
-from shadow.executors.cpu.matrices import In, empty_rows, put_rows, width_of
+from shadow.executors.cpu.matrices import In, empty_rows, put_rows
 from shadow.executors.cpu.team import meet, share
 from shadow.executors.options import Storage
 from shadow.models.kinds import find_sites
@@ -30,8 +30,9 @@ class Nets(NamedTuple):
     to; center, scale: float32 [N, E]; kinds: bool [2], those that are scored.
 
     first: rows [N, W, E], others: [N * (depth - 1), W, W] and bend: [N, R, W] of the hidden layers, which
-    `depth` [1] counts, with biases [N, W] and [N * (depth - 1), W], of `bend` zeros; down: [N, R, E] with bias [N, R]; up: of
-    each kind, rows [1, L * U, R] of all layers, zeros where none is scored, and static: float32 [1, L * U].
+    `depth` [1] counts, with biases [N, W] and [N * (depth - 1), W], zeros of `bend`; down: [N, R, E] with
+    bias [N, R]; up: of each kind, rows [1, L * U, R] of all layers, zeros where none is scored, and static:
+    float32 [1, L * U].
     """
 
     taps: np.ndarray
@@ -188,7 +189,7 @@ def score_tap(
 ):
     """h: [B, E] -> head_scores: [B, L * H] and neuron_scores: [B, L * F] of the tap's layers.
 
-    scaled: [members, B, E], hidden: [depth, B, W], told and bent: [B, R] and lines are for work; units: (H, F).
+    scaled: [members, B, E], hidden: [depth, B, W], told, bent: [B, R] and lines: for work; units: (H, F).
     """
     rows, width = h.shape
     depth, center, scale, x = nets.depth[0], nets.center, nets.scale, scaled[member]

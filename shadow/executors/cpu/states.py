@@ -23,9 +23,9 @@ from shadow.plans.compiled import compiled
 
 
 class States(NamedTuple):
-    """Of B rows, each in groups of 32 numbers with one scale, flat. codes: int8 [B, blocks, 2, 4, 16], the first
-    16 of four groups, then the last; scale, total: float32 [B, G], G a multiple of 16; total is the sum of a
-    group's codes times its scale; mask: uint16 [G], 65,535 where there is a group."""
+    """Of B rows, each in groups of 32 numbers with one scale, flat. codes: int8 [B, blocks, 2, 4, 16], the
+    first 16 of four groups, then the last; scale, total: float32 [B, G], G a multiple of 16; total is the sum
+    of a group's codes times its scale; mask: uint16 [G], 65,535 where there is a group."""
 
     codes: np.ndarray
     scale: np.ndarray

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.executors.cpu.mapped import file_ranges, let_go
 from shadow.executors.cpu.grouped import bits_for, empty_in, empty_out, put_in, put_out
+from shadow.executors.cpu.mapped import file_ranges, let_go
 from shadow.executors.cpu.matrices import In, InRows, Out
 from shadow.executors.cpu.storage import Rows, allocate, as_tensor, put
 from shadow.executors.families import LayerParts, Parts, Sizes, describe, norm_of
