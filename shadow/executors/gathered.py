@@ -20,9 +20,9 @@ from shadow.plans.facts import Facts
 class Gathered:
     """For speed; on a GPU by Triton. What follows is for the CPU alone.
 
-    storage: of weights; None: as the model has them, and nothing is held twice. int8 and int4: in groups of 32
-    inputs, which are multiplied as whole numbers with new tokens' states in 8 bits; what a GGUF file held as
-    Q4_0, Q4_1 or Q8_0 keeps its numbers, if the model has them in float32.
+    storage: of weights; None: as the model has them, and nothing is held twice. int8 and int4: in groups of
+    32 inputs, which are multiplied as whole numbers with new tokens' states in 8 bits; what a GGUF file held
+    as Q4_0, Q4_1 or Q8_0 keeps its numbers, if the model has them in float32.
     kv_policy: whether each token computes the keys and values of all heads that may be needed (`write_all`),
     or of a head when it is first needed (`recompute`).
     compact: where a prompt's plan stays, the rows of the neurons that it keeps are copied one behind the

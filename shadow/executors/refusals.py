@@ -30,8 +30,8 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
         )
     if storage in BITS and kv_policy == "recompute":
         return (
-            "executor.kv_policy=recompute goes back to earlier states, which executor.storage must be float32 or "
-            f"bfloat16 for: use one of these, or kv_policy=write_all, got storage={storage}"
+            "executor.kv_policy=recompute goes back to earlier states, and needs executor.storage=float32 or "
+            f"bfloat16: use one of these, or kv_policy=write_all, got storage={storage}"
         )
     return None
 

@@ -17,6 +17,7 @@ from shadow.executors.cpu.vectors import (
     address_of,
     as_floats,
     best_path,
+    exponential,
     features,
     first_half,
     last_half,
@@ -25,6 +26,7 @@ from shadow.executors.cpu.vectors import (
     pairs,
     product,
     read_bytes,
+    read_floats,
     store_floats,
     wide_product,
 )
@@ -61,7 +63,7 @@ def test_rows_times_states_are_sums_of_whole_numbers(bits, width):
     np.testing.assert_allclose(out[1, 3:], expected[3:], rtol=1e-5, atol=2e-5)
     assert not out[0].any()
     asked = torch.tensor([30, 2, 36, 5, 0, 17], dtype=torch.int32)
-    dots_of_states(states, 0, rows, bias.numpy(), 1, asked.numpy(), 6, out, 0)
+    dots_of_states(states, 0, rows, bias.numpy(), 1, asked.numpy(), 6, out, 0, 0)
     expected = rounded(x)[0] @ widened(rows, 1).double().T + bias[1]
     np.testing.assert_allclose(out[0, asked], expected[asked], rtol=1e-5, atol=2e-5)
 
@@ -76,8 +78,8 @@ def test_sums_of_rows_are_sums_of_whole_numbers(bits, width):
     factors = draw(10, seed=3)
     factors[3] = factors.abs()[:4].max() * 1e-4  # its code is 0
     y = np.zeros((2, rows.blocks * 512 // bits), np.float32)
-    places, words = np.zeros(34, np.int64), np.zeros(17, np.int32)
-    add_rows(y, 1, factors.numpy(), rows, 1, lines.numpy(), 10, places, words, 0, rows.blocks)
+    places, words = np.zeros((2, 34), np.int64), np.zeros(17, np.int32)
+    add_rows(y, 1, factors.numpy(), rows, 1, lines.numpy(), 10, places, words, 0, rows.blocks, 0)
     whole = torch.zeros(1, 70)
     whole[0, lines.long()] = factors
     expected = rounded(whole)[0] @ widened(rows, 1).double()
@@ -171,3 +173,16 @@ def test_other_weights_lose_less_than_by_the_formats_of_files():
         theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)
         error = (torch.from_numpy(theirs) - weight).square().mean()
         assert (kept - weight).square().mean() < 0.95 * error
+
+
+def test_exponentials_in_vectors_are_those_of_numpy():
+    @compiled()
+    def raised(x, out):
+        store_floats(address_of(out), exponential(read_floats(address_of(x))))
+
+    x, out = np.linspace(-86, 80, 16, dtype=np.float32), np.zeros(16, np.float32)
+    for shift in np.linspace(0, 7, 50, dtype=np.float32):
+        raised(x + shift, out)
+        np.testing.assert_allclose(out, np.exp((x + shift).astype(np.float64)), rtol=3e-7)
+    raised(np.full(16, -np.inf, np.float32), out)
+    assert out.max() < 2e-38

@@ -11,7 +11,7 @@ from shadow.executors.cpu.scoring import Nets
 from shadow.executors.cpu.states import empty_states
 from shadow.executors.cpu.weights import Weights
 
-READ = 384  # rows that are read together, at most
+TOGETHER = 512  # rows of weights that a batch reads together, at most
 
 
 def empty_bench(weights: Weights, nets: Nets, fills: Fills, members: int, rows: int, room: int) -> Bench:
@@ -20,6 +20,7 @@ def empty_bench(weights: Weights, nets: Nets, fills: Fills, members: int, rows: 
     sizes, output = weights.sizes, weights.output
     written = len_of_sums(output)
     inner = sizes.heads * sizes.head_width
+    read = 16 + (max(inner, sizes.neurons) if rows == 1 else TOGETHER)
     stored = sizes.kv_heads * sizes.head_width
 
     def empty(*shape: int) -> np.ndarray:
@@ -35,8 +36,8 @@ def empty_bench(weights: Weights, nets: Nets, fills: Fills, members: int, rows: 
         sums=empty(members, rows + 1, written),
         up=empty(rows, sizes.neurons),
         gate=empty(rows, sizes.neurons),
-        lines=np.empty((members, READ), np.int32),
-        factors=empty(members, READ),
+        lines=np.empty((members, read), np.int32),
+        factors=empty(members, read),
         weights=empty(members, room + 32),
         turned=empty(members, 3, sizes.head_width),
         scaled=empty(members, rows, sizes.width),
@@ -51,8 +52,9 @@ def empty_bench(weights: Weights, nets: Nets, fills: Fills, members: int, rows: 
         fill_neurons=fills.of["neuron"].flatten(1).numpy(),
         fill_bases=fills.bases.numpy(),
         states=empty_states(members * rows, sizes.width),
-        places=np.empty((members, 40), np.int64),
+        places=np.empty((members, 2, 40), np.int64),
         words=np.empty((members, 32), np.int32),
+        clock=np.zeros((members, 16), np.int64),
     )
 
 

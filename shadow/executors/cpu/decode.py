@@ -46,8 +46,8 @@ class Bench(NamedTuple):
     neuron_scores: [B, L * F], ranked: int32 [members, units].
     fill_heads: [L, H * D] and fill_neurons: [L, F], what dropped units say, and fill_bases: [2, L, E], what
     is read of all of them. Of weights in 8 and 4 bits alone, `states` has B lines of each member, sums are
-    [members, B + 1, P], as `OutRows` says, and places: int64 [members, 40] and words: int32 [members, 32] are
-    for its sums.
+    [members, B + 1, P], as `OutRows` says, places: int64 [members, 2, 40] and words: int32 [members, 32] are
+    for them; clock: int64 [members, 16], cycles that `PARTS` of a token have taken.
     """
 
     h: np.ndarray
@@ -77,6 +77,7 @@ class Bench(NamedTuple):
     states: States
     places: np.ndarray
     words: np.ndarray
+    clock: np.ndarray
 
 
 @compiled(FAST)

@@ -4,16 +4,28 @@ import math
 
 import numpy as np
 
+from shadow.executors.cpu.attention import LANES, attend_in_vectors
 from shadow.executors.cpu.decode import attend, norm, remember
 from shadow.executors.cpu.grids import GROUP
-from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states
+from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states, start_of
 from shadow.executors.cpu.scoring import HEADS, NEURONS, choose, score_tap
 from shadow.executors.cpu.states import quantise
 from shadow.executors.cpu.storage import FAST
 from shadow.executors.cpu.team import meet, share
+from shadow.executors.cpu.vectors import cycles
 from shadow.executors.cpu.widen import widen_row
 from shadow.plans.compiled import compiled
 
+PARTS = (
+    "norms and rounding",
+    "scores",
+    "queries, keys, values",
+    "attention",
+    "heads' output",
+    "FFN",
+    "lm_head",
+)
+NORMS, SCORES, PROJECTED, ATTENTION, OUTPUT, FFN, VOCABULARY = range(7)
 WIDE = 256  # rows that a batch reads before the next ones, so that all of its lines find them in a cache
 
 
@@ -38,27 +50,34 @@ def project(weights, layer, choice, memory, bench, member, members):
     queries, query_bias, query = weights.query, weights.query_bias, bench.query
     keys, key_bias, key = weights.key, weights.key_bias, bench.key
     values, value_bias, value = weights.value, weights.value_bias, bench.value
-    lines, first = bench.lines[member], member * rows
+    lines, first, outputs = bench.lines[member], member * rows, weights.output
+    wide = WIDE if rows > 1 else len(lines)
     start, stop = share(kept, member, members)
-    for begin in range(start, stop, WIDE):
+    for begin in range(start, stop, wide):
         for b in range(rows):
             count = 0
-            for task in range(begin, min(begin + WIDE, stop)):
+            for task in range(begin, min(begin + wide, stop)):
                 head = found[layer, task // width]
                 if heads[b, layer, head]:
                     lines[count] = head * width + task % width
                     count += 1
-            dots_of_states(states, first + b, queries, query_bias, layer, lines, count, query, b)
+            dots_of_states(
+                states, first + b, queries, query_bias, layer, lines, count, query, b, start_of(keys, layer)
+            )
     start, stop = share(sizes.kv_heads * width, member, members)
-    for begin in range(start, stop, WIDE):
+    for begin in range(start, stop, wide):
         count = 0
-        for row in range(begin, min(begin + WIDE, stop)):
+        for row in range(begin, min(begin + wide, stop)):
             if slot[layer, row // width] >= 0:
                 lines[count] = row
                 count += 1
         for b in range(rows):
-            dots_of_states(states, first + b, keys, key_bias, layer, lines, count, key, b)
-            dots_of_states(states, first + b, values, value_bias, layer, lines, count, value, b)
+            dots_of_states(
+                states, first + b, keys, key_bias, layer, lines, count, key, b, start_of(values, layer)
+            )
+            dots_of_states(
+                states, first + b, values, value_bias, layer, lines, count, value, b, start_of(outputs, layer)
+            )
 
 
 @compiled()
@@ -69,11 +88,14 @@ def write_heads(weights, layer, choice, bench, member, members):
     sums, outputs, blocks = bench.sums[member], weights.output, weights.output.blocks
     lines, factors = bench.lines[member], bench.factors[member]
     places, words, counted = bench.places[member], bench.words[member], choice.counts[layer, HEADS]
+    follow = start_of(weights.up, layer)
     start, stop = share(counted, member, members)
     begin = between_groups(found, layer, counted, width, start)
     stop = between_groups(found, layer, counted, width, stop)
     while begin < stop:
-        end = between_groups(found, layer, counted, width, min(stop, begin + max(1, WIDE // width)))
+        end = between_groups(
+            found, layer, counted, width, min(stop, begin + (max(1, WIDE // width) if rows > 1 else counted))
+        )
         for b in range(rows):
             count = 0
             for task in range(begin, end):
@@ -82,7 +104,7 @@ def write_heads(weights, layer, choice, bench, member, members):
                     for row in range(head * width, head * width + width):
                         lines[count], factors[count] = row, context[b, row] - fill[layer, row]
                         count += 1
-            add_rows(sums, b, factors, outputs, layer, lines, count, places, words, 0, blocks)
+            add_rows(sums, b, factors, outputs, layer, lines, count, places, words, 0, blocks, follow)
         begin = end
 
 
@@ -104,11 +126,14 @@ def write_neurons(weights, layer, choice, bench, member, members):
     up, gate, lines, factors = bench.up, bench.gate, bench.lines[member], bench.factors[member]
     states, first, counted = bench.states, member * rows, choice.counts[layer, NEURONS]
     places, words = bench.places[member], bench.words[member]
+    after = start_of(gates, layer) if gated else start_of(downs, layer)
+    further = layer + 1 < weights.sizes.layers
+    follow = start_of(weights.query, layer + 1) if further else start_of(weights.vocabulary, 0)
     start, stop = share(counted, member, members)
     begin = between_groups(found, layer, counted, 1, start)
     stop = between_groups(found, layer, counted, 1, stop)
     while begin < stop:
-        end = between_groups(found, layer, counted, 1, min(stop, begin + WIDE))
+        end = between_groups(found, layer, counted, 1, min(stop, begin + (WIDE if rows > 1 else counted)))
         for b in range(rows):
             count = 0
             for task in range(begin, end):
@@ -116,13 +141,26 @@ def write_neurons(weights, layer, choice, bench, member, members):
                 if neurons[b, layer, row]:
                     lines[count] = row
                     count += 1
-            dots_of_states(states, first + b, ups, up_bias, layer, lines, count, up, b)
+            dots_of_states(
+                states,
+                first + b,
+                ups,
+                up_bias,
+                layer,
+                lines,
+                count,
+                up,
+                b,
+                after,
+            )
             if gated:
-                dots_of_states(states, first + b, gates, gate_bias, layer, lines, count, gate, b)
+                dots_of_states(
+                    states, first + b, gates, gate_bias, layer, lines, count, gate, b, start_of(downs, layer)
+                )
             for index in range(count):
                 row = lines[index]
                 factors[index] = say(up, gate, gated, b, row) - fill[layer, row]
-            add_rows(sums, b, factors, downs, layer, lines, count, places, words, 0, blocks)
+            add_rows(sums, b, factors, downs, layer, lines, count, places, words, 0, blocks, follow)
         begin = end
 
 
@@ -146,18 +184,28 @@ def round_states(x, width, states, member):
 
 
 @compiled()
+def ticked(clock, part, then):
+    """Add the cycles since then to a part's; -> now."""
+    now = cycles()
+    clock[part] += now - then
+    return now
+
+
+@compiled()
 def step_grouped(weights, nets, rule, choice, memory, bench, ids, real, position, board, member, members):
     """As `shadow.executors.cpu.decode.step`, whose keys are never late here."""
     sizes = weights.sizes
     rows, width = len(ids), sizes.width
     units = (sizes.heads, sizes.neurons)
     h, x, sums, states = bench.h, bench.x[member], bench.sums[member], bench.states
+    clock, then = bench.clock[member], cycles()
     if member == 0:
         for b in range(rows):
             widen_row(weights.embedding, 0, ids[b], h, b)
             if not sizes.rotary:
                 h[b] += weights.positions[sizes.first + position - memory.offset[b]]
     meet(board, members)
+    then = ticked(clock, NORMS, then)
     tap = 0
     for layer in range(sizes.layers):
         if tap < len(nets.taps) and nets.taps[tap, 0] == layer:
@@ -170,17 +218,25 @@ def step_grouped(weights, nets, rule, choice, memory, bench, ids, real, position
                 bench.ranked, real, units, board, member, members,
             )  # fmt: skip
             tap += 1
+            then = ticked(clock, SCORES, then)
         norm(weights, weights.attention_norm, layer, h, x)
         round_states(x, width, states, member)
+        then = ticked(clock, NORMS, then)
         project(weights, layer, choice, memory, bench, member, members)
         meet(board, members)
+        then = ticked(clock, PROJECTED, then)
         remember(sizes, layer, memory, position, bench, member, members)
         meet(board, members)
-        attend(weights, layer, choice, memory, position, bench, member, members)
+        if sizes.head_width % LANES == 0:
+            attend_in_vectors(weights, layer, choice, memory, position, bench, member, members)
+        else:
+            attend(weights, layer, choice, memory, position, bench, member, members)
         meet(board, members)
+        then = ticked(clock, ATTENTION, then)
         sums[:] = 0
         write_heads(weights, layer, choice, bench, member, members)
         meet(board, members)
+        then = ticked(clock, OUTPUT, then)
         bias = weights.output_bias[layer]
         gather_sums(
             h, bench.sums, weights.output.column, bench.fill_bases[HEADS, layer], bias, member, members
@@ -189,13 +245,16 @@ def step_grouped(weights, nets, rule, choice, memory, bench, ids, real, position
         norm(weights, weights.neuron_norm, layer, h, x)
         round_states(x, width, states, member)
         sums[:] = 0
+        then = ticked(clock, NORMS, then)
         write_neurons(weights, layer, choice, bench, member, members)
         meet(board, members)
+        then = ticked(clock, FFN, then)
         bias = weights.down_bias[layer]
         gather_sums(
             h, bench.sums, weights.down.column, bench.fill_bases[NEURONS, layer], bias, member, members
         )
         meet(board, members)
+        then = ticked(clock, NORMS, then)
     norm(weights, weights.last_norm, 0, h, x)
     round_states(x, width, states, member)
     start, stop = share(sizes.vocabulary, member, members)
@@ -212,3 +271,4 @@ def step_grouped(weights, nets, rule, choice, memory, bench, ids, real, position
             b,
         )
     meet(board, members)
+    ticked(clock, VOCABULARY, then)

@@ -46,6 +46,12 @@ PAIRS = 16  # rows whose products with 4 bits surely fit 16 bits: 15 * 127 * 16 
 
 
 @compiled()
+def start_of(rows, layer):
+    """The address of a layer's first row."""
+    return address_of(rows.records) + layer * rows.rows * rows.stride
+
+
+@compiled()
 def of_four(record, codes, scales, sums):
     """sums + the products of four groups in 4 bits; scales: of each group four times."""
     both = read_bytes(record)
@@ -109,17 +115,18 @@ def row_in_eight(record, ahead, codes, scale, totals, mask, groups):
 
 
 @compiled()
-def dots_of_states(states, line, rows, bias, layer, lines, count, out, b):
+def dots_of_states(states, line, rows, bias, layer, lines, count, out, b, follow):
     """Line b of `out`: [B, R] becomes, at the first `count` of `lines`, these rows' products with a line of
-    the states, plus the bias: [L, R]. lines: int32."""
+    the states, plus the bias: [L, R]. lines: int32; follow: the address that will be read next."""
     bits, stride, groups, begin = rows.bits, rows.stride, rows.groups, layer * rows.rows
     start, mask = address_of(rows.records) + begin * stride, address_of(states.mask)
     codes = address_of(states.codes) + line * states.length[0]
     scale = address_of(states.scale) + line * states.length[1] * 4
     totals = address_of(states.total) + line * states.length[1] * 4
     for index in range(count):
-        row = lines[index]
-        at, ahead = start + row * stride, start + lines[min(index + AHEAD, count - 1)] * stride
+        row, later = lines[index], index + AHEAD
+        at = start + row * stride
+        ahead = start + lines[later] * stride if later < count else follow + (later - count) * stride
         if bits == 4:
             found = row_in_four(at, ahead, codes, scale, totals, mask, groups)
         else:
@@ -153,12 +160,13 @@ def write(y, products, grid, below, scale, added):
 
 
 @compiled()
-def add_group(y, codes, grid, below, bits, words, places, count, scale, added, first, last):
+def add_group(y, codes, grid, below, each, bits, words, places, ahead, count, scale, added, first, last):
     """Outputs at address y += `count` (even) of 32 neighbouring rows, each times its factor.
 
-    codes: where rows begin, and places: int64, how far behind; grid: of these rows, whose minima stand
-    `below` behind its scales; words: int32, of each two rows their factors' codes, twice, as bytes; scale: of
-    these codes; added: what minima are multiplied with; first, last: the vectors that are written.
+    codes: where rows begin, and places: int64, how far behind, as `ahead`, of rows to be fetched; grid: of
+    these rows, whose minima stand `below` behind its scales, the next ones `each`; words: int32, of each two
+    rows their factors' codes, twice, as bytes; scale: of the codes; added: what minima are multiplied with;
+    first, last: the vectors that are written.
     """
     size = VECTOR // bits
     scales, sums = everywhere(np.float32(scale)), everywhere(np.float32(added))
@@ -172,6 +180,8 @@ def add_group(y, codes, grid, below, bits, words, places, count, scale, added, f
                 one = read_bytes(here + read_place(places + index * 8))
                 other = read_bytes(here + read_place(places + index * 8 + 8))
                 factors = read_everywhere(words + index * 2)
+                prefetch(here + read_place(ahead + index * 8))
+                prefetch(here + read_place(ahead + index * 8 + 8))
                 s0 = add_shorts(s0, pair_up(woven_first(low(one), low(other)), factors))
                 s1 = add_shorts(s1, pair_up(woven_last(low(one), low(other)), factors))
                 s2 = add_shorts(s2, pair_up(woven_first(high(one), high(other)), factors))
@@ -181,6 +191,10 @@ def add_group(y, codes, grid, below, bits, words, places, count, scale, added, f
             i4, i5 = add_ints(i4, first_half(s2)), add_ints(i5, last_half(s2))
             i6, i7 = add_ints(i6, first_half(s3)), add_ints(i7, last_half(s3))
         to, of = y + block * size * 4, grid + block * size * 2
+        for line in range(0, size * 2, 64):
+            prefetch(of + line + each)
+            if bits == 4:
+                prefetch(of + line + each + below)
         if bits == 8:
             i0, i1 = add_ints(i0, sixteenfold(i4)), add_ints(i1, sixteenfold(i5))
             i2, i3 = add_ints(i2, sixteenfold(i6)), add_ints(i3, sixteenfold(i7))
@@ -196,10 +210,11 @@ def add_group(y, codes, grid, below, bits, words, places, count, scale, added, f
 
 
 @compiled()
-def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, last):
+def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, last, follow):
     """y: float32 [B, P], line b += the first `count` of `lines`, which rise, each times its factor.
 
-    Factors are rounded to 8 bits by 32 neighbours. places: int64 [34] and words: int32 [17] are for work.
+    Factors are rounded to 8 bits by 32 neighbours. places: int64 [2, 34] and words: int32 [17] are for work;
+    follow: as in `dots_of_states`.
     """
     unit, stride, bits = rows.unit, rows.stride, rows.bits
     size = rows.blocks * VECTOR // bits * 2
@@ -207,6 +222,7 @@ def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, las
     codes = address_of(rows.records) + layer * rows.rows * stride
     grids = address_of(rows.grids) + layer * -(-rows.rows // GROUP) * each
     to, places_at, words_at = address_of(y) + b * y.shape[1] * 4, address_of(places), address_of(words)
+    ahead_at = places_at + places.shape[1] * 8
     index = 0
     while index < count:
         group = unit[layer, lines[index]] // GROUP
@@ -220,7 +236,7 @@ def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, las
                 code = np.int64(np.rint(factors[number] * inverse))
                 if code == 0:
                     continue
-                places[found] = lines[number] * stride
+                places[0, found] = lines[number] * stride
                 if found % 2 == 0:
                     words[found // 2] = (code & 255) * 65537
                 else:
@@ -228,10 +244,31 @@ def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, las
                 added += code
                 found += 1
             if found % 2 == 1:
-                places[found] = places[found - 1]
+                places[0, found] = places[0, found - 1]
                 found += 1
+            for number in range(found):
+                later = stop + number
+                next_row = (
+                    codes + lines[later] * stride if later < count else follow + (later - count) * stride
+                )
+                places[1, number] = next_row - codes
             scale = most / np.float32(127)
             sums = scale * np.float32(added if bits == 4 else -128 * added)
             grid = grids + group * each
-            add_group(to, codes, grid, below, bits, words_at, places_at, found, scale, sums, first, last)
+            add_group(
+                to,
+                codes,
+                grid,
+                below,
+                each,
+                bits,
+                words_at,
+                places_at,
+                ahead_at,
+                found,
+                scale,
+                sums,
+                first,
+                last,
+            )
         index = stop

@@ -246,6 +246,23 @@ def _nearest(builder: Any, value: Any) -> Any:
     return builder.fptosi(_one(builder, "llvm.rint", value), INTS.ir)
 
 
+def _exponential(builder: Any, value: Any) -> Any:
+    """2^whole times a polynomial (Taylor's, of degree 6) of what is left, below half of log 2; to 1e-7."""
+
+    def of(number: float) -> Any:
+        return constant(FLOATS, number)
+
+    value = _greater(builder, value, of(-87.0))
+    whole = _one(builder, "llvm.rint", builder.fmul(value, of(1.4426950408889634)))
+    left = _fused(builder, whole, of(-0.693359375), value)
+    left = _fused(builder, whole, of(2.12194440e-4), left)
+    found = of(1 / 720)
+    for number in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        found = _fused(builder, found, left, of(number))
+    power = builder.shl(builder.add(builder.fptosi(whole, INTS.ir), constant(INTS, 127)), constant(INTS, 23))
+    return builder.fmul(found, builder.bitcast(power, FLOATS.ir))
+
+
 def _store_bytes(builder: Any, address: Any, value: Any) -> None:
     short = builder.trunc(value, ir.VectorType(BYTE, 16))
     builder.store(short, _at(builder, address, short.type), align=1)
@@ -327,6 +344,9 @@ def _address(builder: Any, data: Any) -> Any:
 
 
 address_of = _operation(types.int64, (None,), _address)  # of an array's first byte, while the caller has it
+cycles = _operation(
+    types.int64, (), lambda builder: call(builder, "llvm.readcyclecounter", ir.IntType(64))
+)  # of the processor's clock, which runs evenly
 read_bytes = _reader(BYTES, BYTES.ir)
 read_floats = _reader(FLOATS, FLOATS.ir)
 read_halves = _reader(FLOATS, ir.VectorType(HALF, 16), "fpext")  # array: of bytes
@@ -338,6 +358,8 @@ no_floats = _operation(FLOATS, (), lambda builder: constant(FLOATS, 0.0))
 no_ints = _operation(INTS, (), lambda builder: constant(INTS, 0))
 as_floats = _operation(FLOATS, (INTS,), lambda builder, value: builder.sitofp(value, FLOATS.ir))
 times = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, one, other: builder.fmul(one, other))
+plus = _operation(FLOATS, (FLOATS, FLOATS), lambda builder, one, other: builder.fadd(one, other))
+exponential = _operation(FLOATS, (FLOATS,), _exponential)  # of numbers up to 88; below -87 it is that of -87
 fused = _operation(FLOATS, (FLOATS, FLOATS, FLOATS), _fused)
 low = _operation(BYTES, (BYTES,), _low)
 high = _operation(BYTES, (BYTES,), _high)
