@@ -35,7 +35,7 @@ from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.products import across
-from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
+from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.scoring import list_layer as list_choice
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack, storage_of
@@ -82,6 +82,8 @@ class GatheredRun(Answering):
             self.rule = rule_of(model, planner.policy)
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()
+        each = ("head", weights.sizes.heads), ("neuron", weights.sizes.neurons)
+        self.units = [((layer, kind), n) for layer in range(weights.sizes.layers) for kind, n in each]
         self.team = Team()
         self.bench: Bench | None = None
 
@@ -215,17 +217,20 @@ class GatheredRun(Answering):
 
     def count(self, choice: Choice, kept: np.ndarray, real: np.ndarray) -> None:
         """kept: [L, 2], of the layers that this token chose; of the others the choice has not changed."""
-        sizes, planner, rows = self.weights.sizes, self.planner, int(real.sum())
-        chosen = self.nets.taps[0, 1] if len(self.nets.taps) else sizes.layers
-        whole = ((choice.heads, sizes.heads), (choice.neurons, sizes.neurons))
+        rows, planner = int(real.sum()), self.planner
+        chosen = self.nets.taps[0, 1] if len(self.nets.taps) else self.weights.sizes.layers
+        if len(real) == 1:
+            kept[:chosen] = choice.counts[:chosen] * rows
+        else:
+            kept[:chosen, HEADS] = choice.heads[real, :chosen].sum((0, 2))
+            kept[:chosen, NEURONS] = choice.neurons[real, :chosen].sum((0, 2))
         planner.counts.tokens += rows
-        for layer in range(sizes.layers):
-            for index, kind in enumerate(KINDS):
-                keep, units = whole[index]
-                stay = kept[layer, index] if layer >= chosen else keep[real, layer].sum()
-                for counts in (planner, self):
-                    counts.total[layer, kind] += rows * units
-                    counts.kept[layer, kind] += int(stay)
+        for (key, units), stay in zip(self.units, kept.ravel().tolist()):
+            whole = rows * units
+            planner.total[key] += whole
+            planner.kept[key] += stay
+            self.total[key] += whole
+            self.kept[key] += stay
 
     def first_plan(self, rows: int, decided: SitePlan) -> Plan:
         """What all tokens follow, or everything, of which tokens then choose."""
