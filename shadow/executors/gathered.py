@@ -9,7 +9,7 @@ from typing import get_args
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.executors.options import KVPolicy, Storage
+from shadow.executors.options import KVPolicy, States, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.refusals import gathered_refuses
 from shadow.executors.run import Run
@@ -27,17 +27,22 @@ class Gathered:
     or of a head when it is first needed (`recompute`).
     compact: where a prompt's plan stays, the rows of the neurons that it keeps are copied one behind the
     other for all that follows: faster per token, and these rows are held twice.
+    states: of new tokens, where storage is int8 or int4: rounded to 8 bits by 32, or as they are, which is
+    many times slower and there to see what rounding costs.
     """
 
     storage: Storage | None = None
     kv_policy: KVPolicy = "write_all"
     compact: bool = False
+    states: States = "int8"
 
     def __post_init__(self) -> None:
         if self.storage is not None and self.storage not in get_args(Storage):
             raise UserError(
                 f"executor.storage must be one of {list(get_args(Storage))}, or null, got {self.storage!r}"
             )
+        if self.states not in get_args(States):
+            raise UserError(f"executor.states must be one of {list(get_args(States))}, got {self.states!r}")
         if self.kv_policy not in get_args(KVPolicy):
             raise UserError(
                 f"executor.kv_policy must be one of {list(get_args(KVPolicy))}, got {self.kv_policy!r}"
@@ -52,7 +57,7 @@ class Gathered:
         if model.device.type != "cuda":
             from shadow.executors.cpu.gathered import gathered
 
-            with gathered(model, planner, self.storage, self.kv_policy, self.compact) as run:
+            with gathered(model, planner, self.storage, self.states, self.kv_policy, self.compact) as run:
                 yield run
             return
         if find_spec("triton") is None:

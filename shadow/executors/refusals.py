@@ -12,7 +12,8 @@ def gathered_refuses(facts: Facts, storage: str | None, kv_policy: str, compact:
     of_model = _of_model(facts, storage, kv_policy, compact)
     if of_model is not None or facts.policy.level == 0:
         return of_model
-    return _of_scorer(facts) or _of_tokens(facts, compact)
+    channels = "channel" in (facts.policy.kinds or ())
+    return (_of_channels(facts, storage) if channels else _of_scorer(facts)) or _of_tokens(facts, compact)
 
 
 def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
@@ -36,20 +37,53 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
     return None
 
 
-def _of_scorer(facts: Facts) -> str | None:
-    scorer = facts.scorer
+def _of_any(facts: Facts) -> str | None:
+    """Whatever its kind of unit."""
     if facts.corrects:
         return (
             "executor=gathered does not change what projections write, as a learnt stand-in does: use "
             "executor=masked, or sparsity.learnt.windows=0"
         )
-    if "channel" in (facts.policy.kinds or ()):
-        return "executor=gathered reads no channels yet: use executor=masked"
     if facts.policy.tokens not in ("all", "decode"):
         return (
             "executor=gathered knows sparsity.tokens=all and decode: use one of these, or executor=masked, "
             f"got {facts.policy.tokens!r}"
         )
+    return None
+
+
+def _of_channels(facts: Facts, storage: str | None) -> str | None:
+    if wrong := _of_any(facts):
+        return wrong
+    if facts.device == "cuda":
+        return "executor=gathered reads channels on a CPU alone: use executor=masked"
+    if storage not in BITS:
+        return (
+            "executor=gathered reads channels in executor.storage=int8 or int4 alone: give one of them, or "
+            f"use executor=masked, got {storage or 'null'}"
+        )
+    if not facts.scorer.compiled:
+        return (
+            "executor=gathered decides about channels by predictor=teal alone, and this scorer is "
+            f"{facts.scorer.name}: use executor=masked"
+        )
+    if facts.decided_at != "token":
+        return (
+            "executor=gathered decides about channels at each token: use sparsity.decided_at=token, or "
+            f"executor=masked, got {facts.decided_at}"
+        )
+    if "lm_head" in (facts.policy.slots or ()):
+        return (
+            "executor=gathered reads all inputs of the lm_head: leave it out of sparsity.slots, or use "
+            "executor=masked"
+        )
+    return None
+
+
+def _of_scorer(facts: Facts) -> str | None:
+    scorer = facts.scorer
+    if wrong := _of_any(facts):
+        return wrong
     if scorer.looks:
         return (
             f"executor=gathered runs no {scorer.name}, which must see a sample before it is run: use "

@@ -414,38 +414,34 @@ def round_nets(scorer: Predicted | Fixed, storage: str) -> None:
             weight.data = rounded(weight, storage, turned=False) if weight.dim() == 2 else weight
 
 
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("plan", PLANS)
-def test_bfloat16_storage_gives_what_a_model_of_rounded_weights_gives(lm, make_lm, make_scorer, plan):
-    """So are those of nets, in which they are stored for new tokens."""
+def test_other_storages_give_what_a_model_of_rounded_weights_gives(lm, make_lm, make_scorer, storage, plan):
+    """So are those of nets, in which they are stored for new tokens; here states are not rounded."""
     what, decided_at, policy = PLANS[plan]
     scorer, ids = make_scorer(lm, what), prompts(2)
-    round_nets(scorer, "bfloat16")
-    weights = of_rounded_weights(lm, make_lm, "bfloat16")
+    round_nets(scorer, storage)
+    weights = of_rounded_weights(lm, make_lm, storage)
     with sparse(weights.model, scorer, policy, decided_at) as run:
         expected, gone = generate(weights, ids), skipped(run)
-    with sparse(lm.model, scorer, policy, decided_at, executor=Gathered(storage="bfloat16")) as run:
+    executor = Gathered(storage, states="float32")
+    with sparse(lm.model, scorer, policy, decided_at, executor=executor) as run:
         found, also_gone = generate(lm, ids), skipped(run)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert also_gone == gone
 
 
 @pytest.mark.parametrize("storage", BITS)
-@pytest.mark.parametrize("plan", ["static", "one tap", "at the prompt"])
-def test_whole_numbers_give_nearly_what_a_model_of_rounded_weights_gives(
-    lm, make_lm, make_scorer, storage, plan
-):
-    """States are rounded to 8 bits too. Where they decide, choices may part, and so do logits then."""
+@pytest.mark.parametrize("plan", ["static", "at the prompt"])
+def test_rounded_states_give_nearly_the_same(lm, make_scorer, storage, plan):
     what, decided_at, policy = PLANS[plan]
-    scorer, ids = make_scorer(lm, what), prompts(2, length=18)
-    round_nets(scorer, storage)
-    weights = of_rounded_weights(lm, make_lm, storage)
-    with sparse(weights.model, scorer, policy, decided_at) as run:
-        expected, gone = fed(weights, ids), skipped(run)
-    with sparse(lm.model, scorer, policy, decided_at, executor=Gathered(storage=storage)) as run:
-        found, also_gone = fed(lm, ids), skipped(run)
-    assert also_gone == gone
-    error = (found - expected).square().mean().sqrt() / expected.std()
-    assert error < (0.2 if "tap" in plan else 0.04)
+    scorer, ids, found = make_scorer(lm, what), prompts(2, length=18), []
+    for states in ("float32", "int8"):
+        executor = Gathered(storage, states=states)
+        with sparse(lm.model, scorer, policy, decided_at, executor=executor):
+            found.append(fed(lm, ids))
+    error = (found[1] - found[0]).square().mean().sqrt() / found[0].std()
+    assert 1e-4 < error < 0.04
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -517,6 +513,7 @@ def test_a_bfloat16_model_shares_its_weights_and_decodes_in_float32(make_lm, mak
     [
         ({"storage": "int2"}, r"executor\.storage must be one of .*float32.*got 'int2'"),
         ({"storage": "int4", "kv_policy": "recompute"}, r"recompute goes back.*write_all, got storage=int4"),
+        ({"states": "int4"}, r"executor\.states must be one of .*got 'int4'"),
         ({"kv_policy": "some"}, r"executor\.kv_policy must be one of .*got 'some'"),
         ({"compact": True}, r"plans that stay.*decided_at=prompt"),
     ],

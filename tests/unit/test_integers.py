@@ -79,7 +79,7 @@ def test_sums_of_rows_are_sums_of_whole_numbers(bits, width):
     factors[3] = factors.abs()[:4].max() * 1e-4  # its code is 0
     y = np.zeros((2, rows.blocks * 512 // bits), np.float32)
     places, words = np.zeros((2, 34), np.int64), np.zeros(17, np.int32)
-    add_rows(y, 1, factors.numpy(), rows, 1, lines.numpy(), 10, places, words, 0, rows.blocks, 0)
+    add_rows(y, 1, factors.numpy(), rows, 1, lines.numpy(), 10, places, words, 0, rows.blocks, 0, False)
     whole = torch.zeros(1, 70)
     whole[0, lines.long()] = factors
     expected = rounded(whole)[0] @ widened(rows, 1).double()

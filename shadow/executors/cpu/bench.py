@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shadow.executors.cpu.channels import ChannelWeights
 from shadow.executors.cpu.decode import Bench
 from shadow.executors.cpu.grouped import VECTOR
 from shadow.executors.cpu.lined_up import lined_up
@@ -14,13 +15,22 @@ from shadow.executors.cpu.weights import Weights
 TOGETHER = 512  # rows of weights that a batch reads together, at most
 
 
-def empty_bench(weights: Weights, nets: Nets, fills: Fills, members: int, rows: int, room: int) -> Bench:
+def empty_bench(
+    weights: Weights | ChannelWeights,
+    nets: Nets,
+    fills: Fills,
+    members: int,
+    rows: int,
+    room: int,
+    exact: bool,
+) -> Bench:
     """rows: of the batch; room: positions that a memory holds at most."""
     # a line more than is used where a member's own begins, or two threads would write to one cache line
-    sizes, output = weights.sizes, weights.output
-    written = len_of_sums(output)
+    sizes = weights.sizes
+    inputs = isinstance(weights, ChannelWeights)
+    written = sizes.width if isinstance(weights, ChannelWeights) else len_of_sums(weights.output)
     inner = sizes.heads * sizes.head_width
-    read = 16 + (max(inner, sizes.neurons) if rows == 1 else TOGETHER)
+    read = 16 + (max(inner, sizes.neurons, sizes.width) if rows == 1 or inputs else TOGETHER)
     stored = sizes.kv_heads * sizes.head_width
 
     def empty(*shape: int) -> np.ndarray:
@@ -51,7 +61,7 @@ def empty_bench(weights: Weights, nets: Nets, fills: Fills, members: int, rows: 
         fill_heads=fills.of["head"].flatten(1).numpy(),
         fill_neurons=fills.of["neuron"].flatten(1).numpy(),
         fill_bases=fills.bases.numpy(),
-        states=empty_states(members * rows, sizes.width),
+        states=empty_states(members * rows, sizes.width, exact),
         places=np.empty((members, 2, 40), np.int64),
         words=np.empty((members, 32), np.int32),
         clock=np.zeros((members, 16), np.int64),

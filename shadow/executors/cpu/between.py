@@ -54,6 +54,8 @@ def _of_states(x, rows, bias, layer, start, stop, lines, out):
         np.zeros(room, np.float32),
         mask,
         np.array([room * GROUP, room]),
+        np.zeros((1, 0), np.float32),
+        False,
     )
     for b in range(len(out)):
         quantise(x, b, rows.width, states, 0)

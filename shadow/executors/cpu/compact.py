@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shadow.executors.cpu.channels import ChannelWeights
 from shadow.executors.cpu.grouped import InRows, OutRows
 from shadow.executors.cpu.lined_up import lined_up
 from shadow.executors.cpu.matrices import In, Out
@@ -18,7 +19,7 @@ class Plan(NamedTuple):
     """What a token's compiled call reads: weights, what stays of them, and what a dropped neuron says,
     float32 [L, F]."""
 
-    weights: Weights
+    weights: Weights | ChannelWeights
     choice: Choice
     fill: np.ndarray
 
@@ -29,6 +30,7 @@ def compact(plan: Plan) -> Plan:
     Arrays have room for all neurons; of memory they take what is written to them.
     """
     weights, choice = plan.weights, plan.choice
+    assert isinstance(weights, Weights)
     up, down = copied_in(weights.up, choice), copied_out(weights.down, choice)
     gate = copied_in(weights.gate, choice) if weights.sizes.gated else up
     up_bias, gate_bias, fill = (np.zeros_like(one) for one in (weights.up_bias, weights.gate_bias, plan.fill))

@@ -88,7 +88,7 @@ def write_heads(weights, layer, choice, bench, member, members):
     sums, outputs, blocks = bench.sums[member], weights.output, weights.output.blocks
     lines, factors = bench.lines[member], bench.factors[member]
     places, words, counted = bench.places[member], bench.words[member], choice.counts[layer, HEADS]
-    follow = start_of(weights.up, layer)
+    follow, exact = start_of(weights.up, layer), bench.states.exact
     start, stop = share(counted, member, members)
     begin = between_groups(found, layer, counted, width, start)
     stop = between_groups(found, layer, counted, width, stop)
@@ -104,7 +104,7 @@ def write_heads(weights, layer, choice, bench, member, members):
                     for row in range(head * width, head * width + width):
                         lines[count], factors[count] = row, context[b, row] - fill[layer, row]
                         count += 1
-            add_rows(sums, b, factors, outputs, layer, lines, count, places, words, 0, blocks, follow)
+            add_rows(sums, b, factors, outputs, layer, lines, count, places, words, 0, blocks, follow, exact)
         begin = end
 
 
@@ -124,6 +124,7 @@ def write_neurons(weights, layer, choice, bench, member, members):
     ups, gates, downs, blocks = weights.up, weights.gate, weights.down, weights.down.blocks
     up_bias, gate_bias, gated = weights.up_bias, weights.gate_bias, weights.sizes.gated
     up, gate, lines, factors = bench.up, bench.gate, bench.lines[member], bench.factors[member]
+    exact = bench.states.exact
     states, first, counted = bench.states, member * rows, choice.counts[layer, NEURONS]
     places, words = bench.places[member], bench.words[member]
     after = start_of(gates, layer) if gated else start_of(downs, layer)
@@ -160,7 +161,7 @@ def write_neurons(weights, layer, choice, bench, member, members):
             for index in range(count):
                 row = lines[index]
                 factors[index] = say(up, gate, gated, b, row) - fill[layer, row]
-            add_rows(sums, b, factors, downs, layer, lines, count, places, words, 0, blocks, follow)
+            add_rows(sums, b, factors, downs, layer, lines, count, places, words, 0, blocks, follow, exact)
         begin = end
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from shadow.executors.cpu.grids import GROUP
 from shadow.executors.cpu.grouped import VECTOR
+from shadow.executors.cpu.storage import FAST
 from shadow.executors.cpu.vectors import (
     add_ints,
     add_products,
@@ -39,6 +40,7 @@ from shadow.executors.cpu.vectors import (
     woven_first,
     woven_last,
 )
+from shadow.executors.cpu.widen import widen_out, widen_row
 from shadow.plans.compiled import compiled
 
 AHEAD = 4  # rows between the one that is read and the one that is fetched
@@ -114,10 +116,38 @@ def row_in_eight(record, ahead, codes, scale, totals, mask, groups):
     return total(sums) - np.float32(128) * total(minima)
 
 
+@compiled(FAST)
+def exact_dot(numbers, line, rows, layer, row):
+    """Of numbers that are not rounded: slow."""
+    wide = np.empty((1, rows.width), np.float32)
+    widen_row(rows, layer, row, wide, 0)
+    found = np.float32(0)
+    for e in range(rows.width):
+        found += wide[0, e] * numbers[line, e]
+    return found
+
+
+@compiled(FAST)
+def add_exactly(y, b, factors, rows, layer, lines, count, first, last):
+    """As `add_rows`, of factors that are not rounded: slow."""
+    wide, one = np.empty((1, rows.width), np.float32), np.empty(1, np.int64)
+    size = VECTOR // rows.bits
+    for index in range(count):
+        one[0] = lines[index]
+        widen_out(rows, layer, one, wide)
+        for e in range(first * size, min(rows.width, last * size)):
+            y[b, rows.column[e]] += factors[index] * wide[0, e]
+
+
 @compiled()
 def dots_of_states(states, line, rows, bias, layer, lines, count, out, b, follow):
     """Line b of `out`: [B, R] becomes, at the first `count` of `lines`, these rows' products with a line of
     the states, plus the bias: [L, R]. lines: int32; follow: the address that will be read next."""
+    if states.exact:
+        for index in range(count):
+            row = lines[index]
+            out[b, row] = exact_dot(states.numbers, line, rows, layer, row) + bias[layer, row]
+        return
     bits, stride, groups, begin = rows.bits, rows.stride, rows.groups, layer * rows.rows
     start, mask = address_of(rows.records) + begin * stride, address_of(states.mask)
     codes = address_of(states.codes) + line * states.length[0]
@@ -137,6 +167,10 @@ def dots_of_states(states, line, rows, bias, layer, lines, count, out, b, follow
 @compiled()
 def all_dots(states, line, rows, bias, layer, start, stop, out, b):
     """`dots_of_states` of the rows from `start` up to `stop`."""
+    if states.exact:
+        for row in range(start, stop):
+            out[b, row] = exact_dot(states.numbers, line, rows, layer, row) + bias[layer, row]
+        return
     bits, stride, groups, begin = rows.bits, rows.stride, rows.groups, layer * rows.rows
     first, mask = address_of(rows.records) + begin * stride, address_of(states.mask)
     codes = address_of(states.codes) + line * states.length[0]
@@ -210,12 +244,15 @@ def add_group(y, codes, grid, below, each, bits, words, places, ahead, count, sc
 
 
 @compiled()
-def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, last, follow):
+def add_rows(y, b, factors, rows, layer, lines, count, places, words, first, last, follow, exact):
     """y: float32 [B, P], line b += the first `count` of `lines`, which rise, each times its factor.
 
     Factors are rounded to 8 bits by 32 neighbours. places: int64 [2, 34] and words: int32 [17] are for work;
-    follow: as in `dots_of_states`.
+    follow: as in `dots_of_states`; exact: factors are not rounded.
     """
+    if exact:
+        add_exactly(y, b, factors, rows, layer, lines, count, first, last)
+        return
     unit, stride, bits = rows.unit, rows.stride, rows.bits
     size = rows.blocks * VECTOR // bits * 2
     each, below = (2 * size, size) if bits == 4 else (size, 0)

@@ -73,12 +73,12 @@ def width_of(rows: In | Out) -> int:
     return rows.values.shape[2] if isinstance(rows, Rows) else rows.width
 
 
-def bytes_of(rows: In | Out) -> int:
-    """That a token reads where everything stays."""
+def bytes_of(rows: In | Out, share: float = 1.0) -> float:
+    """That a token reads where this share of the rows stays; grids of 32 rows are read as they are."""
     if isinstance(rows, Rows):
-        return rows.values.nbytes
+        return share * rows.values.nbytes
     grids = rows.grids.nbytes if isinstance(rows, OutRows) else 0
-    return rows.layers * rows.rows * rows.stride + grids
+    return share * rows.layers * rows.rows * rows.stride + grids
 
 
 def weights_in(rows: In | Out) -> int:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shadow.executors.cpu.cache import Remembered
+from shadow.executors.cpu.channels import ChannelWeights
 from shadow.executors.cpu.matrices import In, read
 from shadow.executors.cpu.products import across, along
 from shadow.executors.cpu.weights import Norms, Weights
@@ -39,7 +40,7 @@ class Fills:
     """What dropped units say: [L, H, D] of heads and [L, F, 1] of neurons. bases: [2, L, E], what is read of
     them all."""
 
-    def __init__(self, weights: Weights, means: dict[SiteKey, Tensor]) -> None:
+    def __init__(self, weights: Weights | ChannelWeights, means: dict[SiteKey, Tensor]) -> None:
         """means: [U, D] of the layers and kinds where something stands in a dropped unit's place."""
         sizes = weights.sizes
         self.of: dict[str, Tensor] = {
@@ -49,6 +50,7 @@ class Fills:
         self.bases = torch.zeros(2, sizes.layers, sizes.width, dtype=torch.float32)
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
+            assert isinstance(weights, Weights), "channels have no means here"
             rows = weights.output if kind == "head" else weights.down
             self.bases[0 if kind == "head" else 1, layer] = along(
                 values.flatten()[None].float(), rows, layer
@@ -98,7 +100,7 @@ def project(rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None)
     return across(x, rows, layer, lines, bias if lines is None else bias[lines])
 
 
-def normed(weights: Weights, norms: Norms, layer: int, h: Tensor) -> Tensor:
+def normed(weights: Weights | ChannelWeights, norms: Norms, layer: int, h: Tensor) -> Tensor:
     weight, bias = torch.from_numpy(norms.weight[layer]), torch.from_numpy(norms.bias[layer])
     if weights.sizes.centred:
         return F.layer_norm(h, h.shape[-1:], weight, bias, weights.sizes.epsilon)

@@ -25,16 +25,19 @@ from shadow.plans.compiled import compiled
 class States(NamedTuple):
     """Of B rows, each in groups of 32 numbers with one scale, flat. codes: int8 [B, blocks, 2, 4, 16], the
     first 16 of four groups, then the last; scale, total: float32 [B, G], G a multiple of 16; total is the sum
-    of a group's codes times its scale; mask: uint16 [G], 65,535 where there is a group."""
+    of a group's codes times its scale; mask: uint16 [G], 65,535 where there is a group. With `exact` products
+    are taken of `numbers`, float32 [B, E], as they were before they were rounded."""
 
     codes: np.ndarray
     scale: np.ndarray
     total: np.ndarray
     mask: np.ndarray
     length: np.ndarray  # int64 [2]: codes and groups of a row
+    numbers: np.ndarray
+    exact: bool
 
 
-def empty_states(rows: int, width: int) -> States:
+def empty_states(rows: int, width: int, exact: bool = False) -> States:
     groups = groups_in(width)
     room = -(-groups // 16) * 16
     mask = np.where(np.arange(room) < groups, 0xFFFF, 0).astype(np.uint16)
@@ -44,6 +47,8 @@ def empty_states(rows: int, width: int) -> States:
         total=np.zeros(rows * room, np.float32),
         mask=mask,
         length=np.array([room * GROUP, room]),
+        numbers=np.empty((rows, width if exact else 0), np.float32),
+        exact=exact,
     )
 
 
@@ -51,6 +56,10 @@ def empty_states(rows: int, width: int) -> States:
 def quantise(x, line, width, states, b):
     """The first `width` numbers of x's line: float32 [N, E or more] -> line b of the states."""
     flat, codes, scales, totals = x.reshape(-1), states.codes, states.scale, states.total
+    if states.exact:
+        for e in range(width):
+            states.numbers[b, e] = x[line, e]
+        return
     start, code_at, group_at = line * x.shape[1], b * states.length[0], b * states.length[1]
     full, source, target = width // GROUP, address_of(flat), address_of(codes)
     for group in range(full):

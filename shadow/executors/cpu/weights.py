@@ -107,10 +107,10 @@ def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
     )
 
 
-def storage_of(weights: Weights) -> Storage:
-    if isinstance(weights.up, Rows):
-        return "float32" if weights.up.values.dtype == np.float32 else "bfloat16"
-    return "int8" if weights.up.bits == 8 else "int4"
+def storage_of(matrix: In | Out) -> Storage:
+    if isinstance(matrix, Rows):
+        return "float32" if matrix.values.dtype == np.float32 else "bfloat16"
+    return "int8" if matrix.bits == 8 else "int4"
 
 
 def gather(role: str, layers: Sequence[LayerParts], storage: Storage, shared: bool) -> In:
