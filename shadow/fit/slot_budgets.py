@@ -7,13 +7,16 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch
-from shadow.fit.budgets import Budgets, Cost, mean_loss, probes, share_out
+from shadow.fit.budgets import Budgets, Cost, mean_loss, share_out
 from shadow.models.kinds import find_sites
 from shadow.models.sites import SiteKey, kind_of
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
+
+MOST = 0.95  # of a slot that goes
+PROBES = (0.5, 0.75, 1.0, 1.25, 1.5)  # of the level: costs bend upwards, and between probes they are straight
 
 
 def learn(
@@ -47,3 +50,8 @@ def learn(
     gone = share_out(costs, round(policy.level * sum(weights.values())))
     levels = {(layer, slot): gone[0, slot] / weights[slot] for layer, slot in keys}
     return Budgets(levels, costs, len(tried) + 1)
+
+
+def probes(level: float) -> list[float]:
+    """The levels at which costs are measured."""
+    return sorted({min(part * level, MOST) for part in PROBES})

@@ -97,7 +97,7 @@ def test_slots_cost_what_pruning_them_in_all_layers_does_and_the_weights_are_the
     assert total(model, "channel", found.levels) == pytest.approx(0.5, abs=1e-3)
     by_slot = {slot: {found.levels[layer, slot] for layer in (1, 2)} for _, slot in found.levels}
     assert all(len(levels) == 1 for levels in by_slot.values())
-    assert found.passes == 1 + 4 * 3
+    assert found.passes == 1 + 4 * 5
 
     def loss(policy):
         with sparse(model, InputMagnitude(), policy) as run:
@@ -114,5 +114,5 @@ def test_what_nothing_reads_goes_first(examples):
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.data.zero_()
     found = slot_budgets.learn(model, InputMagnitude(), CHANNELS, "token", Zero(), batches)
-    assert [cost.loss for cost in found.costs[0, "o"]] == [0, 0, 0]
+    assert {cost.loss for cost in found.costs[0, "o"]} == {0}
     assert found.levels[1, "o"] >= 0.5
