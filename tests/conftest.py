@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -30,11 +32,19 @@ from shadow.models.load import LM, from_package, random_llama, random_opt  # noq
 from shadow.models.sites import KINDS, Kind, count_units  # noqa: E402
 from shadow.scorers.nets import NetShape, TapNet  # noqa: E402
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 torch.set_num_threads(1)  # so small models wait for their threads longer than they compute
 
 LAYERS, HIDDEN, HEADS, NEURONS = 4, 32, 4, 64
 
 MakeLM = Callable[..., LM]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that compiles most comes first: others find on disk what it has compiled."""
+    items.sort(key=lambda item: item.path.name != "test_gathered.py")
 
 
 @pytest.fixture(scope="session")
@@ -347,13 +357,28 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Callable[
     return put
 
 
+@pytest.fixture(scope="session")
+def compose_once() -> Callable[[str, Sequence[str]], "DictConfig"]:
+    """compose_once(script, overrides): what Hydra makes of them, an eighth of a second each, and once."""
+    from hydra import compose as hydra_compose
+
+    kept: dict = {}
+
+    def make(script: str, overrides: Sequence[str]) -> "DictConfig":
+        known = (script, *overrides)
+        if known not in kept:
+            kept[known] = hydra_compose(script, list(overrides), return_hydra_config=True)
+        return deepcopy(kept[known])
+
+    return make
+
+
 @pytest.fixture
-def compose(artifacts: Path, tmp_path: Path) -> Iterator[Callable]:
+def compose(compose_once: Callable, artifacts: Path, tmp_path: Path) -> Iterator[Callable]:
     """compose("train" or "evaluate", *overrides): the config that the script gets, results under tmp_path.
 
     The criterion is the plainest, l2_norm, where the overrides do not choose one.
     """
-    from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -362,7 +387,7 @@ def compose(artifacts: Path, tmp_path: Path) -> Iterator[Callable]:
     def run(script: str, *overrides: str) -> DictConfig:
         chosen = any(override.startswith(("criterion=", "sweep=", "experiment=")) for override in overrides)
         plain = () if chosen else ("criterion=l2_norm",)
-        cfg = hydra_compose(script, [*plain, *overrides], return_hydra_config=True)
+        cfg = compose_once(script, [*plain, *overrides])
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(tmp_path / "output")
             cfg.hydra.job.num = 0

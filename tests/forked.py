@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["lm_eval.evaluator", "lm_eval.tasks", "shadow.jobs.run", "shadow.jobs.fitting", "shadow.sweeps"]
-)
+FORKS.set_forkserver_preload(["preloaded"])
 
 
 class Script:
@@ -22,7 +22,9 @@ class Script:
     def __init__(self, words: Sequence[str], folder: Path, env: dict[str, str], log: Path) -> None:
         """words: the script and its arguments; folder: where it runs; env: all that it sees."""
         self.process: BaseProcess = FORKS.Process(target=run, args=(list(words), str(folder), env, str(log)))
-        self.process.start()
+        with pytest.MonkeyPatch.context() as patch:  # the process that is forked finds `preloaded` there
+            patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+            self.process.start()
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs."""

@@ -9,7 +9,7 @@ from typing import get_args
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
-from shadow.executors.options import KVPolicy, Storage
+from shadow.executors.options import KVPolicy, States, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.refusals import gathered_refuses
 from shadow.executors.run import Run
@@ -20,22 +20,29 @@ from shadow.plans.facts import Facts
 class Gathered:
     """For speed; on a GPU by Triton. What follows is for the CPU alone.
 
-    storage: of weights; None: as the model has them, and nothing is held twice.
+    storage: of weights; None: as the model has them, and nothing is held twice. int8 and int4: in groups of
+    32 inputs, which are multiplied as whole numbers with new tokens' states in 8 bits; what a GGUF file held
+    as Q4_0, Q4_1 or Q8_0 keeps its numbers, if the model has them in float32.
     kv_policy: whether each token computes the keys and values of all heads that may be needed (`write_all`),
     or of a head when it is first needed (`recompute`).
     compact: where a prompt's plan stays, the rows of the neurons that it keeps are copied one behind the
     other for all that follows: faster per token, and these rows are held twice.
+    states: of new tokens, where storage is int8 or int4: rounded to 8 bits by 32, or as they are, which is
+    many times slower and there to see what rounding costs.
     """
 
     storage: Storage | None = None
     kv_policy: KVPolicy = "write_all"
     compact: bool = False
+    states: States = "int8"
 
     def __post_init__(self) -> None:
         if self.storage is not None and self.storage not in get_args(Storage):
             raise UserError(
                 f"executor.storage must be one of {list(get_args(Storage))}, or null, got {self.storage!r}"
             )
+        if self.states not in get_args(States):
+            raise UserError(f"executor.states must be one of {list(get_args(States))}, got {self.states!r}")
         if self.kv_policy not in get_args(KVPolicy):
             raise UserError(
                 f"executor.kv_policy must be one of {list(get_args(KVPolicy))}, got {self.kv_policy!r}"
@@ -50,7 +57,7 @@ class Gathered:
         if model.device.type != "cuda":
             from shadow.executors.cpu.gathered import gathered
 
-            with gathered(model, planner, self.storage, self.kv_policy, self.compact) as run:
+            with gathered(model, planner, self.storage, self.states, self.kv_policy, self.compact) as run:
                 yield run
             return
         if find_spec("triton") is None:

@@ -3,7 +3,7 @@
 from typing import get_args
 
 from shadow.executors.families import misfit
-from shadow.executors.options import OWN, Storage
+from shadow.executors.options import BITS, OWN, Storage
 from shadow.plans.facts import Facts
 
 
@@ -12,7 +12,8 @@ def gathered_refuses(facts: Facts, storage: str | None, kv_policy: str, compact:
     of_model = _of_model(facts, storage, kv_policy, compact)
     if of_model is not None or facts.policy.level == 0:
         return of_model
-    return _of_scorer(facts) or _of_tokens(facts, compact)
+    channels = "channel" in (facts.policy.kinds or ())
+    return (_of_channels(facts, storage) if channels else _of_scorer(facts)) or _of_tokens(facts, compact)
 
 
 def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
@@ -28,24 +29,63 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
             f"executor=gathered stores weights as one of {list(get_args(Storage))}: give storage, or load "
             f"the model with dtype={' or '.join(OWN)}, got storage=None and dtype={facts.dtype}"
         )
+    if storage in BITS and kv_policy == "recompute":
+        return (
+            "executor.kv_policy=recompute goes back to earlier states, and needs executor.storage=float32 or "
+            f"bfloat16: use one of these, or kv_policy=write_all, got storage={storage}"
+        )
     return None
 
 
-def _of_scorer(facts: Facts) -> str | None:
-    scorer = facts.scorer
+def _of_any(facts: Facts) -> str | None:
+    """Whatever its kind of unit."""
     if facts.corrects:
         return (
             "executor=gathered does not change what projections write, as a learnt stand-in does: use "
             "executor=masked, or sparsity.learnt.windows=0"
         )
-    for kind in ("channel", "row"):
-        if kind in (facts.policy.kinds or ()):
-            return f"executor=gathered reads no {kind}s yet: use executor=masked"
+    if "row" in (facts.policy.kinds or ()):
+        return "executor=gathered reads no rows of the lm_head by a plan yet: use executor=masked"
     if facts.policy.tokens not in ("all", "decode"):
         return (
             "executor=gathered knows sparsity.tokens=all and decode: use one of these, or executor=masked, "
             f"got {facts.policy.tokens!r}"
         )
+    return None
+
+
+def _of_channels(facts: Facts, storage: str | None) -> str | None:
+    if wrong := _of_any(facts):
+        return wrong
+    if facts.device == "cuda":
+        return "executor=gathered reads channels on a CPU alone: use executor=masked"
+    if storage not in BITS:
+        return (
+            "executor=gathered reads channels in executor.storage=int8 or int4 alone: give one of them, or "
+            f"use executor=masked, got {storage or 'null'}"
+        )
+    if not facts.scorer.compiled:
+        return (
+            "executor=gathered decides about channels by predictor=teal alone, and this scorer is "
+            f"{facts.scorer.name}: use executor=masked"
+        )
+    if facts.decided_at != "token":
+        return (
+            "executor=gathered decides about channels at each token: use sparsity.decided_at=token, or "
+            f"executor=masked, got {facts.decided_at}"
+        )
+    if "lm_head" in (facts.policy.slots or ()):
+        return (
+            "executor=gathered reads all inputs of the lm_head: leave it out of sparsity.slots, or use "
+            "executor=masked"
+        )
+    return None
+
+
+def _of_scorer(facts: Facts) -> str | None:
+    scorer = facts.scorer
+    if wrong := _of_any(facts):
+        return wrong
     if scorer.looks:
         return (
             f"executor=gathered runs no {scorer.name}, which must see a sample before it is run: use "

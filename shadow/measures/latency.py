@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, StaticCache
 
 from shadow.executors.cache_layer import memory_of
 from shadow.executors.cpu.cache import KeyValues
+from shadow.executors.cpu.channels import SLOTS, ChannelWeights
 from shadow.executors.cpu.gathered import GatheredRun
-from shadow.executors.cpu.storage import Rows
+from shadow.executors.cpu.matrices import In, Out, bytes_of, weights_in
 from shadow.executors.cpu.weights import Weights
 from shadow.models.cache_name import cache_of, named_cache
-from shadow.models.sites import KINDS
 
 Forward = Callable[..., Any]  # of a language model
 
@@ -105,7 +105,7 @@ def beside_dense(
             figures |= named_spread(
                 f"prompt_times_{name}", [slow.prompt / fast.prompt for slow, fast in pairs]
             )
-    dense_token = model.dtype.itemsize * sum(rows.values.size for rows in read_densely(run.weights))
+    dense_token = model.dtype.itemsize * sum(weights_in(rows) for rows in read_densely(run.weights))
     filled = cache_of(run.forward(prompts[-1], use_cache=True))
     assert filled is not None
     cache = memory_of(filled, KeyValues)
@@ -162,19 +162,21 @@ def spread(values: list[float]) -> Spread:
     return Spread(median, low, high)
 
 
-def size(*rows: Rows) -> int:
-    """Bytes of weights and of their scales, where they have any."""
-    return sum(r.values.nbytes + (r.scale.nbytes if r.values.itemsize == 1 else 0) for r in rows)
+def size(*rows: In | Out, share: float = 1.0) -> float:
+    """Bytes of weights, with their scales and minima, of this share of their rows."""
+    return sum(bytes_of(one, share) for one in rows)
 
 
-def read_densely(weights: Weights) -> list[Rows]:
+def read_densely(weights: Weights | ChannelWeights) -> list[In | Out]:
     """What a dense token reads: all layers, and the vocabulary once."""
     w = weights
+    if isinstance(w, ChannelWeights):
+        return [w.qkv, w.o, w.gate_up, w.down, w.vocabulary]
     gate = [w.gate] if w.sizes.gated else []
     return [w.query, w.key, w.value, w.output, *gate, w.up, w.down, w.vocabulary]
 
 
-def dense_bytes(weights: Weights) -> int:
+def dense_bytes(weights: Weights | ChannelWeights) -> float:
     """In this storage."""
     return size(*read_densely(weights))
 
@@ -184,21 +186,28 @@ def sparse_bytes(run: GatheredRun) -> float:
     the predictor: keys and values of all heads where each token decides, of stored heads where the prompt
     did."""
     w = run.weights
-    each = w.sizes.heads // w.sizes.kv_heads
-    neurons = size(w.up, w.down, *((w.gate,) if w.sizes.gated else ()))
-    heads, keys = size(w.query, w.output), size(w.key, w.value)
-    total = float(size(w.vocabulary))
-    for layer in range(w.sizes.layers):
-        share = {kind: run.kept[layer, kind] / run.total[layer, kind] for kind in KINDS}
-        stored = 1.0
+    layers = w.sizes.layers
+
+    def share(slot: str) -> float:
+        return sum(run.kept[layer, slot] / run.total[layer, slot] for layer in range(layers)) / layers
+
+    total = size(w.vocabulary)
+    if isinstance(w, ChannelWeights):
+        matrices = zip(SLOTS, (w.qkv, w.o, w.gate_up, w.down))
+        return total + sum(size(matrix, share=share(slot)) for slot, matrix in matrices)
+    gate = (w.gate,) if w.sizes.gated else ()
+    total += size(w.query, w.output, share=share("head")) + size(w.up, w.down, *gate, share=share("neuron"))
+    each, stored = w.sizes.heads // w.sizes.kv_heads, 0.0
+    for layer in range(layers):
         plan = None if run.each_token else run.plan.get((layer, "head"))
+        kept = 1.0
         if plan is not None:
-            stored = float(plan.view(-1, w.sizes.kv_heads, each).any(0).any(1).float().mean())
-        total += (heads * share["head"] + keys * stored + neurons * share["neuron"]) / w.sizes.layers
-    return total + predictor_bytes(run)
+            kept = float(plan.view(-1, w.sizes.kv_heads, each).any(0).any(1).float().mean())
+        stored += kept / layers
+    return total + size(w.key, w.value, share=stored) + predictor_bytes(run)
 
 
-def predictor_bytes(run: GatheredRun) -> int:
+def predictor_bytes(run: GatheredRun) -> float:
     nets = run.nets
     read = size(nets.first, nets.others, nets.bend, nets.down, nets.up_heads, nets.up_neurons)
-    return read if run.each_token else 0
+    return read if run.each_token and run.channels is None else 0

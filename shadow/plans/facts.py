@@ -17,10 +17,10 @@ class Traits(NamedTuple):
     name: for messages. kinds: what it scores. points: the tensors that it reads; none: its scores are the
     same for every token. looks: whether it must see a sample, or a prompt, before the sparse pass. steps: how
     many times it scores in one pass, each time other layers. first: the first layer that it scores. pooled:
-    whether it reads whole prompts and scores no single token. compiled: whether it is made of nets that a
-    compiled step can ask. by_criterion: whether it goes by the criterion of the job, so that what a dropped
-    unit says may be the mean that the criterion measures from. stands_in: whether it brings a stand-in of its
-    own.
+    whether it reads whole prompts and scores no single token. compiled: whether a compiled step can ask it:
+    nets of this framework's own, and |x| of channels. by_criterion: whether it goes by the criterion of the
+    job, so that what a dropped unit says may be the mean that the criterion measures from. stands_in: whether
+    it brings a stand-in of its own.
     """
 
     name: str

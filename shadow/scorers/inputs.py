@@ -24,6 +24,7 @@ class InputMagnitude(TrainingFree):
 
     kinds: frozenset[Kind] = frozenset({"channel"})
     points: frozenset[Point] = frozenset({"site"})
+    compiled = True
 
     def signals(self, sites: Sequence[Site]) -> list[Signal]:
         return [Signal(site.layer, "site", site.slot) for site in sites if site.kind == "channel"]

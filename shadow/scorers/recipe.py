@@ -88,7 +88,8 @@ class TrainingFree:
 
     def traits(self, criterion: str, layers: int) -> Traits:
         steps = layers if self.points else 0
-        return Traits(type(self).__name__, self.kinds, self.points, steps=steps, by_criterion=False)
+        name, compiled = type(self).__name__, getattr(self, "compiled", False)
+        return Traits(name, self.kinds, self.points, steps=steps, compiled=compiled, by_criterion=False)
 
     def needs(self, criterion: str) -> Needs:
         return Needs()

@@ -36,6 +36,7 @@ SEVEN = [
     "measure.dtype=bfloat16",
     "data.num_fewshot=1",
 ]
+OF_EACH_KIND = ["criteria", "predictor_target", "context", "seven_tasks"]  # the others are made nightly
 # sweep: the stem of its report, and how it is made small
 SWEEPS = {
     "criteria": ("criteria", [*SMALL, *CONTENDERS, "traces.criteria=[l2_norm]"]),
@@ -59,7 +60,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("made")
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.nightly) for name in SWEEPS],
+)
 def test_every_sweep_of_the_paper_runs_to_its_figure(
     run: Callable, task_root: Path, made: Path, tmp_path: Path, name: str
 ) -> None:

@@ -6,8 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shadow.executors.cpu.channels import ChannelWeights
+from shadow.executors.cpu.grouped import InRows, OutRows
+from shadow.executors.cpu.lined_up import lined_up
+from shadow.executors.cpu.matrices import In, Out
 from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, list_layer
-from shadow.executors.cpu.storage import Rows, lined_up
+from shadow.executors.cpu.storage import Rows
 from shadow.executors.cpu.weights import Weights
 
 
@@ -15,7 +19,7 @@ class Plan(NamedTuple):
     """What a token's compiled call reads: weights, what stays of them, and what a dropped neuron says,
     float32 [L, F]."""
 
-    weights: Weights
+    weights: Weights | ChannelWeights
     choice: Choice
     fill: np.ndarray
 
@@ -26,8 +30,9 @@ def compact(plan: Plan) -> Plan:
     Arrays have room for all neurons; of memory they take what is written to them.
     """
     weights, choice = plan.weights, plan.choice
-    up, down = copied(weights.up, choice), copied(weights.down, choice)
-    gate = copied(weights.gate, choice) if weights.sizes.gated else up
+    assert isinstance(weights, Weights)
+    up, down = copied_in(weights.up, choice), copied_out(weights.down, choice)
+    gate = copied_in(weights.gate, choice) if weights.sizes.gated else up
     up_bias, gate_bias, fill = (np.zeros_like(one) for one in (weights.up_bias, weights.gate_bias, plan.fill))
     pairs = (up_bias, weights.up_bias), (gate_bias, weights.gate_bias), (fill, plan.fill)
     neurons, listed = np.zeros_like(choice.neurons), choice.neuron_list.copy()
@@ -61,9 +66,38 @@ def kept(choice: Choice) -> list[np.ndarray]:
 
 
 def copied(rows: Rows, choice: Choice) -> Rows:
-    found = Rows(lined_up(rows.values.shape, rows.values.dtype), np.ones_like(rows.scale))
-    for layer, lines in enumerate(kept(choice)):
-        for new, old in zip(found, rows):
-            room = torch.from_numpy(new[layer, : len(lines)])
-            torch.index_select(torch.from_numpy(old[layer]), 0, torch.from_numpy(lines), out=room)
+    """Its kept rows first."""
+    found = Rows(lined_up(rows.values.shape, rows.values.dtype))
+    copy_kept(rows.values, found.values, choice)
     return found
+
+
+def copied_in(rows: In, choice: Choice) -> In:
+    if isinstance(rows, Rows):
+        return copied(rows, choice)
+    return rows._replace(records=copied_records(rows, choice))
+
+
+def copied_out(rows: Out, choice: Choice) -> Out:
+    """Grids of 32 rows stay where they are."""
+    if isinstance(rows, Rows):
+        return copied(rows, choice)
+    unit = rows.unit.copy()
+    for layer, lines in enumerate(kept(choice)):
+        unit[layer, : len(lines)] = lines
+    return rows._replace(records=copied_records(rows, choice), unit=unit)
+
+
+def copied_records(rows: InRows | OutRows, choice: Choice) -> np.ndarray:
+    found = lined_up(rows.records.shape, rows.records.dtype)
+    shape, end = (rows.layers, rows.rows, rows.stride), rows.layers * rows.rows * rows.stride
+    copy_kept(rows.records[:end].reshape(shape), found[:end].reshape(shape), choice)
+    found[end:] = 0
+    return found
+
+
+def copy_kept(old: np.ndarray, new: np.ndarray, choice: Choice) -> None:
+    """Of [L, R, N], a layer's kept rows one behind the other."""
+    for layer, lines in enumerate(kept(choice)):
+        room = torch.from_numpy(new[layer, : len(lines)])
+        torch.index_select(torch.from_numpy(old[layer]), 0, torch.from_numpy(lines), out=room)

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shadow.executors.cpu.between import dots_between
 from shadow.executors.cpu.scoring import HEADS, NEURONS, choose, score_tap
-from shadow.executors.cpu.storage import CHUNK, FAST, adds, dot, dots, dots_between
+from shadow.executors.cpu.states import States
+from shadow.executors.cpu.storage import CHUNK, FAST, adds, dot, dots
 from shadow.executors.cpu.team import meet, share
 from shadow.plans.compiled import compiled
 
@@ -38,12 +40,14 @@ class Bench(NamedTuple):
     write to one cache line wait for each other.
 
     h: [B, E], the stream; x, sums: [members, B + 1, E]; query, context: [B, H * D]; key, value: [B, G * D];
-    up, gate: [B, F]; lines: int32 and factors [members, CHUNK + 16], rows that are read together and what
+    up, gate: [B, F]; lines: int32 and factors [members, N], rows that are read together and what
     they are multiplied by; weights: [members, room + 32]; turned: [members, 3, D]; logits: [B, V]. Of the
-    predictor, scaled: [members, B, E], hidden: [depth, B, W], told: [B, R], head_scores: [B, L * H],
+    predictor, scaled: [members, B, E], hidden: [depth, B, W], told, bent: [B, R], head_scores: [B, L * H],
     neuron_scores: [B, L * F], ranked: int32 [members, units].
     fill_heads: [L, H * D] and fill_neurons: [L, F], what dropped units say, and fill_bases: [2, L, E], what
-    is read of all of them.
+    is read of all of them. Of weights in 8 and 4 bits alone, `states` has B lines of each member, sums are
+    [members, B + 1, P], as `OutRows` says, places: int64 [members, 2, 40] and words: int32 [members, 32] are
+    for them; clock: int64 [members, 16], cycles that `PARTS` of a token have taken.
     """
 
     h: np.ndarray
@@ -62,6 +66,7 @@ class Bench(NamedTuple):
     scaled: np.ndarray
     hidden: np.ndarray
     told: np.ndarray
+    bent: np.ndarray
     head_scores: np.ndarray
     neuron_scores: np.ndarray
     ranked: np.ndarray
@@ -69,6 +74,10 @@ class Bench(NamedTuple):
     fill_heads: np.ndarray
     fill_neurons: np.ndarray
     fill_bases: np.ndarray
+    states: States
+    places: np.ndarray
+    words: np.ndarray
+    clock: np.ndarray
 
 
 @compiled(FAST)
@@ -346,6 +355,7 @@ def step(weights, nets, rule, choice, memory, bench, ids, real, position, board,
                 bench.scaled,
                 bench.hidden,
                 bench.told,
+                bench.bent,
                 bench.head_scores,
                 bench.neuron_scores,
                 bench.lines[member],

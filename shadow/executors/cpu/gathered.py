@@ -30,17 +30,20 @@ from shadow.executors.calls import (
 )
 from shadow.executors.cpu.bench import empty_bench
 from shadow.executors.cpu.cache import Decided, KeyValues, Remembered, remembered, room_for
+from shadow.executors.cpu.channel_tokens import ChannelTokens
+from shadow.executors.cpu.channels import SLOTS, ChannelWeights, pack_channels
 from shadow.executors.cpu.compact import Plan, compact, of_rows
 from shadow.executors.cpu.decode import Bench, step
+from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.products import across
-from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
+from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.scoring import list_layer as list_choice
 from shadow.executors.cpu.team import Team
-from shadow.executors.cpu.weights import Weights, pack
+from shadow.executors.cpu.weights import Weights, pack, storage_of
 from shadow.executors.families import describe
 from shadow.executors.given import Given
-from shadow.executors.options import KVPolicy, Storage
+from shadow.executors.options import OWN, KVPolicy, States, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import KINDS, Kind, SiteKey
@@ -60,27 +63,39 @@ class GatheredRun(Answering):
         self,
         model: PreTrainedModel,
         planner: Planner,
-        weights: Weights,
+        weights: Weights | ChannelWeights,
         late_keys: bool = False,
         compact: bool = False,
+        exact: bool = False,
     ) -> None:
         """planner: makes the plans, and counts; late_keys: a token's keys and values are computed when they
-        are first needed; compact: the rows of neurons that a prompt keeps are copied for what follows."""
+        are first needed; compact: the rows of neurons that a prompt keeps are copied for what follows; exact:
+        states are not rounded, where weights are in 8 or 4 bits."""
         super().__init__(model)
         self.planner, self.weights, self.late_keys, self.compact = planner, weights, late_keys, compact
+        self.exact = exact
         self.turns = describe(model)[1].turns
-        self.fills = Fills(weights, planner.constants)
         self.each_token = planner.decides_each_token
-        self.nets: Nets = no_nets()
+        self.channels: ChannelTokens | None = None
+        if isinstance(weights, ChannelWeights):
+            self.channels = ChannelTokens(model, planner, weights)
+        self.fills = Fills(weights, planner.constants)
+        self.storage = storage_of(weights.down)
+        self.nets: Nets = no_nets(self.storage)
         self.rule = no_rule(weights.sizes.layers)
-        if self.each_token:
+        if self.each_token and self.channels is None:
             assert isinstance(planner.scorer, Predicted)
             units: dict[Kind, int] = {"head": weights.sizes.heads, "neuron": weights.sizes.neurons}
-            exact = weights.up.values.dtype == np.float32
-            self.nets = pack_nets(planner.scorer, units, "float32" if exact else "bfloat16")
+            self.nets = pack_nets(planner.scorer, units, self.storage)
             self.rule = rule_of(model, planner.policy)
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()
+        sizes = weights.sizes
+        each = [("head", sizes.heads), ("neuron", sizes.neurons)]
+        if self.channels is not None:
+            inner = sizes.heads * sizes.head_width
+            each = list(zip(SLOTS, (sizes.width, inner, sizes.width, sizes.neurons)))
+        self.units = [((layer, kind), n) for layer in range(weights.sizes.layers) for kind, n in each]
         self.team = Team()
         self.bench: Bench | None = None
 
@@ -109,6 +124,9 @@ class GatheredRun(Answering):
 
     def read(self, prompt: Prompt) -> tuple[Tensor, list[Remembered]]:
         torch.set_num_threads(self.team.members)
+        if self.channels is not None:
+            return self.channels.read(self.turns, prompt)
+        assert isinstance(self.weights, Weights)
         signals = {signal.layer: signal for signal in self.planner.signals}
 
         def enter(layer: int, state: Tensor) -> None:
@@ -196,8 +214,14 @@ class GatheredRun(Answering):
         torch.set_num_threads(1)
         bench, (weights, choice, fill) = self.room_to_work(len(ids), memory.room), memory.decided.plan
         before, position = choice.kept.copy(), memory.length
+        if self.channels is not None:
+            held = memory.up_to(position)
+            kept = self.channels.run(self.team, choice, held, bench, ids, real, position)
+            memory.length += 1
+            self.add(kept, int(real.sum()))
+            return torch.from_numpy(bench.logits.copy())
         self.team.run(
-            step,
+            step if self.storage in OWN else step_grouped,
             weights,
             self.nets,
             self.rule,
@@ -214,17 +238,25 @@ class GatheredRun(Answering):
 
     def count(self, choice: Choice, kept: np.ndarray, real: np.ndarray) -> None:
         """kept: [L, 2], of the layers that this token chose; of the others the choice has not changed."""
-        sizes, planner, rows = self.weights.sizes, self.planner, int(real.sum())
-        chosen = self.nets.taps[0, 1] if len(self.nets.taps) else sizes.layers
-        whole = ((choice.heads, sizes.heads), (choice.neurons, sizes.neurons))
+        rows = int(real.sum())
+        chosen = self.nets.taps[0, 1] if len(self.nets.taps) else self.weights.sizes.layers
+        if len(real) == 1:
+            kept[:chosen] = choice.counts[:chosen] * rows
+        else:
+            kept[:chosen, HEADS] = choice.heads[real, :chosen].sum((0, 2))
+            kept[:chosen, NEURONS] = choice.neurons[real, :chosen].sum((0, 2))
+        self.add(kept, rows)
+
+    def add(self, kept: np.ndarray, rows: int) -> None:
+        """kept: [L, N], of so many real rows' units at each layer's sites."""
+        planner = self.planner
         planner.counts.tokens += rows
-        for layer in range(sizes.layers):
-            for index, kind in enumerate(KINDS):
-                keep, units = whole[index]
-                stay = kept[layer, index] if layer >= chosen else keep[real, layer].sum()
-                for counts in (planner, self):
-                    counts.total[layer, kind] += rows * units
-                    counts.kept[layer, kind] += int(stay)
+        for (key, units), stay in zip(self.units, kept.ravel().tolist()):
+            whole = rows * units
+            planner.total[key] += whole
+            planner.kept[key] += stay
+            self.total[key] += whole
+            self.kept[key] += stay
 
     def first_plan(self, rows: int, decided: SitePlan) -> Plan:
         """What all tokens follow, or everything, of which tokens then choose."""
@@ -248,19 +280,26 @@ class GatheredRun(Answering):
         return compact(plan) if self.compact and drops else plan
 
     def room_to_work(self, rows: int, room: int) -> Bench:
-        sizes, members = self.weights.sizes, self.team.members
+        members = self.team.members
         if self.bench is not None and self.bench.h.shape[0] == rows and self.bench.weights.shape[1] >= room:
             return self.bench
-        self.bench = empty_bench(sizes, self.nets, self.fills, members, rows, room)
+        self.bench = empty_bench(self.weights, self.nets, self.fills, members, rows, room, self.exact)
         return self.bench
 
 
 @contextmanager
 def gathered(
-    model: PreTrainedModel, planner: Planner, storage: Storage | None, kv_policy: KVPolicy, compact: bool
+    model: PreTrainedModel,
+    planner: Planner,
+    storage: Storage | None,
+    states: States,
+    kv_policy: KVPolicy,
+    compact: bool,
 ) -> Iterator[GatheredRun]:
     """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
-    run = GatheredRun(model, planner, pack(model, storage), kv_policy == "recompute", compact)
+    channels = any(site.kind == "channel" for site in planner.sites.values())
+    weights = pack_channels(model, storage) if channels and storage else pack(model, storage)
+    run = GatheredRun(model, planner, weights, kv_policy == "recompute", compact, states == "float32")
     try:
         with answering(model, run.forward), saved_row_by_row(model):
             yield run

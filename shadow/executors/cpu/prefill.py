@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shadow.executors.cpu.cache import Remembered
+from shadow.executors.cpu.channels import ChannelWeights
+from shadow.executors.cpu.matrices import In, read
 from shadow.executors.cpu.products import across, along
-from shadow.executors.cpu.storage import Rows, read
 from shadow.executors.cpu.weights import Norms, Weights
 from shadow.executors.families import Sizes
 from shadow.models.sites import SiteKey
@@ -39,7 +40,7 @@ class Fills:
     """What dropped units say: [L, H, D] of heads and [L, F, 1] of neurons. bases: [2, L, E], what is read of
     them all."""
 
-    def __init__(self, weights: Weights, means: dict[SiteKey, Tensor]) -> None:
+    def __init__(self, weights: Weights | ChannelWeights, means: dict[SiteKey, Tensor]) -> None:
         """means: [U, D] of the layers and kinds where something stands in a dropped unit's place."""
         sizes = weights.sizes
         self.of: dict[str, Tensor] = {
@@ -49,6 +50,7 @@ class Fills:
         self.bases = torch.zeros(2, sizes.layers, sizes.width, dtype=torch.float32)
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
+            assert isinstance(weights, Weights), "channels have no means here"
             rows = weights.output if kind == "head" else weights.down
             self.bases[0 if kind == "head" else 1, layer] = along(
                 values.flatten()[None].float(), rows, layer
@@ -89,16 +91,16 @@ def prefill(
     return normed(weights, weights.last_norm, 0, h), left
 
 
-def read_lines(rows: Rows, ids: Tensor) -> Tensor:
+def read_lines(rows: In, ids: Tensor) -> Tensor:
     """-> float32 [..., E]."""
     return read(rows, 0, ids.flatten()).view(*ids.shape, -1)
 
 
-def project(rows: Rows, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
+def project(rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
     return across(x, rows, layer, lines, bias if lines is None else bias[lines])
 
 
-def normed(weights: Weights, norms: Norms, layer: int, h: Tensor) -> Tensor:
+def normed(weights: Weights | ChannelWeights, norms: Norms, layer: int, h: Tensor) -> Tensor:
     weight, bias = torch.from_numpy(norms.weight[layer]), torch.from_numpy(norms.bias[layer])
     if weights.sizes.centred:
         return F.layer_norm(h, h.shape[-1:], weight, bias, weights.sizes.epsilon)
@@ -143,7 +145,7 @@ def attention(
     def rows_of(units: Tensor, count: int) -> Tensor | None:
         return None if len(units) == count else (units[:, None] * width + torch.arange(width)).flatten()
 
-    def split(rows: Rows, bias: str, units: Tensor, count: int) -> Tensor:
+    def split(rows: In, bias: str, units: Tensor, count: int) -> Tensor:
         said = project(rows, torch.from_numpy(getattr(weights, bias)[layer]), layer, x, rows_of(units, count))
         return said.unflatten(-1, (len(units), width)).transpose(1, 2)  # [B, units, T, D]
 

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from shadow.executors.cpu.storage import Rows, Storage, allocate, dot, dots_between, put
+from shadow.executors.cpu.between import dots_between
+from shadow.executors.cpu.matrices import In, empty_rows, put_rows
 from shadow.executors.cpu.team import meet, share
+from shadow.executors.options import Storage
 from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers
 from shadow.models.sites import KINDS, Kind
@@ -28,23 +30,25 @@ class Nets(NamedTuple):
     to; center, scale: float32 [N, E]; kinds: bool [2], those that are scored.
 
     first: rows [N, W, E], others: [N * (depth - 1), W, W] and bend: [N, R, W] of the hidden layers, which
-    `depth` [1] counts, with biases [N, W] and [N * (depth - 1), W]; down: [N, R, E] with bias [N, R]; up: of
-    each kind, rows [1, L * U, R] of all layers, zeros where none is scored, and static: float32 [1, L * U].
+    `depth` [1] counts, with biases [N, W] and [N * (depth - 1), W], zeros of `bend`; down: [N, R, E] with
+    bias [N, R]; up: of each kind, rows [1, L * U, R] of all layers, zeros where none is scored, and static:
+    float32 [1, L * U].
     """
 
     taps: np.ndarray
     depth: np.ndarray
     center: np.ndarray
     scale: np.ndarray
-    first: Rows
+    first: In
     first_bias: np.ndarray
-    others: Rows
+    others: In
     others_bias: np.ndarray
-    bend: Rows
-    down: Rows
+    bend: In
+    bend_bias: np.ndarray
+    down: In
     down_bias: np.ndarray
-    up_heads: Rows
-    up_neurons: Rows
+    up_heads: In
+    up_neurons: In
     static_heads: np.ndarray
     static_neurons: np.ndarray
     kinds: np.ndarray
@@ -77,8 +81,8 @@ def no_rule(layers: int) -> Rule:
     return Rule(way, keep, np.zeros((layers, 2), np.float32))
 
 
-def no_nets() -> Nets:
-    return empty_nets("float32", 0, 0, 1, 1, 1, {"head": 1, "neuron": 1}, 1)
+def no_nets(storage: Storage) -> Nets:
+    return empty_nets(storage, 0, 0, 1, 1, 1, {"head": 1, "neuron": 1}, 1)
 
 
 def empty_nets(
@@ -103,15 +107,16 @@ def empty_nets(
         depth=np.array([depth]),
         center=zeros(taps, width),
         scale=zeros(taps, width),
-        first=allocate(storage, taps, wide, width),
+        first=empty_rows(storage, taps, wide, width),
         first_bias=zeros(taps, wide),
-        others=allocate(storage, more, wide, wide),
+        others=empty_rows(storage, more, wide, wide),
         others_bias=zeros(more, wide),
-        bend=allocate(storage, taps, rank, wide),
-        down=allocate(storage, taps, rank, width),
+        bend=empty_rows(storage, taps, rank, wide),
+        bend_bias=zeros(taps, rank),
+        down=empty_rows(storage, taps, rank, width),
         down_bias=zeros(taps, rank),
-        up_heads=allocate(storage, 1, rows["head"], rank),
-        up_neurons=allocate(storage, 1, rows["neuron"], rank),
+        up_heads=empty_rows(storage, 1, rows["head"], rank),
+        up_neurons=empty_rows(storage, 1, rows["neuron"], rank),
         static_heads=zeros(1, rows["head"]),
         static_neurons=zeros(1, rows["neuron"]),
         kinds=np.zeros(2, np.bool_),
@@ -130,26 +135,23 @@ def pack_nets(predicted: Predicted, units: Mapping[Kind, int], storage: Storage)
     layers = found[-1].span.stop
     nets = empty_nets(storage, len(found), depth, found[0].width, wide, rank, units, layers)
     of_kinds = ((nets.up_heads, nets.static_heads), (nets.up_neurons, nets.static_neurons))
-    for rows in (nets.bend, nets.down, nets.up_heads, nets.up_neurons):
-        rows.values[:] = 0  # nets of less rank, and layers that are not scored
     for index, (tap, net) in enumerate(zip(predicted.taps, found)):
         nets.taps[index] = tap, net.span.start, net.span.stop
         nets.center[index], nets.scale[index] = net.center.numpy(), net.scale.numpy()
-        put(nets.down, index, wider(net.down.weight, rank, 0))
+        put_rows(nets.down, index, wider(net.down.weight, rank, 0))
         nets.down_bias[index] = wider(net.down.bias, rank, 0).detach().numpy()
         for number, layer in enumerate(net.hidden):
             assert isinstance(layer, torch.nn.Linear)
             line = index if number == 0 else index * (depth - 1) + number - 1
-            put(nets.first if number == 0 else nets.others, line, layer.weight)
+            put_rows(nets.first if number == 0 else nets.others, line, layer.weight)
             (nets.first_bias if number == 0 else nets.others_bias)[line] = layer.bias.detach().numpy()
         if net.bend is not None:
-            put(nets.bend, index, wider(net.bend.weight, rank, 0))
+            put_rows(nets.bend, index, wider(net.bend.weight, rank, 0))
         for number, kind in enumerate(KINDS):
             if kind in net.units:
                 up, static = of_kinds[number]
                 lines = slice(net.span.start * units[kind], net.span.stop * units[kind])
-                part = Rows(up.values[:, lines], up.scale[:, lines])
-                put(part, 0, wider(net.up[kind].get_parameter("weight"), rank, 1))
+                put_rows(up, 0, wider(net.up[kind].get_parameter("weight"), rank, 1), lines.start)
                 static[0, lines] = net.static[kind].detach().flatten().numpy()
                 nets.kinds[number] = True
     return nets
@@ -183,11 +185,11 @@ def gelu(value):
 
 @compiled()
 def score_tap(
-    nets, tap, h, scaled, hidden, told, head_scores, neuron_scores, lines, units, board, member, members
+    nets, tap, h, scaled, hidden, told, bent, head_scores, neuron_scores, lines, units, board, member, members
 ):
     """h: [B, E] -> head_scores: [B, L * H] and neuron_scores: [B, L * F] of the tap's layers.
 
-    scaled: [members, B, E], hidden: [depth, B, W], told: [B, R] and lines are for work; units: (H, F).
+    scaled: [members, B, E], hidden: [depth, B, W], told, bent: [B, R] and lines: for work; units: (H, F).
     """
     rows, width = h.shape
     depth, center, scale, x = nets.depth[0], nets.center, nets.scale, scaled[member]
@@ -212,10 +214,10 @@ def score_tap(
     start, stop = share(told.shape[1], member, members)
     dots_between(x, nets.down, nets.down_bias, tap, start, stop, lines, told)
     if depth > 0:
-        bend = nets.bend
+        dots_between(last, nets.bend, nets.bend_bias, tap, start, stop, lines, bent)
         for row in range(start, stop):
             for b in range(rows):
-                told[b, row] += dot(last, b, bend, tap, row)
+                told[b, row] += bent[b, row]
     meet(board, members)
     begin, end = nets.taps[tap, 1], nets.taps[tap, 2]
     for kind in range(2):

@@ -1,7 +1,6 @@
 """How weights lie in memory, and the two products that read them row by row."""
 
-import math
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,65 +9,36 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from shadow.executors.cpu.lined_up import lined_up
 from shadow.executors.options import Storage
 from shadow.plans.compiled import compiled
 
-STORAGES: tuple[Storage, ...] = get_args(Storage)
-LINE = 64  # bytes of a cache line
 TOGETHER = 8  # rows that `dots` and `adds` read at once
 CHUNK = 64  # rows that a batch reads before the next ones, so that all of its lines find them in a cache
 FAST = {"reassoc", "contract", "nsz"}  # sums may be taken in vectors; infinity stays infinity
 
 
 class Rows(NamedTuple):
-    """Rows of weights that are read whole. values: [L, R, E], float32, uint16 (the upper half of a float32,
-    which is a bfloat16) or int8; scale: float32 [L, R], by which a row's values are multiplied."""
+    """Rows of weights that are read whole. values: [L, R, E], float32 or uint16 (the upper half of a float32,
+    which is a bfloat16)."""
 
     values: np.ndarray
-    scale: np.ndarray
 
 
 def allocate(storage: Storage, layers: int, rows: int, width: int) -> Rows:
-    dtype = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}[storage]
-    return Rows(lined_up((layers, rows, width), np.dtype(dtype)), np.ones((layers, rows), np.float32))
-
-
-def lined_up(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """From a cache line on: large `np.empty` begins 16 bytes behind one, and vectors would lie across two."""
-    size = math.prod(shape) * dtype.itemsize
-    room = np.empty(size + LINE, np.uint8)
-    start = -room.ctypes.data % LINE
-    return room[start : start + size].view(dtype).reshape(shape)
+    dtype = np.float32 if storage == "float32" else np.uint16
+    return Rows(lined_up((layers, rows, width), np.dtype(dtype)))
 
 
 def put(rows: Rows, layer: int, weight: Tensor) -> None:
-    """weight: [R, E]. Each row of int8 spans its own -127 to 127."""
-    values, scale = rows.values[layer], rows.scale[layer]
-    if values.dtype == np.float32:
-        torch.from_numpy(values).copy_(weight)
-    elif values.dtype == np.uint16:
-        torch.from_numpy(values).view(torch.bfloat16).copy_(weight)
-    else:
-        for lines in torch.arange(len(weight)).split(4096):  # a float32 copy of all could be large
-            part = weight[lines].float()
-            step = part.abs().amax(1) / 127
-            torch.from_numpy(scale)[lines] = step
-            torch.from_numpy(values)[lines] = (part / step.where(step > 0, 1)[:, None]).round().to(torch.int8)
+    """weight: [R, E]"""
+    as_tensor(rows, layer).copy_(weight)
 
 
 def as_tensor(rows: Rows, layer: int) -> Tensor:
-    """-> [R, E] in the same memory: float32, bfloat16 or int8."""
+    """-> [R, E] in the same memory: float32 or bfloat16."""
     values = torch.from_numpy(rows.values)[layer]  # of all layers, so that the views have one storage
     return values.view(torch.bfloat16) if rows.values.dtype == np.uint16 else values
-
-
-def read(rows: Rows, layer: int, lines: Tensor | None = None) -> Tensor:
-    """-> float32 [R, E], or of these lines alone; float32 rows asked for whole are not copied."""
-    values = as_tensor(rows, layer)
-    scale = torch.from_numpy(rows.scale[layer])
-    if lines is not None:
-        values, scale = values[lines], scale[lines]
-    return values.float() * scale[:, None] if values.dtype == torch.int8 else values.float()
 
 
 @intrinsic
@@ -80,7 +50,7 @@ def _widen(typing: Any, value: Any) -> Any:
         if value == types.uint16:
             bits = builder.shl(builder.zext(stored, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
             return builder.bitcast(bits, ir.FloatType())
-        return builder.sitofp(stored, ir.FloatType()) if value == types.int8 else stored
+        return stored
 
     return types.float32(value), generate
 
@@ -92,7 +62,7 @@ def dot(x: np.ndarray, b: int, rows: Rows, layer: int, row: int) -> np.float32:
     total = np.float32(0)
     for e in range(values.shape[2]):
         total += x[b, e] * _widen(values[layer, row, e])
-    return total * rows.scale[layer, row]
+    return total
 
 
 @compiled(FAST)
@@ -113,7 +83,7 @@ def dots(
     than a program may ask for. Rows that are read one after the other, not at once, are neighbours in
     `lines`: where they are neighbours in memory too, it goes on from one to the next.
     """
-    values, scale = rows.values, rows.scale
+    values = rows.values
     apart = -(-count // TOGETHER)
     for at in range(count, apart * TOGETHER):
         lines[at] = lines[0]
@@ -136,34 +106,14 @@ def dots(
             s5 += number * _widen(values[layer, r5, e])
             s6 += number * _widen(values[layer, r6, e])
             s7 += number * _widen(values[layer, r7, e])
-        out[b, r0] = s0 * scale[layer, r0] + bias[layer, r0]
-        out[b, r1] = s1 * scale[layer, r1] + bias[layer, r1]
-        out[b, r2] = s2 * scale[layer, r2] + bias[layer, r2]
-        out[b, r3] = s3 * scale[layer, r3] + bias[layer, r3]
-        out[b, r4] = s4 * scale[layer, r4] + bias[layer, r4]
-        out[b, r5] = s5 * scale[layer, r5] + bias[layer, r5]
-        out[b, r6] = s6 * scale[layer, r6] + bias[layer, r6]
-        out[b, r7] = s7 * scale[layer, r7] + bias[layer, r7]
-
-
-@compiled()
-def dots_between(
-    x: np.ndarray,
-    rows: Rows,
-    bias: np.ndarray,
-    layer: int,
-    start: int,
-    stop: int,
-    lines: np.ndarray,
-    out: np.ndarray,
-) -> None:
-    """`dots` of every line of `out` with the rows from `start` up to `stop`. lines: room to work in."""
-    for begin in range(start, stop, CHUNK):
-        count = min(CHUNK, stop - begin)
-        for index in range(count):
-            lines[index] = begin + index
-        for b in range(len(out)):
-            dots(x, b, rows, bias, layer, lines, count, out)
+        out[b, r0] = s0 + bias[layer, r0]
+        out[b, r1] = s1 + bias[layer, r1]
+        out[b, r2] = s2 + bias[layer, r2]
+        out[b, r3] = s3 + bias[layer, r3]
+        out[b, r4] = s4 + bias[layer, r4]
+        out[b, r5] = s5 + bias[layer, r5]
+        out[b, r6] = s6 + bias[layer, r6]
+        out[b, r7] = s7 + bias[layer, r7]
 
 
 @compiled(FAST)
@@ -174,7 +124,7 @@ def adds(
 
     Rows are read as by `dots`; lines and factors have room for seven more.
     """
-    values, scale = rows.values, rows.scale
+    values = rows.values
     apart = -(-count // TOGETHER)
     for at in range(count, apart * TOGETHER):
         lines[at], factors[at] = lines[0], np.float32(0)
@@ -186,10 +136,10 @@ def adds(
             lines[at + 6 * apart],
             lines[at + 7 * apart],
         )
-        f0, f1 = factors[at] * scale[layer, r0], factors[at + apart] * scale[layer, r1]
-        f2, f3 = factors[at + 2 * apart] * scale[layer, r2], factors[at + 3 * apart] * scale[layer, r3]
-        f4, f5 = factors[at + 4 * apart] * scale[layer, r4], factors[at + 5 * apart] * scale[layer, r5]
-        f6, f7 = factors[at + 6 * apart] * scale[layer, r6], factors[at + 7 * apart] * scale[layer, r7]
+        f0, f1 = factors[at], factors[at + apart]
+        f2, f3 = factors[at + 2 * apart], factors[at + 3 * apart]
+        f4, f5 = factors[at + 4 * apart], factors[at + 5 * apart]
+        f6, f7 = factors[at + 6 * apart], factors[at + 7 * apart]
         for e in range(values.shape[2]):
             y[b, e] += (
                 f0 * _widen(values[layer, r0, e])

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
+from shadow.executors.cpu.grouped import bits_for, empty_in, empty_out, put_in, put_out
 from shadow.executors.cpu.mapped import file_ranges, let_go
-from shadow.executors.cpu.storage import Rows, Storage, allocate, as_tensor, put
+from shadow.executors.cpu.matrices import In, InRows, Out
+from shadow.executors.cpu.storage import Rows, allocate, as_tensor, put
 from shadow.executors.families import LayerParts, Parts, Sizes, describe, norm_of
+from shadow.executors.options import BITS, Storage
 
 
 class Norms(NamedTuple):
@@ -23,19 +26,20 @@ class Norms(NamedTuple):
 
 class Weights(NamedTuple):
     """Rows of width E each: query [L, H * D], key and value [L, G * D], output, transposed, [L, H * D], gate
-    and up [L, F], down, transposed, [L, F]; embedding and vocabulary [1, V]. Biases are float32 [L, rows]; of
+    and up [L, F], down, transposed, [L, F]; embedding and vocabulary [1, V], all in one storage, but what
+    a file holds in 8 bits keeps them beside 4. Biases are float32 [L, rows]; of
     output and down they are [L, E]. Without a gate its rows are those of `up`, and are not read."""
 
     sizes: Sizes
-    query: Rows
-    key: Rows
-    value: Rows
-    output: Rows
-    gate: Rows
-    up: Rows
-    down: Rows
-    embedding: Rows
-    vocabulary: Rows
+    query: In
+    key: In
+    value: In
+    output: Out
+    gate: In
+    up: In
+    down: Out
+    embedding: In
+    vocabulary: In
     positions: np.ndarray  # float32 [P, E], or [0, E]
     query_bias: np.ndarray
     key_bias: np.ndarray
@@ -50,8 +54,8 @@ class Weights(NamedTuple):
     last_norm: Norms
 
 
-TRANSPOSED = ("output", "down")
-ROLES = ("query", "key", "value", "output", "gate", "up", "down")
+READ = ("query", "key", "value", "gate", "up")  # rows that are multiplied with states
+ADDED = ("output", "down")  # transposed: rows that are added up
 
 
 def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
@@ -68,23 +72,24 @@ def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
     if model.device.type != "cpu":
         raise UserError(f"executor=gathered runs on the CPU, and this model is on {model.device}")
     shared = storage == own
-    roles = {
-        role: gather(role, parts.layers, storage, shared) for role in ROLES if role != "gate" or sizes.gated
+    found = {
+        name: gather(name, parts.layers, storage, shared) for name in READ if name != "gate" or sizes.gated
     }
-    roles.setdefault("gate", roles["up"])
+    found.setdefault("gate", found["up"])
+    added = {name: gather_added(name, parts.layers, storage, shared) for name in ADDED}
     embedding = gather_one(parts.embedding, storage, shared)
     tied = parts.head.weight.data_ptr() == parts.embedding.weight.data_ptr()
     vocabulary = embedding if tied else gather_one(parts.head, storage, shared)
-    bias = {role: biases(role, parts.layers) for role in ROLES}
+    bias = {role: biases(role, parts.layers) for role in READ + ADDED}
     return Weights(
         sizes=sizes,
-        query=roles["query"],
-        key=roles["key"],
-        value=roles["value"],
-        output=roles["output"],
-        gate=roles["gate"],
-        up=roles["up"],
-        down=roles["down"],
+        query=found["query"],
+        key=found["key"],
+        value=found["value"],
+        output=added["output"],
+        gate=found["gate"],
+        up=found["up"],
+        down=added["down"],
         embedding=embedding,
         vocabulary=vocabulary,
         positions=position_rows(parts, sizes),
@@ -102,9 +107,42 @@ def pack(model: PreTrainedModel, storage: Storage | None = None) -> Weights:
     )
 
 
-def gather(role: str, layers: Sequence[LayerParts], storage: Storage, shared: bool) -> Rows:
+def storage_of(matrix: In | Out) -> Storage:
+    if isinstance(matrix, Rows):
+        return "float32" if matrix.values.dtype == np.float32 else "bfloat16"
+    return "int8" if matrix.bits == 8 else "int4"
+
+
+def gather(role: str, layers: Sequence[LayerParts], storage: Storage, shared: bool) -> In:
     projections = [linear_of(role, layer) for layer in layers]
-    turned = role in TRANSPOSED
+    if storage in BITS:
+        return in_groups_of(projections, BITS[storage])
+    return plain(projections, storage, shared, turned=False)
+
+
+def gather_added(role: str, layers: Sequence[LayerParts], storage: Storage, shared: bool) -> Out:
+    projections = [linear_of(role, layer) for layer in layers]
+    if storage not in BITS:
+        return plain(projections, storage, shared, turned=True)
+    weights, files = [p.weight.detach() for p in projections], file_ranges()
+    bits = bits_for(weights, BITS[storage])
+    rows = empty_out(bits, len(weights), *weights[0].T.shape)
+    for layer, weight in enumerate(weights):
+        put_out(rows, layer, weight.T)
+        let_go(weight, files)
+    return rows
+
+
+def in_groups_of(modules: Sequence[nn.Linear | nn.Embedding], bits: int) -> InRows:
+    weights, files = [module.weight.detach() for module in modules], file_ranges()
+    rows = empty_in(bits_for(weights, bits), len(weights), *weights[0].shape)
+    for layer, weight in enumerate(weights):
+        put_in(rows, layer, weight)
+        let_go(weight, files)
+    return rows
+
+
+def plain(projections: Sequence[nn.Linear], storage: Storage, shared: bool, turned: bool) -> Rows:
     found = [p.weight.detach().T if turned else p.weight.detach() for p in projections]
     if shared and (there := already(found)) is not None:
         return there
@@ -119,7 +157,9 @@ def gather(role: str, layers: Sequence[LayerParts], storage: Storage, shared: bo
     return rows
 
 
-def gather_one(module: nn.Embedding | nn.Linear, storage: Storage, shared: bool) -> Rows:
+def gather_one(module: nn.Embedding | nn.Linear, storage: Storage, shared: bool) -> In:
+    if storage in BITS:
+        return in_groups_of([module], BITS[storage])
     weight = module.weight.detach()
     if shared and (there := already([weight])) is not None:
         return there
@@ -140,7 +180,7 @@ def already(weights: Sequence[Tensor]) -> Rows | None:
             return None
     whole = first.as_strided((len(weights), *first.shape), (first.numel(), first.shape[1], 1))
     bits = whole.view(torch.uint16) if first.dtype == torch.bfloat16 else whole
-    return Rows(bits.numpy(), np.ones((len(weights), len(first)), np.float32))
+    return Rows(bits.numpy())
 
 
 def linear_of(role: str, layer: LayerParts) -> nn.Linear:

@@ -1,0 +1,82 @@
+"""Prompts and new tokens of a model whose weights are rows of inputs."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from shadow.errors import UserError
+from shadow.executors.cpu.cache import Remembered
+from shadow.executors.cpu.channels import SLOTS, ChannelWeights, above_of
+from shadow.executors.cpu.decode import Bench, Memory
+from shadow.executors.cpu.decode_channels import Channels, step_channels
+from shadow.executors.cpu.grouped import VECTOR, OutRows
+from shadow.executors.cpu.lined_up import lined_up
+from shadow.executors.cpu.prefill import Prompt
+from shadow.executors.cpu.prefill_channels import prefill_channels
+from shadow.executors.cpu.scoring import Choice
+from shadow.executors.cpu.team import Team
+from shadow.executors.planner import Planner
+from shadow.models.sites import SiteKey
+
+
+class ChannelTokens:
+    """Planned at the very input that each projection reads, by |x|."""
+
+    def __init__(self, model: PreTrainedModel, planner: Planner, weights: ChannelWeights) -> None:
+        if planner.constants:
+            raise UserError(
+                "executor=gathered puts nothing in the place of channels that it drops: use "
+                "sparsity.stand_in=zero, or executor=masked"
+            )
+        self.planner, self.weights = planner, weights
+        self.above = above_of(model, planner.policy)
+        self.signals = {(signal.layer, signal.slot): signal for signal in planner.signals}
+        self.room: Channels | None = None
+
+    def read(self, turns: tuple[Tensor, float] | None, prompt: Prompt) -> tuple[Tensor, list[Remembered]]:
+        return prefill_channels(self.weights, turns, prompt, self.drop)
+
+    def drop(self, key: SiteKey, x: Tensor) -> Tensor:
+        """x: [B, T, U], the input of a site -> without what its plan drops."""
+        if key in self.signals:
+            self.planner.decide(self.signals[key], x)
+        keep = self.planner.keep(key)
+        return x if keep is None else torch.where(keep, x, 0.0)
+
+    def run(
+        self,
+        team: Team,
+        choice: Choice,
+        memory: Memory,
+        bench: Bench,
+        ids: Tensor,
+        real: Tensor,
+        position: int,
+    ) -> np.ndarray:
+        """A token of each row -> int64 [L, 4], channels of each slot that stayed, over real rows."""
+        if self.room is None or len(self.room.said) != len(ids):
+            self.room = self.empty(team.members, len(ids))
+        self.room.kept[:] = 0
+        args = (choice, memory, bench, ids.numpy(), real.numpy(), position)
+        team.run(step_channels, self.weights, self.above, self.room, *args)
+        return self.room.kept
+
+    def empty(self, members: int, rows: int) -> Channels:
+        sizes = self.weights.sizes
+        most = max(sizes.width, sizes.heads * sizes.head_width, sizes.neurons)
+
+        def sums(matrix: OutRows) -> np.ndarray:
+            return lined_up((rows, matrix.blocks * VECTOR // matrix.bits), np.dtype(np.float32))
+
+        return Channels(
+            qkv=sums(self.weights.qkv),
+            o=sums(self.weights.o),
+            gate_up=sums(self.weights.gate_up),
+            down=sums(self.weights.down),
+            said=lined_up((rows, sizes.neurons), np.dtype(np.float32)),
+            scores=lined_up((members, most), np.dtype(np.float32)),
+            keep=np.empty((members, most), np.bool_),
+            ranked=np.empty((members, most), np.int32),
+            kept=np.zeros((sizes.layers, len(SLOTS)), np.int64),
+        )

@@ -1,0 +1,65 @@
+"""A prompt through rows of inputs: torch's products, and planned at each projection's own input."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shadow.executors.cpu.cache import Remembered
+from shadow.executors.cpu.channels import ChannelWeights
+from shadow.executors.cpu.matrices import read
+from shadow.executors.cpu.prefill import Prompt, normed, turned
+from shadow.executors.cpu.products import along
+from shadow.models.sites import SiteKey
+
+Plan = Callable[[SiteKey, Tensor], Tensor]  # told a site and its input [B, T, U] -> what it becomes
+
+
+def prefill_channels(
+    weights: ChannelWeights, turns: tuple[Tensor, float] | None, prompt: Prompt, plan: Plan
+) -> tuple[Tensor, list[Remembered]]:
+    """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come."""
+    sizes = weights.sizes
+    h = read(weights.embedding, 0, prompt.ids.flatten()).view(*prompt.ids.shape, -1)
+    angles = None
+    if turns is None:
+        h = h + torch.from_numpy(weights.positions)[prompt.positions + sizes.first]
+    else:
+        frequencies, factor = turns
+        turning = prompt.positions[..., None].float() * frequencies
+        angles = (turning.cos() * factor)[:, None], (turning.sin() * factor)[:, None]
+    groups, left = torch.arange(sizes.kv_heads), []
+    heads = (sizes.heads, sizes.kv_heads, sizes.kv_heads)
+
+    def through(slot: str, layer: int, x: Tensor) -> Tensor:
+        bias = torch.from_numpy(getattr(weights, f"{slot}_bias")[layer])
+        return along(plan((layer, slot), x), getattr(weights, slot), layer) + bias
+
+    for layer in range(sizes.layers):
+        x = through("qkv", layer, normed(weights, weights.attention_norm, layer, h))
+        parts = x.split([count * sizes.head_width for count in heads], -1)
+        query, key, value = (
+            own.unflatten(-1, (count, -1)).transpose(1, 2) for own, count in zip(parts, heads)
+        )
+        if angles is not None:
+            query, key = turned(query, angles), turned(key, angles)
+        left.append(Remembered(groups, key, value))
+        shared = torch.arange(sizes.heads) // (sizes.heads // sizes.kv_heads)
+        context = F.scaled_dot_product_attention(
+            query,
+            key[:, shared],
+            value[:, shared],
+            attn_mask=prompt.mask,
+            is_causal=prompt.mask is None,
+            scale=sizes.scaling,
+        ).transpose(1, 2)
+        h = h + through("o", layer, context.flatten(2))
+        x = through("gate_up", layer, normed(weights, weights.neuron_norm, layer, h))
+        if sizes.gated:
+            gate, up = x.chunk(2, -1)
+            x = F.silu(gate) * up
+        else:
+            x = x.relu()
+        h = h + through("down", layer, x)
+    return normed(weights, weights.last_norm, 0, h), left

@@ -1,0 +1,118 @@
+"""The gathered executor reads rows of the inputs that stay, decided at each projection's own input."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from shadow.data.batches import Batch
+from shadow.errors import UserError
+from shadow.executors.cpu.matrices import rounded
+from shadow.executors.gathered import Gathered
+from shadow.executors.options import BITS
+from shadow.fit.thresholds import learn
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
+from shadow.models.load import LM
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Mean, Zero
+from shadow.scorers.inputs import InputMagnitude
+
+POLICIES = {
+    "top": SparsityPolicy(0.5),
+    "thresholds": SparsityPolicy(0.4, scope="threshold"),
+    "some slots": SparsityPolicy(0.5, slots=("o", "down"), dense_layers=()),
+    "decode": SparsityPolicy(0.5, tokens="decode"),
+}
+
+
+def prompts(rows: int, length: int) -> Tensor:
+    return torch.randint(5, 250, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+def fed(lm: LM, ids: Tensor, prompt: int = 10) -> Tensor:
+    """-> logits [T, B, V] of the prompt's last position and of those behind it, given one by one."""
+    first = lm.model(ids[:, :prompt])
+    cache, found = first.past_key_values, [first.logits[:, -1]]
+    for new in ids[:, prompt:].split(1, 1):
+        found.append(lm.model(new, past_key_values=cache).logits[:, -1])
+    return torch.stack(found).float()
+
+
+def of_rounded_weights(lm: LM, make_lm, storage: str) -> LM:
+    """A float32 model whose weights are what the storage makes of them: by 32 inputs, however they lie."""
+    found = make_lm(lm.model.config.model_type)
+    for name, weight in found.model.named_parameters():
+        if weight.dim() == 2 and "embed_positions" not in name:
+            weight.data = rounded(weight, storage, turned=False)
+    return found
+
+
+def batches(ids: Tensor) -> list[Batch]:
+    lengths = torch.full((len(ids),), ids.shape[1])
+    return [Batch(ids, lengths, lengths, ids.roll(-1, 1))]
+
+
+@pytest.mark.parametrize("storage", BITS)
+@pytest.mark.parametrize("rule", POLICIES)
+def test_both_executors_keep_the_same_channels(lm, make_lm, storage, rule):
+    """Of a model of the same rounded weights, and with states that are not rounded."""
+    ids, policy, scorer = prompts(2, 18), POLICIES[rule], InputMagnitude()
+    weights = of_rounded_weights(lm, make_lm, storage)
+    if policy.scope == "threshold":
+        learnt = learn(weights.model, scorer, policy, "token", Zero(), batches(ids))
+        policy = SparsityPolicy(0.4, scope="threshold", thresholds=learnt)
+    with sparse(weights.model, scorer, policy) as run:
+        expected, kept, read = fed(weights, ids), run.achieved("channel"), run.bytes()
+    with sparse(lm.model, scorer, policy, executor=Gathered(storage, states="float32")) as run:
+        found, also_kept, also_read = fed(lm, ids), run.achieved("channel"), run.bytes()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert also_kept == kept
+    assert also_read == read
+
+
+def test_rounded_states_keep_as_many_and_give_nearly_the_same(tiny_llama):
+    """A channel close to what parts them may stay in one alone, so that only the first token is compared."""
+    ids, found = prompts(2, 11), []
+    for states in ("float32", "int8"):
+        executor = Gathered("int4", states=states)
+        with sparse(tiny_llama.model, InputMagnitude(), level=0.5, executor=executor) as run:
+            found.append(fed(tiny_llama, ids)[1])
+        assert run.achieved("channel") == pytest.approx(0.5 * 3 / 4)
+    error = (found[1] - found[0]).square().mean().sqrt() / found[0].std()
+    assert 1e-4 < error < 0.2
+
+
+@pytest.mark.parametrize(
+    ("scorer", "policy", "settings", "message"),
+    [
+        (
+            InputMagnitude(),
+            SparsityPolicy(0.5),
+            {"storage": None},
+            "channels in executor.storage=int8 or int4",
+        ),
+        (InputMagnitude(), SparsityPolicy(0.5, slots=["lm_head"]), {}, "reads all inputs of the lm_head"),
+        (InputMagnitude(), SparsityPolicy(0.5), {"compact": True}, "plans that stay"),
+        (InputMagnitude(), SparsityPolicy(0.5, scope="global"), {}, "scope=global"),
+    ],
+)
+def test_what_no_token_can_follow_is_refused(tiny_llama, scorer, policy, settings, message):
+    executor = Gathered(**{"storage": "int4", **settings})
+    with pytest.raises(UserError, match=message), sparse(tiny_llama.model, scorer, policy, executor=executor):
+        pass
+
+
+def test_channels_that_a_prompt_decides_and_means_in_their_place_are_refused(tiny_llama):
+    executor, scorer, policy = Gathered("int4"), InputMagnitude(), SparsityPolicy(0.5)
+    with (
+        pytest.raises(UserError, match="about channels at each token"),
+        sparse(tiny_llama.model, scorer, policy, "prompt", executor=executor),
+    ):
+        pass
+    sites = find_sites(tiny_llama.model, ["channel"])
+    means = Mean({site.key: torch.ones(site.units, 1) for site in sites})
+    with (
+        pytest.raises(UserError, match="nothing in the place of channels"),
+        sparse(tiny_llama.model, scorer, policy, stand_in=means, executor=executor),
+    ):
+        pass
