@@ -16,7 +16,6 @@ from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 
 MOST = 0.95  # of a slot that goes
-PROBES = (0.5, 0.75, 1.0, 1.25, 1.5)  # of the level: costs bend upwards, and between probes they are straight
 
 
 def learn(
@@ -26,9 +25,11 @@ def learn(
     decided_at: DecidedAt,
     stand_in: StandIn,
     batches: Sequence[Batch],
+    probes: Sequence[float],
 ) -> Budgets:
     """By the loss of these batches when one slot is pruned in all layers at once, as the policy has it.
 
+    probes: parts of the level, up to more than 1, at which it is; between them costs are taken for straight.
     Takes a pass over the batches for each slot and level that is tried, and one for the dense model. Costs
     are of weights: what slots cost together is taken for the sum of what they cost alone.
     """
@@ -41,7 +42,7 @@ def learn(
             keys.append(site.key)
     dense = mean_loss(model, scorer, replace(policy, level=0), decided_at, stand_in, batches)
     costs: dict[SiteKey, list[Cost]] = {(0, slot): [] for slot in weights}
-    tried = [(slot, level) for slot in weights for level in probes(policy.level)]
+    tried = [(slot, level) for slot in weights for level in levels_of(probes, policy.level)]
     for slot, level in tqdm(tried, desc="budgets", leave=False):
         kind = kind_of(slot)
         alone = replace(policy, level=level, kinds=[kind], slots=[slot] if kind == "channel" else None)
@@ -52,6 +53,5 @@ def learn(
     return Budgets(levels, costs, len(tried) + 1)
 
 
-def probes(level: float) -> list[float]:
-    """The levels at which costs are measured."""
-    return sorted({min(part * level, MOST) for part in PROBES})
+def levels_of(probes: Sequence[float], level: float) -> list[float]:
+    return sorted({min(part * level, MOST) for part in probes})
