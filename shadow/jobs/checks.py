@@ -100,7 +100,7 @@ def check_sparsity(cfg: DictConfig) -> None:
             f"sparsity.budgets={settings.budgets} says what each layer loses and needs sparsity.scope=layer "
             "or threshold, got global"
         )
-    check_block(cfg)
+    check_shares(cfg)
     if policy.level > 0 and "channel" in (policy.kinds or ()):
         for setting, value, instead in (("budgets", "global", "uniform"), ("stand_in", "mean", "zero")):
             if settings[setting] == value:
@@ -126,11 +126,17 @@ def check_sparsity(cfg: DictConfig) -> None:
         )
 
 
-def check_block(cfg: DictConfig) -> None:
-    """The settings of sparsity.budgets=block, and what it cannot share out."""
+def check_shares(cfg: DictConfig) -> None:
+    """The settings of sparsity.budgets=slots and block, and what the latter cannot share out."""
     settings, facts = cfg.sparsity, facts_of(cfg)
     require_whole("sparsity.block.windows", settings.block.windows, 1)
     require_number("sparsity.block.step", settings.block.step, "in (0, 0.5]", lambda step: 0 < step <= 0.5)
+    probes = list(settings.slot_probes)
+    if not probes or not all(type(part) in (int, float) and part > 0 for part in probes) or max(probes) <= 1:
+        raise UserError(
+            "sparsity.slot_probes must be parts of the level above 0, one of them above 1, for a slot may "
+            f"lose more than others, got {probes}"
+        )
     if settings.budgets != "block" or settings.level == 0:
         return
     if settings.level > MOST:

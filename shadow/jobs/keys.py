@@ -115,8 +115,9 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
         del sparsity["learnt"]
     if cfg.sparsity.slot_levels is None:
         del sparsity["slot_levels"]
-    if cfg.sparsity.budgets != "block":
-        del sparsity["block"]
+    for budgets, setting in (("block", "block"), ("slots", "slot_probes")):
+        if cfg.sparsity.budgets != budgets:
+            del sparsity[setting]
     settings: dict[str, Any] = {
         "predictor": counted(cfg, "predictor"),
         "sparsity": sparsity | {"kinds": list(policy_of(cfg).kinds or ()), "stand_in": stand_in_of(cfg)},

@@ -26,8 +26,6 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 
-BY_LOSS = {"greedy": budgets.learn, "slots": slot_budgets.learn}
-
 log = logging.getLogger(__name__)
 
 
@@ -60,9 +58,11 @@ def learn_budgets(
     start = time.monotonic()
     batches, decided_at = JobIngredients(cfg, lm).sample(), cfg.sparsity.decided_at
     learnt: dict[str, Any] = {}
-    if cfg.sparsity.budgets in BY_LOSS:
-        ranked, learn = replace(policy, scope="layer"), BY_LOSS[cfg.sparsity.budgets]
-        found = learn(lm.model, scorer, ranked, decided_at, stand_in, batches)
+    if cfg.sparsity.budgets in ("greedy", "slots"):
+        ranked, probes = replace(policy, scope="layer"), list(cfg.sparsity.slot_probes)
+        given = lm.model, scorer, ranked, decided_at, stand_in, batches
+        by_slot = cfg.sparsity.budgets == "slots"
+        found = slot_budgets.learn(*given, probes) if by_slot else budgets.learn(*given)
         learnt = {
             "levels": rows_of(found.levels),
             "costs": [[*unit, *cost] for unit, costs in found.costs.items() for cost in costs],

@@ -61,7 +61,7 @@ def test_a_job_learns_thresholds_of_both_at_their_own_levels(compose, batch):
         "data.windows=8",
         "data.tokens=12",
     )
-    more = ("sparsity.level=0.3", "+sparsity.slot_levels.vocabulary=0.9", "make_missing=true")
+    more = ("sparsity.level=0.3", "sparsity.slot_levels={vocabulary:0.9}", "make_missing=true")
     cfg = compose("evaluate", *job, *more)
     checks.check_evaluate(cfg)
     lm = loading.load_lm(cfg)

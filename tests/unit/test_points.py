@@ -232,15 +232,12 @@ def test_every_setting_of_method_and_executor_is_in_the_key(compose):
     settings = point_records.settings_of(cfg, record_of(cfg))
     assert settings["predictor"] == config.plain(cfg.predictor)
     assert settings["executor"] == config.plain(cfg.executor)
-    used = cfg.sparsity.keys() - {
-        "learnt",
-        "block",
-        "slot_levels",
-    }  # nothing is learnt or shared out, as it stands
-    assert settings["sparsity"].keys() == used
+    unused = {"learnt", "block", "slot_levels", "slot_probes"}  # nothing is learnt or shared out
+    assert settings["sparsity"].keys() == cfg.sparsity.keys() - unused
     learning = compose("evaluate", "predictor=teal", "sparsity.learnt.windows=8", "sparsity.budgets=block")
     learning.sparsity.slot_levels = {"o": 0.7}
-    assert point_records.settings_of(learning, record_of(learning))["sparsity"].keys() == cfg.sparsity.keys()
+    asked = point_records.settings_of(learning, record_of(learning))["sparsity"]
+    assert asked.keys() == cfg.sparsity.keys() - {"slot_probes"}
     assert settings["measure"].keys() == cfg.measure.keys() - {"root", "text", "column"}
 
 

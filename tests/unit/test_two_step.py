@@ -81,7 +81,10 @@ def test_level_0_is_the_dense_model(tiny_llama, small):
     ("others", "message"),
     [
         ({"stand_in": "zero"}, r"rows of the lm_head that are not read need a stand-in that says what"),
-        ({"executor": Gathered()}, r"executor=gathered reads no rows of the lm_head by a plan yet: use executor=masked"),
+        (
+            {"executor": Gathered()},
+            r"executor=gathered reads no rows of the lm_head by a plan yet: use executor=masked",
+        ),
     ],
     ids=str,
 )
