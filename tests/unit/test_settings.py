@@ -618,6 +618,7 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("traces.tokens_per_window=-1", r"traces\.tokens_per_window.*-1 and 24"),
         ("traces.tokens_per_window=0", r"traces\.tokens_per_window"),  # a predictor of tokens has none
         ("traces.statistic_tokens=1", r"traces\.statistic_tokens.*24 and 1"),
+        ("sparsity.learnt.windows=x", r"sparsity\.learnt\.windows must be .*'x'"),
     ],
 )
 def test_a_bad_setting_is_refused_before_the_model_is_loaded(compose, override, message):
