@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from shadow import criteria
 from shadow.data.batches import Loss
@@ -130,8 +130,9 @@ def check_shares(cfg: DictConfig) -> None:
     settings, facts = cfg.sparsity, facts_of(cfg)
     require_whole("sparsity.block.windows", settings.block.windows, 1)
     require_number("sparsity.block.step", settings.block.step, "in (0, 0.5]", lambda step: 0 < step <= 0.5)
-    probes = list(settings.slot_probes)
-    if not probes or not all(type(part) in (int, float) and part > 0 for part in probes) or max(probes) <= 1:
+    probes = settings.slot_probes
+    listed = isinstance(probes, ListConfig) and len(probes) > 0
+    if not listed or not all(type(part) in (int, float) and part > 0 for part in probes) or max(probes) <= 1:
         raise UserError(
             "sparsity.slot_probes must be parts of the level above 0, one of them above 1, for a slot may "
             f"lose more than others, got {probes}"

@@ -11,6 +11,7 @@ from shadow.executors.gathered import Gathered
 from shadow.executors.options import BITS
 from shadow.fit.thresholds import learn
 from shadow.front import sparse
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
@@ -32,9 +33,9 @@ def prompts(rows: int, length: int) -> Tensor:
 def fed(lm: LM, ids: Tensor, prompt: int = 10) -> Tensor:
     """-> logits [T, B, V] of the prompt's last position and of those behind it, given one by one."""
     first = lm.model(ids[:, :prompt])
-    cache, found = first.past_key_values, [first.logits[:, -1]]
+    cache, found = cache_of(first), [first.logits[:, -1]]
     for new in ids[:, prompt:].split(1, 1):
-        found.append(lm.model(new, past_key_values=cache).logits[:, -1])
+        found.append(lm.model(new, **named_cache(cache)).logits[:, -1])
     return torch.stack(found).float()
 
 
