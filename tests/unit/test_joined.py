@@ -1,6 +1,7 @@
 """Two methods at once: each has its own units, levels and stand-in, and what both read is counted."""
 
 import pytest
+from having import Have
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
@@ -15,14 +16,6 @@ from shadow.scorers.modes import ModeDistance
 from shadow.scorers.two_step import TwoStepHead
 
 RANK = 4
-
-
-class Have:
-    def __init__(self, sample):
-        self.windows = sample
-
-    def sample(self):
-        return self.windows
 
 
 @pytest.fixture(scope="module")
