@@ -115,7 +115,6 @@ def check_sparsity(cfg: DictConfig) -> None:
         )
     require_whole("sparsity.budget_windows", settings.budget_windows, 1)
     learnt = settings.learnt
-    require_whole("sparsity.learnt.windows", learnt.windows, 0)
     require_whole("sparsity.learnt.epochs", learnt.epochs, 1)
     require_whole("sparsity.learnt.batch_size", learnt.batch_size, 1)
     require_number("sparsity.learnt.lr", learnt.lr, "above 0", lambda rate: rate > 0)

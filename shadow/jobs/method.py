@@ -12,7 +12,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from shadow.criteria import BESIDE_MEANS
-from shadow.errors import UserError
+from shadow.errors import UserError, require_whole
 from shadow.executors.run import Executor
 from shadow.fit.recipe import Net
 from shadow.jobs.config import device_of, plain, shape_of
@@ -143,4 +143,6 @@ def learns_budgets(cfg: DictConfig) -> bool:
 
 def learns_stand_in(cfg: DictConfig) -> bool:
     """Whether a stand-in is fitted to what the dense model says."""
-    return cfg.sparsity.learnt.windows > 0 and cfg.sparsity.level > 0
+    windows = cfg.sparsity.learnt.windows
+    require_whole("sparsity.learnt.windows", windows, 0)
+    return windows > 0 and cfg.sparsity.level > 0

@@ -427,7 +427,7 @@ def test_other_storages_give_what_a_model_of_rounded_weights_gives(lm, make_lm, 
     executor = Gathered(storage, states="float32")
     with sparse(lm.model, scorer, policy, decided_at, executor=executor) as run:
         found, also_gone = generate(lm, ids), skipped(run)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=3e-5)  # sums of 64 tokens in another order
     assert also_gone == gone
 
 

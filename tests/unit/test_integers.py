@@ -186,3 +186,9 @@ def test_exponentials_in_vectors_are_those_of_numpy():
         np.testing.assert_allclose(out, np.exp((x + shift).astype(np.float64)), rtol=3e-7)
     raised(np.full(16, -np.inf, np.float32), out)
     assert out.max() < 2e-38
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_rounded_stays_what_it_is(bits):
+    once = values_of(grid_of(draw(500, 32, seed=9), bits), bits)
+    assert torch.equal(values_of(grid_of(once, bits), bits), once)

@@ -618,6 +618,7 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("traces.tokens_per_window=-1", r"traces\.tokens_per_window.*-1 and 24"),
         ("traces.tokens_per_window=0", r"traces\.tokens_per_window"),  # a predictor of tokens has none
         ("traces.statistic_tokens=1", r"traces\.statistic_tokens.*24 and 1"),
+        ("sparsity.learnt.windows=x", r"sparsity\.learnt\.windows must be .*'x'"),
     ],
 )
 def test_a_bad_setting_is_refused_before_the_model_is_loaded(compose, override, message):
@@ -816,7 +817,7 @@ def test_contexts_are_collected_for_those_who_read_them(compose):
     [
         (["executor._target_=shadow.fast"], r"executor\._target_ must name a class.*got 'shadow.fast'"),
         (["+executor.compact=true"], r"executor\._target_=.*Masked does not take \['compact'\]"),
-        (["executor=gathered", "executor.storage=int4"], "executor.storage must be one of"),
+        (["executor=gathered", "executor.storage=int2"], "executor.storage must be one of"),
         (["executor=gathered", "executor.kv_policy=none"], "executor.kv_policy must be one of"),
         (["executor=gathered", "predictor=oracle"], "executor=gathered runs no predictor=oracle"),
         (

@@ -21,21 +21,22 @@ def dots_between(
     stop: int,
     lines: np.ndarray,
     out: np.ndarray,
+    exact: bool,
 ) -> None:
     """For compiled code. x: float32 [B, E], bias: [L, R]; out: [B, R] becomes, from `start` up to `stop`,
     these rows' products with x, plus the bias. lines: room to work in. States that meet rows in 4 and 8 bits
-    are rounded to 8 bits by 32 neighbours."""
+    are rounded to 8 bits by 32 neighbours, unless `exact`."""
     raise NotImplementedError("for compiled code alone")
 
 
 @overload(dots_between, jit_options={"nogil": True, "error_model": "numpy"})
-def _dots_between(x, rows, bias, layer, start, stop, lines, out):
+def _dots_between(x, rows, bias, layer, start, stop, lines, out, exact):
     if isinstance(rows, types.NamedTuple) and rows.instance_class is InRows:
         return _of_states
     return _of_numbers
 
 
-def _of_numbers(x, rows, bias, layer, start, stop, lines, out):
+def _of_numbers(x, rows, bias, layer, start, stop, lines, out, exact):
     for begin in range(start, stop, CHUNK):
         count = min(CHUNK, stop - begin)
         for index in range(count):
@@ -44,7 +45,7 @@ def _of_numbers(x, rows, bias, layer, start, stop, lines, out):
             dots(x, b, rows, bias, layer, lines, count, out)
 
 
-def _of_states(x, rows, bias, layer, start, stop, lines, out):
+def _of_states(x, rows, bias, layer, start, stop, lines, out, exact):
     room = -(-rows.groups // 16) * 16
     mask = np.zeros(room, np.uint16)
     mask[: rows.groups] = 65535
@@ -54,8 +55,8 @@ def _of_states(x, rows, bias, layer, start, stop, lines, out):
         np.zeros(room, np.float32),
         mask,
         np.array([room * GROUP, room]),
-        np.zeros((1, 0), np.float32),
-        False,
+        np.empty((1, rows.width if exact else 0), np.float32),
+        exact,
     )
     for b in range(len(out)):
         quantise(x, b, rows.width, states, 0)

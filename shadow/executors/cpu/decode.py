@@ -398,5 +398,5 @@ def step(weights, nets, rule, choice, memory, bench, ids, real, position, board,
     norm(weights, weights.last_norm, 0, h, x)
     start, stop = share(sizes.vocabulary, member, members)
     lines = bench.lines[member]
-    dots_between(x, weights.vocabulary, weights.vocabulary_bias, 0, start, stop, lines, bench.logits)
+    dots_between(x, weights.vocabulary, weights.vocabulary_bias, 0, start, stop, lines, bench.logits, True)
     meet(board, members)

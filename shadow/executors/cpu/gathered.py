@@ -87,6 +87,7 @@ class GatheredRun(Answering):
             assert isinstance(planner.scorer, Predicted)
             units: dict[Kind, int] = {"head": weights.sizes.heads, "neuron": weights.sizes.neurons}
             self.nets = pack_nets(planner.scorer, units, self.storage)
+            self.nets = self.nets._replace(exact=exact)
             self.rule = rule_of(model, planner.policy)
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()

@@ -95,7 +95,8 @@ def _searched(weights: Tensor) -> Grid:
         minimum = mean[:, 0] - scale * codes.mean(1)
         found = _on(weights, scale.half(), minimum.half())
         error = (values_of(found, 4) - weights).square().sum(1)
-        nearer = error < least
+        ends = (found.codes.amin(1) == 0) & (found.codes.amax(1) == HIGHEST)  # found again when rounded again
+        nearer = (error < least) & ends
         for kept, new in zip(best, found):
             kept[nearer] = new[nearer]
         least = torch.where(nearer, error, least)

@@ -27,7 +27,8 @@ TOP, ABOVE = 1, 2  # how a layer's kind is pruned; 0: not at all
 
 class Nets(NamedTuple):
     """Every tap's net. taps: int64 [N, 3], the layer that is read, and the layers that are scored, from and
-    to; center, scale: float32 [N, E]; kinds: bool [2], those that are scored.
+    to; center, scale: float32 [N, E]; kinds: bool [2], those that are scored; exact: states
+    are not rounded where rows are in 8 or 4 bits.
 
     first: rows [N, W, E], others: [N * (depth - 1), W, W] and bend: [N, R, W] of the hidden layers, which
     `depth` [1] counts, with biases [N, W] and [N * (depth - 1), W], zeros of `bend`; down: [N, R, E] with
@@ -52,6 +53,7 @@ class Nets(NamedTuple):
     static_heads: np.ndarray
     static_neurons: np.ndarray
     kinds: np.ndarray
+    exact: bool
 
 
 class Rule(NamedTuple):
@@ -120,6 +122,7 @@ def empty_nets(
         static_heads=zeros(1, rows["head"]),
         static_neurons=zeros(1, rows["neuron"]),
         kinds=np.zeros(2, np.bool_),
+        exact=False,
     )
 
 
@@ -201,10 +204,10 @@ def score_tap(
         start, stop = share(hidden.shape[2], member, members)
         now, before = hidden[layer], hidden[max(layer - 1, 0)]
         if layer == 0:
-            dots_between(x, nets.first, nets.first_bias, tap, start, stop, lines, now)
+            dots_between(x, nets.first, nets.first_bias, tap, start, stop, lines, now, nets.exact)
         else:
             line = tap * (depth - 1) + layer - 1
-            dots_between(before, nets.others, nets.others_bias, line, start, stop, lines, now)
+            dots_between(before, nets.others, nets.others_bias, line, start, stop, lines, now, nets.exact)
         for row in range(start, stop):
             for b in range(rows):
                 now[b, row] = gelu(now[b, row])
@@ -212,9 +215,9 @@ def score_tap(
                     now[b, row] += before[b, row]
         meet(board, members)
     start, stop = share(told.shape[1], member, members)
-    dots_between(x, nets.down, nets.down_bias, tap, start, stop, lines, told)
+    dots_between(x, nets.down, nets.down_bias, tap, start, stop, lines, told, nets.exact)
     if depth > 0:
-        dots_between(last, nets.bend, nets.bend_bias, tap, start, stop, lines, bent)
+        dots_between(last, nets.bend, nets.bend_bias, tap, start, stop, lines, bent, nets.exact)
         for row in range(start, stop):
             for b in range(rows):
                 told[b, row] += bent[b, row]
@@ -228,7 +231,7 @@ def score_tap(
         up = nets.up_heads if kind == HEADS else nets.up_neurons
         static = nets.static_heads if kind == HEADS else nets.static_neurons
         scores = head_scores if kind == HEADS else neuron_scores
-        dots_between(told, up, static, 0, first + start, first + stop, lines, scores)
+        dots_between(told, up, static, 0, first + start, first + stop, lines, scores, nets.exact)
     meet(board, members)
 
 
