@@ -94,7 +94,14 @@ def test_what_cannot_be_is_refused(tiny_llama, others, message):
         pass
 
 
-def test_a_prompt_chooses_no_words(compose):
-    cfg = compose("evaluate", "model=tiny-llama", "predictor=two_step_head", "sparsity.decided_at=prompt")
-    with pytest.raises(UserError, match=r"predictor=two_step_head chooses among words anew"):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sparsity.decided_at=prompt", r"predictor=two_step_head chooses among words anew"),
+        ("sparsity.learnt.windows=8", r"learnt stand-in does not say what rows of the lm_head would write"),
+    ],
+)
+def test_what_the_head_cannot_follow_is_refused_before_a_model_is_loaded(compose, override, message):
+    cfg = compose("evaluate", "model=tiny-llama", "predictor=two_step_head", override)
+    with pytest.raises(UserError, match=message):
         checks.check_method(cfg)
