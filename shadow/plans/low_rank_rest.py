@@ -32,10 +32,6 @@ class LowRankRest:
 
 def bases_of(site: Site, rank: int) -> Tensor:
     """-> [U, R]: the first right singular vectors of all that reads this site, one under the other."""
-    return leading(site.columns()[..., 0].float(), rank)
-
-
-def leading(weight: Tensor, rank: int) -> Tensor:
-    """weight: [E, U] -> [U, R]."""
+    weight = site.columns()[..., 0].float()  # [E, U]
     vectors = torch.linalg.eigh(weight.T @ weight).eigenvectors  # cheaper than the SVD of a long matrix
     return vectors.flip(-1)[:, :rank].contiguous()

@@ -32,6 +32,11 @@ def _of_kinds(facts: Facts) -> str | None:
             "a learnt stand-in changes what projections write, and those of experts write for tokens that "
             "are sent to them alone: give sparsity.learnt.windows=0, or sparsity.kinds=[head]"
         )
+    if facts.corrects and "row" in kinds:
+        return (
+            "a learnt stand-in does not say what rows of the lm_head would write that are not read: give "
+            "sparsity.learnt.windows=0, or a predictor without rows"
+        )
     of_the_site = policy.scope == "threshold" and set() < scorer.points <= {"gate", "up", "site"}
     if facts.experts > 1 and kinds != ["head"] and policy.scope != "layer" and not of_the_site:
         return (

@@ -11,9 +11,9 @@ from shadow.errors import require_whole
 from shadow.models.kinds import find_sites
 from shadow.models.sites import Kind, Point, Site, SiteKey, values_of
 from shadow.plans.facts import Facts, Traits
-from shadow.plans.low_rank_rest import leading
+from shadow.scorers.calibrated import watch
 from shadow.scorers.low_rank import LowRank
-from shadow.scorers.recipe import Ingredients, TrainingFree
+from shadow.scorers.recipe import Ingredients, Needs, TrainingFree
 from shadow.signals import Signal
 
 
@@ -21,9 +21,9 @@ class TwoStepHead(TrainingFree):
     """Words by their logits of a low-rank copy of the lm_head; those that stay get exact ones.
 
     What is not read has the copy's logit, so that every word has a likelihood, and the sum is over all words.
-    The truncated singular value decomposition as in SVD-softmax (NeurIPS 2017), which rotates the weights and
-    reads the first columns in place of a copy: the same product, and r of E columns less to read for words
-    that stay.
+    As SVD-softmax (NeurIPS 2017), but the copy is the one of its rank that is nearest to the logits of the
+    calibration, around their mean, where theirs is nearest to the weights. They rotate the weights and read
+    the first columns in place of a copy, and so r of E columns less for words that stay.
     """
 
     kinds: frozenset[Kind] = frozenset({"row"})
@@ -36,6 +36,9 @@ class TwoStepHead(TrainingFree):
     def traits(self, criterion: str, layers: int) -> Traits:
         return super().traits(criterion, layers)._replace(stands_in=True)
 
+    def needs(self, criterion: str) -> Needs:
+        return Needs(sample=True)
+
     def refuses(self, criterion: str, facts: Facts) -> str | None:
         if facts.decided_at == "token":
             return None
@@ -46,9 +49,34 @@ class TwoStepHead(TrainingFree):
 
     def build(self, model: PreTrainedModel, have: Ingredients) -> "HeadCopy":
         (site,) = find_sites(model, ["row"])
-        weight, bias = values_of(site.module).float(), site.module.bias
-        basis = leading(weight, self.rank)
-        return HeadCopy(LowRank(basis.T.contiguous(), weight @ basis, None if bias is None else bias.float()))
+        read = Signal(site.layer, "site", "lm_head")
+        count, total, square = 0, torch.zeros(0), torch.zeros(0)
+
+        def add(signal: Signal, x: Tensor) -> None:
+            nonlocal count, total, square
+            x = x.double()
+            first = count == 0
+            total, square = (x.sum(0), x.T @ x) if first else (total + x.sum(0), square + x.T @ x)
+            count += len(x)
+
+        watch(model, [read], have.sample(), add)
+        mean = total / count
+        spread = square / count - torch.outer(mean, mean)
+        return HeadCopy(copy_of(values_of(site.module), site.module.bias, mean, spread, self.rank))
+
+
+def copy_of(weight: Tensor, bias: Tensor | None, mean: Tensor, spread: Tensor, rank: int) -> LowRank:
+    """weight: [V, E]; mean: [E] and spread: [E, E], float64, of what it reads -> the copy of this rank that
+    is nearest to its outputs."""
+    values, axes = torch.linalg.eigh(spread)
+    values = values.clamp(min=1e-9 * float(values[-1]))  # directions that calibration does not show
+    root, back = (axes * values.sqrt()) @ axes.T, (axes / values.sqrt()) @ axes.T
+    weight = weight.float()
+    gram = (weight.T @ weight).double()
+    basis = torch.linalg.eigh(root @ gram @ root).eigenvectors.flip(-1)[:, :rank]
+    down, up = (basis.T @ back).float().contiguous(), weight @ (root @ basis).float()
+    offset = weight @ mean.float() - up @ (down @ mean.float())
+    return LowRank(down, up, offset if bias is None else offset + bias.float())
 
 
 @dataclass(frozen=True)
@@ -71,7 +99,8 @@ class HeadCopy:
         return {(signal.layer, "vocabulary"): self.copy(x.float())}
 
     def weights_at(self, site: Site) -> float:
-        return self.copy.down.numel() + self.copy.up.numel()
+        """Of the factors, and an offset of each word."""
+        return self.copy.down.numel() + self.copy.up.numel() + site.units
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Two methods at once: each has its own units, levels and stand-in, and what both read is counted."""
 
 import pytest
+from having import Have
 
 from shadow.data.batches import collate
 from shadow.errors import UserError
@@ -15,14 +16,6 @@ from shadow.scorers.modes import ModeDistance
 from shadow.scorers.two_step import TwoStepHead
 
 RANK = 4
-
-
-class Have:
-    def __init__(self, sample):
-        self.windows = sample
-
-    def sample(self):
-        return self.windows
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +39,7 @@ def test_each_drops_its_own_units_as_by_itself(tiny_llama, small, layers):
     exact = found == dense_head
     assert exact[small.real()].sum(-1).min() == 257 - int(0.9 * 257)  # words that stay, of the same states
     (rows,) = find_sites(model, ["row"])
-    head = int(0.9 * rows.units) * rows.cost - RANK * (rows.units + rows.cost)
+    head = int(0.9 * rows.units) * rows.cost - RANK * (rows.units + rows.cost) - rows.units
     assert run.bytes()["skipped"] == pytest.approx(
         by_itself.bytes()["skipped"] + head / weights_of(model).all
     )
@@ -106,7 +99,7 @@ def test_what_cannot_be_is_refused(make, message):
 
 
 def test_gates_and_words_go_together_too(tiny_llama, small):
-    scorer = Joined([GateMagnitude(), TwoStepHead(RANK)]).build(tiny_llama.model, Have([]))
+    scorer = Joined([GateMagnitude(), TwoStepHead(RANK)]).build(tiny_llama.model, Have([small]))
     with sparse(tiny_llama.model, scorer, level=0.5) as run:
         run.logits(small)
     assert run.achieved("neuron") == 0.375

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import pytest
+from having import Have
 
 from shadow.data.batches import collate
 from shadow.front import sparse
@@ -48,14 +49,6 @@ METHODS = {
     "flap": (Fluctuation(), Formula(ALL)),
     "cfsp": (ActivationNorm(), Formula(FFN)),
 }
-
-
-class Have:
-    def __init__(self, sample):
-        self.windows = sample
-
-    def sample(self):
-        return self.windows
 
 
 @pytest.fixture(scope="module")

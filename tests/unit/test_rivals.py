@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 from families import FAMILIES, tiny
+from having import Have
 from torch import Tensor, nn
 
 from shadow.data.batches import Batch, collate, logits_of
@@ -35,16 +36,6 @@ def small(examples: Callable) -> Batch:
 @pytest.fixture(scope="module")
 def sample(examples: Callable) -> list[Batch]:
     return [collate(examples([12, 9, 10], seed=1)), collate(examples([7, 12], seed=2))]
-
-
-class Have:
-    """What a recipe builds of, of these windows."""
-
-    def __init__(self, sample: list[Batch]) -> None:
-        self.windows = sample
-
-    def sample(self) -> list[Batch]:
-        return self.windows
 
 
 def channels(model: nn.Module) -> list[Site]:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from families import FAMILIES, tiny
+from having import Have
 
 from shadow.data.batches import collate, logits_of
 from shadow.front import sparse
@@ -14,14 +15,6 @@ from shadow.scorers.statics import ActivationNorm, Fluctuation, Magnitude, Wanda
 
 WHOLE = SparsityPolicy(0.5, dense_layers=[], kinds=("head", "neuron"))
 RECIPES = {"magnitude": Magnitude(), "wanda_sp": WandaSp(), "flap": Fluctuation(), "cfsp": ActivationNorm()}
-
-
-class Have:
-    def __init__(self, sample):
-        self.windows = sample
-
-    def sample(self):
-        return self.windows
 
 
 @pytest.fixture(scope="module")
