@@ -25,7 +25,7 @@ PARTS = (
     "FFN",
     "lm_head",
 )
-NORMS, SCORES, PROJECTED, ATTENTION, OUTPUT, FFN, VOCABULARY = range(7)
+NORMS, SCORES, PROJECTED, ATTENTION, OUTPUT_PART, FFN, VOCABULARY = range(7)
 WIDE = 256  # rows that a batch reads before the next ones, so that all of its lines find them in a cache
 
 
@@ -237,7 +237,7 @@ def step_grouped(weights, nets, rule, choice, memory, bench, ids, real, position
         sums[:] = 0
         write_heads(weights, layer, choice, bench, member, members)
         meet(board, members)
-        then = ticked(clock, OUTPUT, then)
+        then = ticked(clock, OUTPUT_PART, then)
         bias = weights.output_bias[layer]
         gather_sums(
             h, bench.sums, weights.output.column, bench.fill_bases[HEADS, layer], bias, member, members
