@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from shadow.executors.cpu.byte_products import Path, best_path, features
 from shadow.executors.cpu.grids import GROUP, grid_of, lies_on, values_of
 from shadow.executors.cpu.grouped import bits_for, empty_in, empty_out, in_groups, put_in, put_out
-from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states
 from shadow.executors.cpu.matrices import widened
+from shadow.executors.cpu.row_dots import all_dots, dots_of_states
+from shadow.executors.cpu.row_sums import add_rows
 from shadow.executors.cpu.states import empty_states, quantise
 from shadow.executors.cpu.vectors import (
-    Path,
     address_of,
     as_floats,
-    best_path,
     exponential,
-    features,
     first_half,
     last_half,
     low,

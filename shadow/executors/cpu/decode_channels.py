@@ -18,7 +18,8 @@ from shadow.executors.cpu.decode_grouped import (
     ticked,
 )
 from shadow.executors.cpu.grouped import VECTOR
-from shadow.executors.cpu.integers import add_rows, all_dots, start_of
+from shadow.executors.cpu.row_dots import all_dots, start_of
+from shadow.executors.cpu.row_sums import add_rows
 from shadow.executors.cpu.scoring import ABOVE
 from shadow.executors.cpu.states import quantise
 from shadow.executors.cpu.storage import FAST

@@ -7,7 +7,8 @@ import numpy as np
 from shadow.executors.cpu.attention import LANES, attend_in_vectors
 from shadow.executors.cpu.decode import attend, norm, remember
 from shadow.executors.cpu.grids import GROUP
-from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states, start_of
+from shadow.executors.cpu.row_dots import all_dots, dots_of_states, start_of
+from shadow.executors.cpu.row_sums import add_rows
 from shadow.executors.cpu.scoring import HEADS, NEURONS, choose, score_tap
 from shadow.executors.cpu.states import quantise
 from shadow.executors.cpu.storage import FAST
