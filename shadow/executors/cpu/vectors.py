@@ -157,6 +157,22 @@ def _exponential(builder: Any, value: Any) -> Any:
     return builder.fmul(found, builder.bitcast(power, FLOATS.ir))
 
 
+def _sixteen(builder: Any, address: Any) -> Any:
+    return builder.zext(builder.load(_at(builder, address, ir.VectorType(BYTE, 16)), align=1), INTS.ir)
+
+
+def _two_eights(builder: Any, address: Any) -> Any:
+    """Bytes from here on, and from 16 behind."""
+    eight = ir.VectorType(BYTE, 8)
+    there = builder.add(address, ir.Constant(ir.IntType(64), 16))
+    one, other = (builder.load(_at(builder, place, eight), align=1) for place in (address, there))
+    return builder.zext(shuffled(builder, one, other, range(16)), INTS.ir)
+
+
+def _half_precision(builder: Any, address: Any) -> Any:
+    return builder.fpext(builder.load(_at(builder, address, HALF), align=1), ir.FloatType())
+
+
 def _store_bytes(builder: Any, address: Any, value: Any) -> None:
     short = builder.trunc(value, ir.VectorType(BYTE, 16))
     builder.store(short, _at(builder, address, short.type), align=1)
@@ -244,6 +260,12 @@ cycles = _operation(
 read_bytes = _reader(BYTES, BYTES.ir)
 read_floats = _reader(FLOATS, FLOATS.ir)
 read_halves = _reader(FLOATS, ir.VectorType(HALF, 16), "fpext")  # array: of bytes
+read_half = _operation(types.float32, (types.int64,), _half_precision)
+read_sixteen = _operation(INTS, (types.int64,), _sixteen)
+read_two_eights = _operation(INTS, (types.int64,), _two_eights)
+low_of = _operation(INTS, (INTS,), lambda builder, value: builder.and_(value, constant(INTS, 15)))
+high_of = _operation(INTS, (INTS,), lambda builder, value: builder.lshr(value, constant(INTS, 4)))
+below_128 = _operation(INTS, (INTS,), lambda builder, value: builder.sub(value, constant(INTS, 128)))
 read_place = _operation(
     types.int64, (types.int64,), lambda builder, address: builder.load(_at(builder, address, ir.IntType(64)))
 )
