@@ -1,92 +1,168 @@
-"""Decoding by llama.cpp and by the gathered executor, by turns in one process: tokens a second.
+"""Decoding by llama.cpp and by the gathered executor, by turns in one process, each on the same pinned cores.
 
-python benchmarks/llama_cpp.py MODEL GGUF [GGUF ...] [--also Q8_0] [--level 0.5]
+python benchmarks/llama_cpp.py MODEL GGUF [--threads 1] [--storage int4 int8] [--teal 0.414 0.517]
+    [--texts TRAIN TEST] [--rounds 7]
 First: pip install -e .[llama-cpp]
 
-MODEL: the folder of the same model's weights; GGUF: its file, in full; --also: the first file's weights
-in that quantization too. llama.cpp is dense; predictors are random, as in latency.py.
+MODEL: the folder of the same model's weights in float32; GGUF: its file. --teal: levels of predictor=teal,
+whose thresholds are learnt on TRAIN (files of JSON lines with a `page` each), first layer dense. Of each row:
+tokens a second by the clock; milliseconds of processor time a token, which others on the same cores disturb
+less; and with TEST, over windows that are fed token by token to the very same run, nats over the dense
+float32 model, the KL divergence from it, and how often both hold the same word for the likeliest.
 """
 
 import argparse
+import os
 import statistics
-import tempfile
-from pathlib import Path
+import time
+from collections.abc import Callable
+from typing import NamedTuple
 
-import gguf
 import latency as shapes  # benchmarks/latency.py
 import torch
 import xllamacpp
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
 
+from shadow.data.batches import Batch
+from shadow.data.text_files import read_documents
+from shadow.data.texts import text_windows
+from shadow.executors.cpu.channels import pack_channels
 from shadow.executors.cpu.gathered import GatheredRun
 from shadow.executors.cpu.weights import pack
+from shadow.executors.options import BITS
 from shadow.executors.planner import Planner
+from shadow.fit.thresholds import learn
 from shadow.measures import latency
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Zero
+from shadow.scorers.inputs import InputMagnitude
+
+WINDOW = 64  # tokens
+
+
+class Turn(NamedTuple):
+    """Tokens a second by the clock, and milliseconds of processor time a token, of all threads."""
+
+    rate: float
+    busy: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("gguf", nargs="+")
-    parser.add_argument("--also", nargs="+", default=[], choices=["Q8_0", "F16", "F32", "BF16"])
-    parser.add_argument("--level", type=float, default=0.5)
+    parser.add_argument("gguf")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--storage", nargs="+", default=["int4", "int8"])
+    parser.add_argument("--teal", nargs="*", type=float, default=[])
+    parser.add_argument("--texts", nargs=2, metavar=("TRAIN", "TEST"))
+    parser.add_argument("--windows", type=int, default=24, help="of TEST")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    model, threads = shapes.load(args.model), torch.get_num_threads()
+    if args.teal and not args.texts:
+        parser.error("--teal learns its thresholds on --texts TRAIN TEST")
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-args.threads :]))
+    torch.set_num_threads(args.threads)
+    model = shapes.load(args.model)
     ids = torch.randint(10, 20000, (1, args.prompt), generator=torch.Generator().manual_seed(0))
-    works = {}
-    folder = tempfile.TemporaryDirectory()
-    others = [requantized(args.gguf[0], name, Path(folder.name)) for name in args.also]
-    for file in [*args.gguf, *others]:
-        server = serve(file, threads)
-        works[f"llama.cpp, {Path(file).stem.rpartition('.')[2]}, dense"] = lambda server=server: completed(
-            server, ids[0].tolist(), args.tokens
-        )
-    for storage in ("float32", "bfloat16", "int8"):
-        weights = pack(model, storage)
-        for name, level in (("none", 0.0), ("one tap", args.level)):
-            scorer, decided_at = shapes.scorer_of(model, name)
-            planner = Planner(model, scorer, SparsityPolicy(level), decided_at, Zero())
-            run = GatheredRun(model, planner, weights)
-            works[f"gathered, {storage}, {name}, level {level}"] = lambda run=run: latency.time_generation(
-                run.forward, ids, args.tokens
-            )
-    found = latency.by_turns(works, args.rounds)
-    rates = {name: [len(t.tokens) / sum(t.tokens) for t in timings] for name, timings in found.items()}
-    first = next(iter(rates))
-    print(f"llama.cpp: {xllamacpp.get_system_info().strip()}\n\n{threads} threads, prompt {args.prompt}, "
-          f"{args.tokens} tokens, {args.rounds} rounds by turns\n")  # fmt: skip
-    print(f"| | tokens a second | times {first} |\n| --- | --- | --- |")
-    for name, own in rates.items():
-        ratios = [rate / base for rate, base in zip(own, rates[first])]
-        print(f"| {name} | {statistics.median(own):.1f} ({min(own):.1f} to {max(own):.1f}) | "
-              f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")  # fmt: skip
+    server, runs = serve(args.gguf, args.threads), runs_of(model, args)
+    works: dict[str, Callable[[], Turn]] = {
+        "llama.cpp, dense": lambda: completed(server, ids[0].tolist(), args.tokens)
+    }
+    for name, run in runs.items():
+        works[name] = lambda run=run: generated(run, ids, args.tokens)
+    turns: dict[str, list[Turn]] = {name: [] for name in works}
+    for number in range(args.rounds + 1):  # the first warms up
+        for name, work in works.items():
+            turn = work()
+            if number:
+                turns[name].append(turn)
+    told = dict.fromkeys(works, "| | | |")
+    if args.texts:
+        windows = windows_of(args.model, args.texts[1], args.windows)
+        for name, run in runs.items():
+            told[name] = tell_quality(model, run, windows)
+    print(f"llama.cpp: {xllamacpp.get_system_info().strip()}\n\n{args.threads} threads, pinned, prompt "
+          f"{args.prompt}, {args.tokens} tokens, {args.rounds} rounds by turns\n")  # fmt: skip
+    print("| | tokens a second (quartiles) | times llama.cpp | ms of processor a token | times llama.cpp | "
+          "skipped % of the layers | MB a token | nats | KL | same word % |\n|" + " --- |" * 10)  # fmt: skip
+    base = turns["llama.cpp, dense"]
+    for name, own in turns.items():
+        rates, busy = [turn.rate for turn in own], [turn.busy for turn in own]
+        rate, work = latency.spread(rates), latency.spread(busy)
+        faster = statistics.median(mine.rate / theirs.rate for mine, theirs in zip(own, base))
+        lighter = statistics.median(theirs.busy / mine.busy for mine, theirs in zip(own, base))
+        read = "| | " if name not in runs else tell_read(runs[name])
+        clock = f"{rate.median:.1f} ({rate.low:.1f} to {rate.high:.1f}) | {faster:.2f}"
+        processor = f"{work.median:.2f} ({work.low:.2f} to {work.high:.2f}) | {lighter:.2f}"
+        print(f"| {name} | {clock} | {processor} {read}{told[name]}")
 
 
-def requantized(file: str, name: str, folder: Path) -> str:
-    """The same weights as another GGUF file; what is not quantized in the one stays so in the other."""
-    read, kind = gguf.GGUFReader(file), gguf.GGMLQuantizationType[name]
-    text = read.fields["general.architecture"].contents()
-    found = folder / f"{Path(file).name.split('.')[0]}.{name}.gguf"
-    written = gguf.GGUFWriter(found, text)
-    for key, field in read.fields.items():
-        if key.startswith("GGUF.") or key in ("general.architecture", "general.file_type"):
-            continue
-        written.add_key_value(key, field.contents(), field.types[0], *field.types[1:2])
-    for tensor in read.tensors:
-        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
-            written.add_tensor(tensor.name, tensor.data)
-            continue
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        written.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    written.write_header_to_file()
-    written.write_kv_data_to_file()
-    written.write_tensors_to_file()
-    written.close()
-    return str(found)
+def runs_of(model: PreTrainedModel, args: argparse.Namespace) -> dict[str, GatheredRun]:
+    found, scorer = {}, InputMagnitude()
+    for storage in args.storage:
+        everything = Planner(model, scorer, SparsityPolicy(0.0), "token", Zero())
+        found[f"gathered, {storage}, everything"] = GatheredRun(model, everything, pack(model, storage))
+    if not args.teal:
+        return found
+    calibration = [batch_of(ids) for ids in windows_of(args.model, args.texts[0], 64).split(8)]
+    of_channels = {storage: pack_channels(model, storage) for storage in args.storage if storage in BITS}
+    for level in args.teal:
+        policy = SparsityPolicy(level, scope="threshold")
+        learnt = learn(model, scorer, policy, "token", Zero(), calibration)
+        policy = SparsityPolicy(level, scope="threshold", thresholds=learnt)
+        for storage, weights in of_channels.items():
+            planner = Planner(model, scorer, policy, "token", Zero())
+            found[f"gathered, {storage}, teal {level:g}"] = GatheredRun(model, planner, weights)
+    return found
+
+
+def windows_of(model: str, file: str, count: int) -> Tensor:
+    """-> ids [count, WINDOW]"""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    found = text_windows(read_documents("TEXTS", file, "page"), tokenizer, count, WINDOW, 1.0, 0, "--windows")
+    return torch.tensor([window.ids for window in found])
+
+
+def batch_of(ids: Tensor) -> Batch:
+    lengths = torch.full((len(ids),), WINDOW)
+    return Batch(ids, lengths, lengths, ids.roll(-1, 1))
+
+
+@torch.no_grad()
+def tell_quality(model: PreTrainedModel, run: GatheredRun, windows: Tensor) -> str:
+    """Of the tokens that are decoded one by one, behind the first."""
+    nats, divergence, same = [], [], []
+    for ids in windows.split(1):
+        dense = model(ids).logits[0, 1:-1].log_softmax(-1)
+        cache, found = run.forward(ids[:, :1]).past_key_values, []
+        for new in ids[:, 1:-1].split(1, 1):
+            found.append(run.forward(new, past_key_values=cache).logits[0, 0])
+        own, target = torch.stack(found).log_softmax(-1), ids[0, 2:, None]
+        nats.append((dense - own).gather(1, target).mean())
+        divergence.append((dense.exp() * (dense - own)).sum(-1).mean())
+        same.append((dense.argmax(-1) == own.argmax(-1)).float().mean())
+    means = [float(torch.stack(values).mean()) for values in (nats, divergence, same)]
+    return f"| {means[0]:.3f} | {means[1]:.3f} | {100 * means[2]:.1f} |"
+
+
+def tell_read(run: GatheredRun) -> str:
+    gone = run.bytes()["skipped_of_layers"] if run.channels is not None else 0.0
+    assert isinstance(gone, float)
+    return f"| {100 * gone:.1f} | {latency.sparse_bytes(run) / 1e6:.1f} "
+
+
+@torch.no_grad()
+def generated(run: GatheredRun, ids: Tensor, tokens: int) -> Turn:
+    found = run.forward(ids, use_cache=True, logits_to_keep=1)
+    busy, start = time.process_time(), time.perf_counter()
+    for _ in range(tokens):
+        new = found.logits[:, -1:].argmax(-1)
+        found = run.forward(new, use_cache=True, past_key_values=found.past_key_values)
+    took, busy = time.perf_counter() - start, time.process_time() - busy
+    return Turn(tokens / took, 1e3 * busy / tokens)
 
 
 def serve(file: str, threads: int) -> xllamacpp.Server:
@@ -97,12 +173,25 @@ def serve(file: str, threads: int) -> xllamacpp.Server:
     return xllamacpp.Server(params)
 
 
-def completed(server: xllamacpp.Server, ids: list[int], tokens: int) -> latency.Timing:
-    """Greedily; by llama.cpp's own clock, which tells the mean of the tokens after the first."""
-    asked = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "cache_prompt": False, "ignore_eos": True}
-    timings = server.handle_completions(asked)["timings"]
-    each = timings["predicted_per_token_ms"] / 1e3
-    return latency.Timing(timings["prompt_ms"] / 1e3, [each] * timings["predicted_n"])
+def completed(server: xllamacpp.Server, ids: list[int], tokens: int) -> Turn:
+    """Greedily; tokens a second by llama.cpp's own clock, which tells the mean of the tokens after the first;
+    its processor time is what so many tokens need more than one."""
+
+    def ask(count: int) -> tuple[dict, float]:
+        asked = {
+            "prompt": ids,
+            "max_tokens": count,
+            "temperature": 0,
+            "cache_prompt": False,
+            "ignore_eos": True,
+        }
+        start = time.process_time()
+        timings = server.handle_completions(asked)["timings"]
+        return timings, time.process_time() - start
+
+    _, first = ask(1)
+    timings, all_ = ask(tokens + 1)
+    return Turn(1e3 / timings["predicted_per_token_ms"], 1e3 * (all_ - first) / tokens)
 
 
 if __name__ == "__main__":

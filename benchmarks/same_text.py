@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.artifacts.hub import load_predictor
-from shadow.data.texts import read_documents, text_windows
+from shadow.data.text_files import read_documents
+from shadow.data.texts import text_windows
 from shadow.executors.cache_layer import memory_of
 from shadow.executors.cpu.cache import KeyValues
 from shadow.executors.gathered import Gathered

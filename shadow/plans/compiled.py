@@ -1,8 +1,10 @@
 """Functions compiled by numba, whose machine code is kept on disk where a folder can be written."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Collection
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -17,11 +19,23 @@ def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Any]:
         found = njit(fastmath=set(fastmath), nogil=True, error_model="numpy")(function)
         try:
             found.enable_caching()
+            # numba looks at a function's own file alone, and would go on with old code of what it calls
+            kept = found._cache._cache_file
+            kept._source_stamp = (kept._source_stamp, sources())
         except RuntimeError:  # numba's, where it may write neither beside the source nor in the user's home
             say_unkept()
         return found
 
     return compile_later
+
+
+@cache
+def sources() -> str:
+    """A checksum of all files that have compiled functions."""
+    package, found = Path(__file__).parent.parent, hashlib.sha256()
+    for file in sorted([*package.glob("plans/*.py"), *package.glob("executors/cpu/*.py")]):
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 @cache

@@ -8,7 +8,6 @@ from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cpu.matrices import rounded
 from shadow.executors.gathered import Gathered
-from shadow.executors.options import BITS
 from shadow.fit.thresholds import learn
 from shadow.front import sparse
 from shadow.models.cache_name import cache_of, named_cache
@@ -53,8 +52,9 @@ def batches(ids: Tensor) -> list[Batch]:
     return [Batch(ids, lengths, lengths, ids.roll(-1, 1))]
 
 
-@pytest.mark.parametrize("storage", BITS)
-@pytest.mark.parametrize("rule", POLICIES)
+@pytest.mark.parametrize(
+    ("storage", "rule"), [("int4", rule) for rule in POLICIES] + [("int8", "thresholds")]
+)
 def test_both_executors_keep_the_same_channels(lm, make_lm, storage, rule):
     """Of a model of the same rounded weights, and with states that are not rounded."""
     ids, policy, scorer = prompts(2, 18), POLICIES[rule], InputMagnitude()

@@ -1,5 +1,6 @@
 """Weights in 8 and 4 bits, and products of whole numbers with them."""
 
+import re
 from typing import get_args
 
 import gguf
@@ -7,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from shadow.executors.cpu.byte_products import Path, best_path, features
 from shadow.executors.cpu.grids import GROUP, grid_of, lies_on, values_of
 from shadow.executors.cpu.grouped import bits_for, empty_in, empty_out, in_groups, put_in, put_out
-from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states
 from shadow.executors.cpu.matrices import widened
+from shadow.executors.cpu.row_dots import all_dots, dots_of_states
+from shadow.executors.cpu.row_sums import add_rows
 from shadow.executors.cpu.states import empty_states, quantise
 from shadow.executors.cpu.vectors import (
-    Path,
     address_of,
     as_floats,
-    best_path,
     exponential,
-    features,
     first_half,
     last_half,
     low,
@@ -30,7 +30,7 @@ from shadow.executors.cpu.vectors import (
     store_floats,
     wide_product,
 )
-from shadow.plans.compiled import compiled
+from shadow.plans.compiled import compiled, sources
 
 WIDTHS = [7, 32, 96, 192, 576, 672]  # of inputs or outputs: 0.2, 1, 3, 6, 18 and 21 groups
 
@@ -192,3 +192,9 @@ def test_exponentials_in_vectors_are_those_of_numpy():
 def test_what_is_rounded_stays_what_it_is(bits):
     once = values_of(grid_of(draw(500, 32, seed=9), bits), bits)
     assert torch.equal(values_of(grid_of(once, bits), bits), once)
+
+
+def test_code_that_is_kept_is_told_from_that_of_other_sources():
+    """numba looks at the file of a function alone, and not at what it calls."""
+    assert add_rows._cache._cache_file._source_stamp[1] == sources()
+    assert re.fullmatch("[0-9a-f]{64}", sources())

@@ -6,8 +6,8 @@ from numba.extending import overload
 
 from shadow.executors.cpu.grids import GROUP
 from shadow.executors.cpu.grouped import InRows
-from shadow.executors.cpu.integers import all_dots
 from shadow.executors.cpu.matrices import In
+from shadow.executors.cpu.row_dots import all_dots
 from shadow.executors.cpu.states import States, quantise
 from shadow.executors.cpu.storage import CHUNK, dots
 

@@ -1,4 +1,4 @@
-"""The rows of the neurons that a prompt keeps, copied one behind the other, for all tokens that follow."""
+"""What all tokens of a text follow; and the neurons that a prompt keeps, copied one behind the other."""
 
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from shadow.executors.cpu.matrices import In, Out
 from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, list_layer
 from shadow.executors.cpu.storage import Rows
 from shadow.executors.cpu.weights import Weights
+from shadow.models.sites import KINDS
+from shadow.plans.rules import Plan as SitePlan
 
 
 class Plan(NamedTuple):
@@ -22,6 +24,27 @@ class Plan(NamedTuple):
     weights: Weights | ChannelWeights
     choice: Choice
     fill: np.ndarray
+
+
+def whole_plan(weights: Weights | ChannelWeights, rows: int, decided: SitePlan, fill: np.ndarray) -> Plan:
+    """What all tokens follow by what a prompt has decided, or everything, of which tokens then choose; fill:
+    as in `Plan`."""
+    sizes = weights.sizes
+    choice = Choice(
+        heads=np.ones((rows, sizes.layers, sizes.heads), np.bool_),
+        neurons=np.ones((rows, sizes.layers, sizes.neurons), np.bool_),
+        head_list=np.zeros((sizes.layers, sizes.heads), np.int32),
+        neuron_list=np.zeros((sizes.layers, sizes.neurons), np.int32),
+        counts=np.zeros((sizes.layers, 2), np.int64),
+        kept=np.zeros((sizes.layers, 2), np.int64),
+    )
+    for layer in range(sizes.layers):
+        for index, kind in enumerate(KINDS):
+            keep = decided.get((layer, kind))
+            if keep is not None:
+                (choice.heads, choice.neurons)[index][:, layer] = keep.numpy()
+            list_layer(choice, layer, index)
+    return Plan(weights, choice, fill)
 
 
 def compact(plan: Plan) -> Plan:

@@ -7,13 +7,24 @@ import numpy as np
 from shadow.executors.cpu.attention import LANES, attend_in_vectors
 from shadow.executors.cpu.channels import DOWN, GATE_UP, OUTPUT, QKV
 from shadow.executors.cpu.decode import Bench, attend, norm, remember
-from shadow.executors.cpu.decode_grouped import say
+from shadow.executors.cpu.decode_grouped import (
+    ATTENTION,
+    FFN,
+    NORMS,
+    OUTPUT_PART,
+    PROJECTED,
+    VOCABULARY,
+    say,
+    ticked,
+)
 from shadow.executors.cpu.grouped import VECTOR
-from shadow.executors.cpu.integers import add_rows, all_dots, start_of
+from shadow.executors.cpu.row_dots import all_dots, start_of
+from shadow.executors.cpu.row_sums import add_rows
 from shadow.executors.cpu.scoring import ABOVE
 from shadow.executors.cpu.states import quantise
 from shadow.executors.cpu.storage import FAST
 from shadow.executors.cpu.team import meet, share
+from shadow.executors.cpu.vectors import cycles
 from shadow.executors.cpu.widen import widen_row
 from shadow.plans.compiled import compiled
 from shadow.plans.selection import NO_GUESS, keep_top
@@ -129,6 +140,7 @@ def step_channels(
     rows, width, inner = len(ids), sizes.width, sizes.heads * sizes.head_width
     stored = sizes.kv_heads * sizes.head_width
     h, x = bench.h, bench.x[member]
+    clock, then = bench.clock[member], cycles()
     if member == 0:
         for b in range(rows):
             widen_row(weights.embedding, 0, ids[b], h, b)
@@ -137,6 +149,7 @@ def step_channels(
     meet(board, members)
     for layer in range(sizes.layers):
         norm(weights, weights.attention_norm, layer, h, x)
+        then = ticked(clock, NORMS, then)
         follow = start_of(weights.o, layer)
         add_up(x, width, weights.qkv, layer, QKV, above, room, room.qkv, bench, real, member, members, follow)
         meet(board, members)
@@ -144,6 +157,7 @@ def step_channels(
         part(room.qkv, weights.qkv, weights.qkv_bias, layer, inner, bench.key, member, members)
         part(room.qkv, weights.qkv, weights.qkv_bias, layer, inner + stored, bench.value, member, members)
         meet(board, members)
+        then = ticked(clock, PROJECTED, then)
         remember(sizes, layer, memory, position, bench, member, members)
         meet(board, members)
         if sizes.head_width % LANES == 0:
@@ -151,6 +165,7 @@ def step_channels(
         else:
             attend(weights, layer, choice, memory, position, bench, member, members)
         meet(board, members)
+        then = ticked(clock, ATTENTION, then)
         follow = start_of(weights.gate_up, layer)
         add_up(
             bench.context,
@@ -169,7 +184,9 @@ def step_channels(
         )
         add_to_stream(h, room.o, weights.o, weights.o_bias, layer, member, members)
         meet(board, members)
+        then = ticked(clock, OUTPUT_PART, then)
         norm(weights, weights.neuron_norm, layer, h, x)
+        then = ticked(clock, NORMS, then)
         follow = start_of(weights.down, layer)
         add_up(
             x, width, weights.gate_up, layer, GATE_UP, above, room, room.gate_up, bench, real, member,
@@ -186,6 +203,7 @@ def step_channels(
         )  # fmt: skip
         add_to_stream(h, room.down, weights.down, weights.down_bias, layer, member, members)
         meet(board, members)
+        then = ticked(clock, FFN, then)
     norm(weights, weights.last_norm, 0, h, x)
     start, stop = share(sizes.vocabulary, member, members)
     for b in range(rows):
@@ -195,3 +213,4 @@ def step_channels(
             bench.states, line, weights.vocabulary, weights.vocabulary_bias, 0, start, stop, bench.logits, b
         )
     meet(board, members)
+    ticked(clock, VOCABULARY, then)

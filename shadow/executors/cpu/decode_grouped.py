@@ -7,7 +7,8 @@ import numpy as np
 from shadow.executors.cpu.attention import LANES, attend_in_vectors
 from shadow.executors.cpu.decode import attend, norm, remember
 from shadow.executors.cpu.grids import GROUP
-from shadow.executors.cpu.integers import add_rows, all_dots, dots_of_states, start_of
+from shadow.executors.cpu.row_dots import all_dots, dots_of_states, start_of
+from shadow.executors.cpu.row_sums import add_rows
 from shadow.executors.cpu.scoring import HEADS, NEURONS, choose, score_tap
 from shadow.executors.cpu.states import quantise
 from shadow.executors.cpu.storage import FAST
@@ -25,7 +26,7 @@ PARTS = (
     "FFN",
     "lm_head",
 )
-NORMS, SCORES, PROJECTED, ATTENTION, OUTPUT, FFN, VOCABULARY = range(7)
+NORMS, SCORES, PROJECTED, ATTENTION, OUTPUT_PART, FFN, VOCABULARY = range(7)
 WIDE = 256  # rows that a batch reads before the next ones, so that all of its lines find them in a cache
 
 
@@ -237,7 +238,7 @@ def step_grouped(weights, nets, rule, choice, memory, bench, ids, real, position
         sums[:] = 0
         write_heads(weights, layer, choice, bench, member, members)
         meet(board, members)
-        then = ticked(clock, OUTPUT, then)
+        then = ticked(clock, OUTPUT_PART, then)
         bias = weights.output_bias[layer]
         gather_sums(
             h, bench.sums, weights.output.column, bench.fill_bases[HEADS, layer], bias, member, members

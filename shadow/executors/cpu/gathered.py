@@ -32,13 +32,12 @@ from shadow.executors.cpu.bench import empty_bench
 from shadow.executors.cpu.cache import Decided, KeyValues, Remembered, remembered, room_for
 from shadow.executors.cpu.channel_tokens import ChannelTokens
 from shadow.executors.cpu.channels import SLOTS, ChannelWeights, pack_channels
-from shadow.executors.cpu.compact import Plan, compact, of_rows
+from shadow.executors.cpu.compact import Plan, compact, of_rows, whole_plan
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.products import across
 from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
-from shadow.executors.cpu.scoring import list_layer as list_choice
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack, storage_of
 from shadow.executors.families import describe
@@ -46,7 +45,7 @@ from shadow.executors.given import Given
 from shadow.executors.options import OWN, KVPolicy, States, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
-from shadow.models.sites import KINDS, Kind, SiteKey
+from shadow.models.sites import Kind, SiteKey
 from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
@@ -260,24 +259,9 @@ class GatheredRun(Answering):
             self.kept[key] += stay
 
     def first_plan(self, rows: int, decided: SitePlan) -> Plan:
-        """What all tokens follow, or everything, of which tokens then choose."""
-        sizes = self.weights.sizes
-        choice = Choice(
-            heads=np.ones((rows, sizes.layers, sizes.heads), np.bool_),
-            neurons=np.ones((rows, sizes.layers, sizes.neurons), np.bool_),
-            head_list=np.zeros((sizes.layers, sizes.heads), np.int32),
-            neuron_list=np.zeros((sizes.layers, sizes.neurons), np.int32),
-            counts=np.zeros((sizes.layers, 2), np.int64),
-            kept=np.zeros((sizes.layers, 2), np.int64),
-        )
-        for layer in range(sizes.layers):
-            for index, kind in enumerate(KINDS):
-                keep = None if self.each_token else decided.get((layer, kind))
-                if keep is not None:
-                    (choice.heads, choice.neurons)[index][:, layer] = keep.numpy()
-                list_choice(choice, layer, index)
-        plan = Plan(self.weights, choice, self.fills.of["neuron"].flatten(1).numpy())
-        drops = bool((choice.counts[:, NEURONS] < sizes.neurons).any())
+        fill = self.fills.of["neuron"].flatten(1).numpy()
+        plan = whole_plan(self.weights, rows, {} if self.each_token else decided, fill)
+        drops = bool((plan.choice.counts[:, NEURONS] < self.weights.sizes.neurons).any())
         return compact(plan) if self.compact and drops else plan
 
     def room_to_work(self, rows: int, room: int) -> Bench:

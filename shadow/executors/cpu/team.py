@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from shadow.plans.compiled import compiled
 
 LINE = 16  # int64s between what threads write and what they watch: two cache lines
-PATIENCE = 200_000  # looks before a waiting thread lets others have its core: half a millisecond
+PATIENCE = 2_000  # looks before a waiting thread lets others have its core: some microseconds
 
 _yield = types.ExternalFunction("sched_yield", types.int32())
 

@@ -1,134 +1,28 @@
-"""Vectors of 64 bytes as values of compiled code, and what a processor does with them at once."""
+"""What compiled code does with vectors of 64 bytes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.registry import cpu_target
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
-Path = Literal["vnni512", "vnni256", "maddubs", "plain"]  # how bytes are multiplied
-
-
-class VectorType(types.Type):
-    """`lanes` numbers of one LLVM type, which numba keeps in a register."""
-
-    def __init__(self, element: ir.Type, lanes: int) -> None:
-        self.ir = ir.VectorType(element, lanes)
-        super().__init__(name=f"vector({lanes} x {element})")
-
-
-@register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: VectorType) -> None:
-        super().__init__(manager, kind, kind.ir)
-
-
-BYTE, SHORT, INT, HALF, FLOAT = (
-    ir.IntType(8),
-    ir.IntType(16),
-    ir.IntType(32),
-    ir.HalfType(),
-    ir.FloatType(),
+from shadow.executors.cpu.byte_products import PATH, Path, pair_products, products
+from shadow.executors.cpu.registers import (
+    BYTE,
+    BYTES,
+    FLOATS,
+    HALF,
+    INT,
+    INTS,
+    SHORT,
+    SHORTS,
+    VectorType,
+    call,
+    constant,
+    parts,
+    shuffled,
 )
-BYTES, SHORTS, INTS, FLOATS = (
-    VectorType(BYTE, 64),
-    VectorType(SHORT, 32),
-    VectorType(INT, 16),
-    VectorType(FLOAT, 16),
-)
-
-
-def features() -> set[str]:
-    """Of the processor that numba compiles for."""
-    told = cpu_target.target_context.codegen()._tm_features  # NUMBA_CPU_FEATURES, or the host's
-    return {one[1:] for one in (told or llvm.get_host_cpu_features().flatten()).split(",") if one[:1] == "+"}
-
-
-def best_path(known: set[str]) -> Path:
-    if {"avx512vnni", "avx512bw", "avx512vl"} <= known:
-        return "vnni512"
-    if "avxvnni" in known:
-        return "vnni256"
-    return "maddubs" if "avx2" in known else "plain"
-
-
-PATH = best_path(features())
-
-
-def constant(kind: VectorType, value: int | float) -> ir.Constant:
-    return ir.Constant(kind.ir, [value] * kind.ir.count)
-
-
-def parts(builder: Any, value: Any, size: int) -> list[Any]:
-    """A vector cut into vectors of `size` lanes."""
-    index = ir.VectorType(INT, size)
-    return [
-        builder.shuffle_vector(
-            value, ir.Constant(value.type, ir.Undefined), ir.Constant(index, list(range(at, at + size)))
-        )
-        for at in range(0, value.type.count, size)
-    ]
-
-
-def whole(builder: Any, cut: Sequence[Any]) -> Any:
-    """What `parts` has cut, two at a time."""
-    found = list(cut)
-    while len(found) > 1:
-        size = 2 * found[0].type.count
-        every = ir.Constant(ir.VectorType(INT, size), list(range(size)))
-        found = [builder.shuffle_vector(one, other, every) for one, other in zip(found[::2], found[1::2])]
-    return found[0]
-
-
-def shuffled(builder: Any, one: Any, other: Any, lanes: Sequence[int]) -> Any:
-    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(INT, len(lanes)), list(lanes)))
-
-
-def call(builder: Any, name: str, kind: ir.Type, *args: Any) -> Any:
-    function = ir.FunctionType(kind, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
-
-
-def pair_products(builder: Any, path: Path, counts: Any, signed: Any) -> Any:
-    """-> <32 x i16>, of each two neighbours counts (unsigned) times signed: <64 x i8>; must fit 16 bits."""
-    if path in ("vnni512", "vnni256") and "avx512bw" in features():
-        return call(builder, "llvm.x86.avx512.pmaddubs.w.512", SHORTS.ir, counts, signed)
-    if path != "plain":
-        cut, half = zip(parts(builder, counts, 32), parts(builder, signed, 32)), ir.VectorType(SHORT, 16)
-        return whole(builder, [call(builder, "llvm.x86.avx2.pmadd.ub.sw", half, c, s) for c, s in cut])
-    wide = ir.VectorType(SHORT, 64)
-    every = builder.mul(builder.zext(counts, wide), builder.sext(signed, wide))
-    one, other = (shuffled(builder, every, every, range(start, 64, 2)) for start in range(2))
-    return builder.add(one, other)
-
-
-def products(builder: Any, path: Path, total: Any, counts: Any, signed: Any) -> Any:
-    """total: <16 x i32> + of each four neighbours counts (unsigned) times signed: <64 x i8>. Exact: of
-    `maddubs` two neighbouring products must fit 16 bits, as 4-bit counts and those up to 128 do."""
-    if path == "vnni512":
-        return call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, counts, signed)
-    if path == "vnni256":
-        name = "llvm.x86.avx512.vpdpbusd.256"
-        cut = zip(parts(builder, total, 8), parts(builder, counts, 32), parts(builder, signed, 32))
-        return whole(builder, [call(builder, name, t.type, t, c, s) for t, c, s in cut])
-    if path == "maddubs":
-        found = []
-        ones = ir.Constant(ir.VectorType(SHORT, 16), [1] * 16)
-        for t, c, s in zip(parts(builder, total, 8), parts(builder, counts, 32), parts(builder, signed, 32)):
-            pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", ir.VectorType(SHORT, 16), c, s)
-            fours = call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(INT, 8), pairs, ones)
-            found.append(builder.add(t, fours))
-        return whole(builder, found)
-    wide = ir.VectorType(INT, 64)
-    every = builder.mul(builder.zext(counts, wide), builder.sext(signed, wide))
-    for start in range(4):
-        lanes = range(start, 64, 4)
-        total = builder.add(total, shuffled(builder, every, every, lanes))
-    return total
 
 
 def _operation(result: types.Type, takes: Sequence[types.Type | None], build: Callable[..., Any]) -> Any:
@@ -263,6 +157,22 @@ def _exponential(builder: Any, value: Any) -> Any:
     return builder.fmul(found, builder.bitcast(power, FLOATS.ir))
 
 
+def _sixteen(builder: Any, address: Any) -> Any:
+    return builder.zext(builder.load(_at(builder, address, ir.VectorType(BYTE, 16)), align=1), INTS.ir)
+
+
+def _two_eights(builder: Any, address: Any) -> Any:
+    """Bytes from here on, and from 16 behind."""
+    eight = ir.VectorType(BYTE, 8)
+    there = builder.add(address, ir.Constant(ir.IntType(64), 16))
+    one, other = (builder.load(_at(builder, place, eight), align=1) for place in (address, there))
+    return builder.zext(shuffled(builder, one, other, range(16)), INTS.ir)
+
+
+def _half_precision(builder: Any, address: Any) -> Any:
+    return builder.fpext(builder.load(_at(builder, address, HALF), align=1), ir.FloatType())
+
+
 def _store_bytes(builder: Any, address: Any, value: Any) -> None:
     short = builder.trunc(value, ir.VectorType(BYTE, 16))
     builder.store(short, _at(builder, address, short.type), align=1)
@@ -350,6 +260,12 @@ cycles = _operation(
 read_bytes = _reader(BYTES, BYTES.ir)
 read_floats = _reader(FLOATS, FLOATS.ir)
 read_halves = _reader(FLOATS, ir.VectorType(HALF, 16), "fpext")  # array: of bytes
+read_half = _operation(types.float32, (types.int64,), _half_precision)
+read_sixteen = _operation(INTS, (types.int64,), _sixteen)
+read_two_eights = _operation(INTS, (types.int64,), _two_eights)
+low_of = _operation(INTS, (INTS,), lambda builder, value: builder.and_(value, constant(INTS, 15)))
+high_of = _operation(INTS, (INTS,), lambda builder, value: builder.lshr(value, constant(INTS, 4)))
+below_128 = _operation(INTS, (INTS,), lambda builder, value: builder.sub(value, constant(INTS, 128)))
 read_place = _operation(
     types.int64, (types.int64,), lambda builder, address: builder.load(_at(builder, address, ir.IntType(64)))
 )
