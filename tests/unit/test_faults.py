@@ -280,7 +280,7 @@ class Touch:
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty:UserWarning")
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.BytesIO")  # torch 2.14 on Python 3.13 leaves it
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.BytesIO")  # torch 2.14 on 3.13
 def test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing(compose, tmp_path):
     cfg = compose("train", *TRAIN, *FIT)
     folder = keys.predictor_folder(cfg)
