@@ -64,6 +64,7 @@ def test_an_unbroken_run_leaves_traces_and_a_predictor(unbroken):
     assert len(names) == SHARDS * len(PARTS) + 6  # these, and the four above with metrics.csv
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [0])
 def test_killed_again_and_again_the_same_command_ends_with_the_same_files(
     unbroken, run, start, tmp_path, seed
