@@ -178,8 +178,9 @@ def test_a_bigram_that_has_seen_nothing_of_use_is_no_worse_than_the_unigram():
 
 
 def test_it_predicts_held_out_text_far_better_than_a_bigram(mini, held_out, card):
-    """0.7 nats on the text of the card; the documentation of another Python is another text."""
-    assert loss_of(mini, held_out[::8]) < stated(card, "bigram") - 0.5
+    """The documentation of another Python is another text than that of the card."""
+    better = 0.7 if f"Python {platform.python_version()}," in card else 0.5
+    assert loss_of(mini, held_out[::8]) < stated(card, "bigram") - better
 
 
 @pytest.mark.slow

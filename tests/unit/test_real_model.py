@@ -81,11 +81,12 @@ def test_dropping_what_matters_least_costs_less_than_dropping_anything(real, win
     assert found["dense"] < found["oracle"] < found["random"] / 3
 
 
-def test_batch_size_1_and_8_give_the_same_accuracy_and_sparsity(real):
+@pytest.mark.parametrize("criterion", ["plainact", pytest.param("l2_norm", marks=pytest.mark.nightly)])
+def test_batch_size_1_and_8_give_the_same_accuracy_and_sparsity(real, criterion):
     asked = questions(TOPICS, real.tokenizer, 3, 3, 24, 8, 0)
     results = []
     for batch_size in (1, 8):
-        with sparse(real.model, Oracle("plainact"), SparsityPolicy(0.3), "prompt") as run:
+        with sparse(real.model, Oracle(criterion), SparsityPolicy(0.3), "prompt") as run:
             results.append((choice_accuracy(run, asked, batch_size), run.planner.kept, run.planner.total))
     assert results[0] == results[1]
 

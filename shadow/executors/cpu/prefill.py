@@ -69,14 +69,7 @@ def prefill(
     """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come: key-value heads
     that no head will need are not stored, nor computed where no head needs them now."""
     sizes = weights.sizes
-    h = read_lines(weights.embedding, prompt.ids)
-    angles = None
-    if turns is None:
-        h = h + torch.from_numpy(weights.positions)[prompt.positions + sizes.first]
-    else:
-        frequencies, factor = turns
-        turning = prompt.positions[..., None].float() * frequencies
-        angles = (turning.cos() * factor)[:, None], (turning.sin() * factor)[:, None]
+    h, angles = embedded(weights, turns, prompt)
     left = []
     for layer in range(sizes.layers):
         enter(layer, h)
@@ -91,9 +84,17 @@ def prefill(
     return normed(weights, weights.last_norm, 0, h), left
 
 
-def read_lines(rows: In, ids: Tensor) -> Tensor:
-    """-> float32 [..., E]."""
-    return read(rows, 0, ids.flatten()).view(*ids.shape, -1)
+def embedded(
+    weights: Weights | ChannelWeights, turns: tuple[Tensor, float] | None, prompt: Prompt
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """-> what the first layer reads, float32 [B, T, E], and cosine and sine of the angles by which heads are
+    turned, if any: [B, 1, T, D / 2] each."""
+    h = read(weights.embedding, 0, prompt.ids.flatten()).view(*prompt.ids.shape, -1)
+    if turns is None:
+        return h + torch.from_numpy(weights.positions)[prompt.positions + weights.sizes.first], None
+    frequencies, factor = turns
+    turning = prompt.positions[..., None].float() * frequencies
+    return h, ((turning.cos() * factor)[:, None], (turning.sin() * factor)[:, None])
 
 
 def project(rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from shadow.executors.cpu.cache import Remembered
 from shadow.executors.cpu.channels import ChannelWeights
-from shadow.executors.cpu.matrices import read
-from shadow.executors.cpu.prefill import Prompt, normed, turned
+from shadow.executors.cpu.prefill import Prompt, embedded, normed, turned
 from shadow.executors.cpu.products import along
 from shadow.models.sites import SiteKey
 
@@ -21,14 +20,7 @@ def prefill_channels(
 ) -> tuple[Tensor, list[Remembered]]:
     """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come."""
     sizes = weights.sizes
-    h = read(weights.embedding, 0, prompt.ids.flatten()).view(*prompt.ids.shape, -1)
-    angles = None
-    if turns is None:
-        h = h + torch.from_numpy(weights.positions)[prompt.positions + sizes.first]
-    else:
-        frequencies, factor = turns
-        turning = prompt.positions[..., None].float() * frequencies
-        angles = (turning.cos() * factor)[:, None], (turning.sin() * factor)[:, None]
+    h, angles = embedded(weights, turns, prompt)
     groups, left = torch.arange(sizes.kv_heads), []
     heads = (sizes.heads, sizes.kv_heads, sizes.kv_heads)
 
