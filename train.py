@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     import logging
+    import os
 
     from shadow.artifacts import hub
     from shadow.jobs import checks, estimate, fitting, loading, stores
@@ -23,13 +24,15 @@ def main(cfg: DictConfig) -> float | None:
             return None
         lm = loading.load_lm(cfg)
         store = stores.get_traces(cfg, lm)
-        log.info("traces: %s", store.folder)
+        log.info("traces -> %s", store.folder)
         if cfg.stage == "traces" or not is_trained(cfg):
             log.info("stage=%s predictor=%s: nothing to fit", cfg.stage, cfg.predictor.name)
             return None
         folder = fitting.get_predictor(cfg, lm, this.loggers)
-        metrics = hub.read_config(folder)["metrics"]
-        log.info("predictor: %s", folder)
+        config = hub.read_config(folder)
+        log.info("predictor: %s -> %s", fitting.in_words(config), folder)
+        this.record["predictor"] = {"folder": os.path.relpath(folder, cfg.paths.root_dir)}
+        metrics = config["metrics"]
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}
         return metrics["val/mass@50"]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from shadow.terminal.bars import counted
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, Loss, logits_of
 from shadow.errors import UserError
@@ -50,7 +50,7 @@ def removal(
     """
     dense = _losses(model, batch, loss)
     found = {}
-    for site, chosen in tqdm(units.items(), desc="removal", leave=False):
+    for site, chosen in counted(units.items(), "removal", "sites"):
         # a row of a pass for each pair of a unit and a row of the batch
         pairs = torch.cartesian_prod(chosen.cpu(), torch.arange(len(batch.ids)))
         losses = []

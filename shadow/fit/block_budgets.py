@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from shadow.terminal.bars import counted
 from shadow.data.batches import Batch, logits_of
 from shadow.executors.replaced import replace_method
 from shadow.models.kinds import find_sites
@@ -61,7 +61,7 @@ def extend(
     layer, as theirs are. Theirs are steps of seven projections; here those that read one input go together.
     """
     found: Paths = {}
-    for layer in tqdm(layers_of(model, scorer, policy, batches), desc="budgets", leave=False):
+    for layer in counted(layers_of(model, scorer, policy, batches), "budgets", "layers"):
         path = list(paths.get(layer.number, []))
         scores = dense_scores(model, scorer, layer)
         while len(path) * step < policy.level - 1e-9:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from shadow.terminal.bars import counted
 from shadow.data.batches import Batch
 from shadow.fit.budgets import Budgets, Cost, mean_loss, share_out
 from shadow.models.kinds import find_sites
@@ -43,7 +43,7 @@ def learn(
     dense = mean_loss(model, scorer, replace(policy, level=0), decided_at, stand_in, batches)
     costs: dict[SiteKey, list[Cost]] = {(0, slot): [] for slot in weights}
     tried = [(slot, level) for slot in weights for level in levels_of(probes, policy.level)]
-    for slot, level in tqdm(tried, desc="budgets", leave=False):
+    for slot, level in counted(tried, "budgets", "levels"):
         kind = kind_of(slot)
         alone = replace(policy, level=level, kinds=[kind], slots=[slot] if kind == "channel" else None)
         loss = mean_loss(model, scorer, alone, decided_at, stand_in, batches) - dense

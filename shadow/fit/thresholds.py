@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from shadow.terminal.bars import counted
 from shadow.data.batches import Batch, logits_of
 from shadow.errors import UserError
 from shadow.fit.quantiles import Quantiles
@@ -51,7 +51,7 @@ def learn(
     if {signal.point for signal in signals} <= OF_THE_SITE:
         return learn_densely(model, scorer, policy, decided_at, batches, sites)
     found: dict[SiteKey, float] = {}
-    for signal in tqdm(signals, desc="thresholds", leave=False):
+    for signal in counted(signals, "thresholds", "signals"):
         unknown = set(range(len(find_layers(model)))) - {layer for layer, _ in found}
         so_far = replace(policy, thresholds=found, dense_layers=sorted(unknown))
         for key, scores in scores_at(signal, model, scorer, so_far, decided_at, stand_in, batches).items():
@@ -87,7 +87,7 @@ def learn_densely(
 
     asked = scorer.signals([site for key, site in sites.items() if policy.prunes(key)])
     with hook_signals(model, asked, count):
-        for batch in tqdm(batches, desc="thresholds", leave=False):
+        for batch in counted(batches, "thresholds", "batches"):
             batch = batch.to(model.device)
             real = batch.real()
             pool = {"token": None, "prompt": batch.in_prompt(), "sequence": real}[decided_at]
