@@ -91,8 +91,7 @@ class ReportCallback(Callback):
 
         written = self.write(folder)
         log.info("%s", self.summary(folder))
-        files = [*written.figures.values(), written.report, written.page]
-        log.info("drawn -> %s", ", ".join(map(str, files)))
+        log.info("drawn -> %s", written.page)
         if with_wandb:
             upload(written)
 

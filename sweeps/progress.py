@@ -37,7 +37,7 @@ class Progress:
         return f"{words}, about {duration((self.jobs - self.known) * self.seconds)}"
 
     def left(self, ended: int, fresh: int) -> str:
-        """ended: jobs of this sweep, of which so many have measured something; empty: nothing tells it yet."""
+        """ended: jobs of this sweep, of which so many have measured something; empty: too early to say."""
         known = max(0, self.known - (ended - fresh))  # of those that are still to come
         rest = self.jobs - ended - known
         if rest <= 0 or not fresh:
@@ -101,8 +101,7 @@ def usual_seconds(records: Iterable[dict[str, Any]], config: DictConfig) -> floa
     found = [
         record["seconds"]
         for record in records
-        if not record.get("reused_from")
-        and {name: record["settings"].get(name) for name in wanted} == wanted
+        if not record.get("reused_from") and {name: record["settings"].get(name) for name in wanted} == wanted
     ]
     return statistics.median(found) if found else None
 

@@ -33,7 +33,9 @@ class ProgressCallback(Callback):
         records = [record for file in folder_of(config).glob("*/run.json") if (record := read(file))]
         own = read(Path(config.hydra.runtime.output_dir) / "run.json") or {}
         left = self.progress.left(len(records), sum(not one.get("reused_from") for one in records))
-        chosen = [word for word in config.hydra.overrides.task if split_override(word)[0] in self.progress.varied]
+        chosen = [
+            word for word in config.hydra.overrides.task if split_override(word)[0] in self.progress.varied
+        ]
         words = f"{len(records)} of {self.progress.jobs} jobs: {' '.join(chosen)}"
         if own.get("status") == "done":
             log.info("%s", "; ".join(filter(None, [f"{words}: {figures(own['metrics'])}", left])))
@@ -44,7 +46,9 @@ class ProgressCallback(Callback):
         folder = folder_of(config)
         if config.get("task_name") == "train" and (folder / best_trial.RESULTS).is_file():
             found = (read(file) for file in folder.glob("*/run.json"))
-            for line in best_trial.in_words(folder, [one for one in found if one and one["status"] == "done"]):
+            for line in best_trial.in_words(
+                folder, [one for one in found if one and one["status"] == "done"]
+            ):
                 log.info("%s", line)
 
 

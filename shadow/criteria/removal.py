@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.terminal.bars import counted
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, Loss, logits_of
 from shadow.errors import UserError
 from shadow.models.kinds import find_sites
 from shadow.models.sites import Site
 from shadow.signals import hook_sites
+from shadow.terminal.bars import counted
 
 
 @dataclass(frozen=True)

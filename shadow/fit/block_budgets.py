@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from shadow.terminal.bars import counted
 from shadow.data.batches import Batch, logits_of
 from shadow.executors.replaced import replace_method
 from shadow.models.kinds import find_sites
@@ -18,6 +17,7 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal, hook_signals, hook_sites
+from shadow.terminal.bars import counted
 
 Paths = dict[int, list[str]]  # of each layer: the slots that lose a step, one after the other
 MOST = 0.95  # of a site that goes

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.terminal.bars import counted
 from shadow.criteria.one_pass import row_losses
 from shadow.data.batches import Batch, Loss
 from shadow.front import sparse
@@ -19,6 +18,7 @@ from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
+from shadow.terminal.bars import counted
 
 
 class Cost(NamedTuple):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shadow.terminal.bars import stage
 from shadow.errors import UserError
 from shadow.models.sites import KINDS, Kind
+from shadow.terminal.bars import stage
 from shadow.traces.shards import EMBEDDINGS, FEATURES, Rows
 from shadow.traces.store import Traces
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from shadow.terminal.bars import counted
 from shadow.data.batches import Batch
 from shadow.fit.budgets import Budgets, Cost, mean_loss, share_out
 from shadow.models.kinds import find_sites
@@ -14,6 +13,7 @@ from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
+from shadow.terminal.bars import counted
 
 MOST = 0.95  # of a slot that goes
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.terminal.bars import counted
 from shadow.data.batches import Batch, logits_of
 from shadow.errors import UserError
 from shadow.fit.quantiles import Quantiles
@@ -23,6 +22,7 @@ from shadow.plans.rules import kept, protected
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal, hook_signals
+from shadow.terminal.bars import counted
 
 OF_THE_SITE = {"gate", "up", "site"}  # what is seen in the moment in which it is decided
 

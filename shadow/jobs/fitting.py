@@ -36,7 +36,11 @@ from shadow.traces.store import Traces
 
 log = logging.getLogger(__name__)
 
-RANKS = {"mass@50": "mass@50", "recall@50": "recall@50", "spearman": "Spearman"}  # of the line that ends a fit
+RANKS = {
+    "mass@50": "mass@50",
+    "recall@50": "recall@50",
+    "spearman": "Spearman",
+}  # of the line that ends a fit
 
 
 def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
@@ -145,7 +149,9 @@ def in_words(config: dict[str, Any]) -> str:
     for name, title in RANKS.items():
         if f"val/{name}" in metrics:
             words.append(f"{title} {metrics[f'val/{name}']:.3f} (static {metrics[f'val/static_{name}']:.3f})")
-    size = f"{config['parameters'] / 1e6:.2g} M parameters, {100 * config['share_of_model']:.2g} % of the model"
+    size = (
+        f"{config['parameters'] / 1e6:.2g} M parameters, {100 * config['share_of_model']:.2g} % of the model"
+    )
     return "; ".join([size, *words])
 
 

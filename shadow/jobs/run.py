@@ -57,6 +57,7 @@ class Job:
                 "threads": torch.get_num_threads(),
             },
             "reused_from": None,
+            "kept_in": None,
             "achieved": {},
             "bytes": {},
             "metrics": {},

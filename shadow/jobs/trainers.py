@@ -12,7 +12,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from shadow.fit.checkpoints import WholeCheckpoints
 from shadow.jobs.config import STRATEGIES
 
-
 log = logging.getLogger(__name__)
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from lm_eval import evaluate
 
-from shadow.terminal.bars import stage
 from shadow.criteria.one_pass import token_losses
 from shadow.data.batches import IGNORED, Example, batched
 from shadow.data.tasks import check_shots, load_tasks, require_tasks, task_specs
@@ -16,6 +15,7 @@ from shadow.data.texts import Question
 from shadow.executors.run import Run
 from shadow.measures.sparse_hf import BatchSize, SparseHFLM, check_rolling, rows_of
 from shadow.models.load import LM
+from shadow.terminal.bars import stage
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where Lightning, torchrun and Slurm say which process this is
+RANKS = (
+    "RANK",
+    "LOCAL_RANK",
+    "SLURM_PROCID",
+)  # where Lightning, torchrun and Slurm say which process this is
 CONSOLE = Console()  # lines and bars share it, so that a line does not break a bar
 
 
