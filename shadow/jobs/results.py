@@ -90,9 +90,14 @@ def times(ours: Record) -> Rows:
     for name in names:
         if not name.endswith(SPREAD[1:]):
             found = [ours.metrics.get(name + end) for end in SPREAD]
-            cells = [MISSING if one is None else f"{one.value:,.4g}" for one in found]
+            cells = [MISSING if one is None else digits(one.value) for one in found]
             rows.append([name.removeprefix(LATENCY).replace("_", " "), *cells])
     return rows
+
+
+def digits(value: float) -> str:
+    """Three that count, and all of whole numbers."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def agreements(ours: Record, judged: str) -> Rows:

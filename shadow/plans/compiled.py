@@ -8,8 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.event import Event, Listener, register
 
 log = logging.getLogger(__name__)
+
+
+class SaysOnce(Listener):
+    """One line before the first function is compiled, of those that no earlier process has kept."""
+
+    said = False
+
+    def on_start(self, event: Event) -> None:
+        function = event.data["dispatcher"].py_func.__module__
+        if not self.said and function.startswith("shadow."):
+            self.said = True
+            log.warning(
+                "compiling executor=gathered for this processor: half a minute, once; later processes find it"
+            )
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+register("numba:compile", SaysOnce())
 
 
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Any]:

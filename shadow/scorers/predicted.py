@@ -76,6 +76,15 @@ class Predicted:
             )
         return found
 
+    def __repr__(self) -> str:
+        units = " and ".join(f"{count} {kind}s" for kind, count in self.shape.units.items())
+        levels = sorted({level for _, level in self.policies})
+        return (
+            f"Predicted({self.weights / 1e6:.2g} M parameters; scores {units} in each of layers {self.first} "
+            f"to {self.shape.layers - 1} from taps {list(self.taps)}; thresholds for levels "
+            f"{levels or 'none'})"
+        )
+
     @property
     def first(self) -> int:
         """The first layer that is scored."""
