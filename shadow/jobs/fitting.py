@@ -30,6 +30,7 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Mean, Zero
 from shadow.scorers.nets import TapNet
 from shadow.scorers.predicted import Predicted
+from shadow.terminal.digits import digits
 from shadow.traces import shards
 from shadow.traces.sparse_states import PrunedStates
 from shadow.traces.store import Traces
@@ -149,9 +150,8 @@ def in_words(config: dict[str, Any]) -> str:
     for name, title in RANKS.items():
         if f"val/{name}" in metrics:
             words.append(f"{title} {metrics[f'val/{name}']:.3f} (static {metrics[f'val/static_{name}']:.3f})")
-    size = (
-        f"{config['parameters'] / 1e6:.2g} M parameters, {100 * config['share_of_model']:.2g} % of the model"
-    )
+    share = digits(100 * config["share_of_model"])
+    size = f"{digits(config['parameters'] / 1e6)} M parameters, {share} % of the model"
     return "; ".join([size, *words])
 
 

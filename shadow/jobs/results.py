@@ -18,6 +18,7 @@ from shadow.sweeps.records.reading import record as read
 from shadow.sweeps.records.record import Measured, Record
 from shadow.sweeps.reports.cells import MISSING, cell, difference_cell, metric_cell, metric_name, percent
 from shadow.sweeps.reports.markdown import aligned
+from shadow.terminal.digits import digits
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +94,6 @@ def times(ours: Record) -> Rows:
             cells = [MISSING if one is None else digits(one.value) for one in found]
             rows.append([name.removeprefix(LATENCY).replace("_", " "), *cells])
     return rows
-
-
-def digits(value: float) -> str:
-    """Three that count, and all of whole numbers."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def agreements(ours: Record, judged: str) -> Rows:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import platform
 import subprocess
 import time
@@ -71,7 +72,7 @@ class Job:
             if name == "wandb":
                 node["offline"] = is_offline(node["offline"])
                 if node["group"] is None and hydra.mode == RunMode.MULTIRUN:
-                    node["group"] = str(hydra.sweep.dir)
+                    node["group"] = os.path.relpath(hydra.sweep.dir, settings["paths"]["root_dir"])
             self.loggers.append(instantiate(node))
             begin(self.loggers[-1], settings)
 

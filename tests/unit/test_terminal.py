@@ -130,7 +130,9 @@ def test_outside_a_job_a_stop_is_one_line_too(capsys):
 
 
 def test_compiling_is_said_once_before_it_begins_and_others_compile_unheard(caplog):
-    says, of_numba = SaysOnce(), SimpleNamespace(__module__="numba.core")
-    for function in (of_numba, SaysOnce, SaysOnce):
+    says = SaysOnce()
+    for module in ("numba.core.x", "shadow.executors.cpu.decode", "shadow.plans.selection") * 2:
+        function = SimpleNamespace(__module__=module)
         says.on_start(SimpleNamespace(data={"dispatcher": SimpleNamespace(py_func=function)}))
-    assert [one.getMessage()[:29] for one in caplog.records] == ["compiling executor=gathered f"]
+    words = [one.getMessage().split(" for ")[0] for one in caplog.records]
+    assert words == ["compiling executor=gathered", "compiling the choice of units"]
