@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from . import best_trial
 from .progress import Progress, begin, read
+from .records.metrics import is_accuracy, is_perplexity
 from .records.variants import split_override
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def folder_of(config: DictConfig) -> Path:
 
 
 def figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """A job's first ones."""
-    shown = list(metrics)[:SHOWN]
+    """Its perplexity and an accuracy, where it has them, else others."""
+    shown = sorted(metrics, key=lambda name: (not is_perplexity(name), not is_accuracy(name), len(name)))
+    shown = [name for n, name in enumerate(shown) if n == 0 or not is_perplexity(name)][:SHOWN]
     return ", ".join(f"{name} {metrics[name]['value']:.4g}" for name in shown) or "nothing was measured"
