@@ -13,11 +13,11 @@ ASKED = "val/mass@50"  # what train.py returns
 def in_words(folder: Path, records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Two lines. records: of the sweep's jobs that ended well, below the folder."""
     records = list(records)
-    results = OmegaConf.load(folder / RESULTS)
-    value = results.get("best_value")
-    if value is None:  # of several directions
+    results = OmegaConf.to_container(OmegaConf.load(folder / RESULTS))
+    if not isinstance(results, dict) or "best_value" not in results:  # of several directions
         return []
-    params = " ".join(f"{key}={found}" for key, found in results.best_params.items())
+    value = results["best_value"]
+    params = " ".join(f"{key}={found}" for key, found in results["best_params"].items())
     lines = [f"best of {len(records)} trials: {params}: {ASKED} {value:.3f}"]
     best = [one for one in records if one["metrics"].get(ASKED, {}).get("value") == value]
     if not best:

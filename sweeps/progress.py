@@ -86,7 +86,7 @@ def read(file: Path) -> dict[str, Any] | None:
 
 def is_there(record: dict[str, Any], config: DictConfig) -> bool:
     """Whether its point is still kept."""
-    kept = record.get("kept_in")
+    kept = str(record.get("kept_in") or "")
     return bool(kept) and (Path(config.paths.artifact_dir) / "points" / kept).is_file()
 
 
