@@ -5,9 +5,9 @@ python benchmarks/llama_cpp.py MODEL GGUF [--threads 1] [--storage int4 int8] [-
 First: pip install -e .[llama-cpp]
 
 MODEL: the folder of the same model's weights in float32; GGUF: its file. --teal: levels of predictor=teal,
-whose thresholds are learnt on TRAIN (files of JSON lines with a `page` each), first layer dense. --learnt: the
-file of budgets and the folder of the stand-in that a job with sparsity=learnt names. --alone: llama.cpp, with
-nothing of ours in its process. Of each row:
+whose thresholds are learnt on TRAIN (files of JSON lines with a `page` each), first layer dense. --learnt:
+the file of budgets and the folder of the stand-in that a job with sparsity=learnt names. --alone: llama.cpp,
+with nothing of ours in its process. Of each row:
 tokens a second by the clock; milliseconds of processor time a token, which others on the same cores disturb
 less; and with TEST, over windows that are fed token by token to the very same run, nats over the dense
 float32 model, the KL divergence from it, and how often both hold the same word for the likeliest.
