@@ -84,7 +84,7 @@ def cure(groups: Sequence[str] = TRAINS) -> str:
     return f"make it with `{train_command(groups)}`, or set make_missing=true"
 
 
-def train_command(groups: Sequence[str]) -> str:
+def train_command(groups: Sequence[str] = TRAINS) -> str:
     """What makes what this job misses, from this job's own overrides of these, as this job was started."""
     kept = [
         override
