@@ -1,1 +1,1 @@
-"""A Hugging Face folder that is sparse when it is loaded. `import shadow` comes by here: nothing is imported."""
+"""A Hugging Face folder that is sparse when it is loaded. Light: `import shadow` comes by here."""
