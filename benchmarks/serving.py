@@ -25,7 +25,22 @@ import torch
 from shadow.serving.command import HERE, listen
 from shadow.serving.served import Served, load
 
-WORDS = ["the", "river", "ran", "through", "an", "old", "town", "where", "nobody", "had", "seen", "rain", "return", "of", "a", "list", "with", "its", "first", "item"]
+WORDS = [
+    "the",
+    "river",
+    "ran",
+    "through",
+    "an",
+    "old",
+    "town",
+    "nobody",
+    "had",
+    "seen",
+    "return",
+    "of",
+    "list",
+    "item",
+]
 
 
 class Request(NamedTuple):

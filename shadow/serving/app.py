@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -145,7 +146,10 @@ def tell_errors(app: FastAPI) -> None:
     async def of_others(request: Request, error: HTTPException) -> JSONResponse:
         return told(ApiError(str(error.detail), error.status_code))
 
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s failed", request.url.path, exc_info=error)
-        return told(ApiError(f"the server failed ({type(error).__name__}): its log says more", 500))
+    @app.middleware("http")
+    async def unforeseen(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Any:
+        try:
+            return await call_next(request)
+        except Exception as error:  # the connection goes on, and other requests with it
+            log.error("%s failed", request.url.path, exc_info=error)
+            return told(ApiError(f"the server failed ({type(error).__name__}): its log says more", 500))
