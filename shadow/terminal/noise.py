@@ -1,7 +1,9 @@
 """What libraries say that nobody can use, each known by its words and its module; all else is heard."""
 
 import logging
+import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 WARNINGS = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", r"pytorch_lightning\."),  # 2.6 on torch 2.13
     (r"Checkpoint directory .* exists and is not empty", r"pytorch_lightning\."),  # it is to go on from
+    (r"The number of training batches \(\d+\) is smaller than the logging interval", r"pytorch_lightning\."),
     (r"The '\w+' does not have many workers", r"pytorch_lightning\."),  # data that lie in memory need none
 )
 # logger, and what its line begins with
@@ -21,6 +24,12 @@ LINES = {
     ),
     "lm_eval.evaluator": ("Overwriting default num_fewshot",),
 }
+
+
+def keep_bars_from_files() -> None:
+    """Of libraries that draw them by tqdm, where nobody looks on; before these are imported."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @contextmanager
