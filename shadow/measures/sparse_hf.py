@@ -100,6 +100,9 @@ class SparseHFLM(HFLM):
             )
         return super()._model_generate(context, max_length, stop, **generation)
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, barless(disable_tqdm))
+
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         check_rolling(self.run)
         self._longest = max(len(self.scored(one.args[0])) for one in requests)
