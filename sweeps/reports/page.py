@@ -11,8 +11,9 @@ from markdown_it.renderer import RendererProtocol
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
-from ..figures.interactive import to_html
 from ..figures.panels import Figure
+from ..figures.web import SCRIPT, to_html
+from ..figures.web import STYLE as FIGURES
 from ..files import writing
 
 STYLE = """
@@ -51,7 +52,10 @@ def write_page(report: Path, figures: Mapping[str, Figure], file: Path) -> None:
     body = markdown.render(report.read_text(encoding="utf-8"))
     title = html.escape(report.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "))
     script = f"<script>{get_plotlyjs()}</script>" if figures else ""
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>{script}'
-    page = f"<!DOCTYPE html>\n<html><head>{head}</head>\n<body>\n{body}</body></html>\n"
+    wide = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    style = f"<style>{STYLE}{FIGURES}</style>"
+    head = f'<meta charset="utf-8">{wide}<title>{title}</title>{style}{script}'
+    inside = f"<head>{head}</head>\n<body>\n{body}<script>{SCRIPT}</script></body>"
+    page = f'<!DOCTYPE html>\n<html lang="en">{inside}</html>\n'
     with writing(file) as unfinished:
         unfinished.write_text(page, encoding="utf-8")

@@ -48,9 +48,11 @@ def summary(report: Report, folders: Iterable[Path], against: str) -> str:
 def write_markdown(report: Report, sections: list[Section], written: Written) -> None:
     """A section for each chart, then the jobs that failed and the settings that all points share."""
     folder, points = written.report.parent, written.points
-    names = ", ".join(section.chart.name for section in sections)
-    lines = [f"# {report.title.format(points=len(points))}: {names or 'nothing yet'}", ""]
+    alone = sections[0].chart.name if len(sections) == 1 else ""
+    title = ": ".join([report.title, *([alone] if alone else [])])
+    lines = [f"# {title}" if sections else f"# {report.title}: nothing yet", ""]
     for section in sections:
+        lines += [] if alone else [f"## {section.chart.name}", ""]
         lines += lines_of(section, report.stem, written.figures.get(section.chart.name), folder)
         lines += origins(section.chart.records, folder) if report.lists_origins else []
     lines += failures(written.records, folder)
@@ -62,7 +64,8 @@ def write_markdown(report: Report, sections: list[Section], written: Written) ->
 
 def lines_of(section: Section, stem: str, figure: Path | None, folder: Path) -> list[str]:
     image = f"![{stem}]({beside(figure, folder)})" if figure else "There is nothing to draw."
-    lines = [f"## {section.chart.name}", "", image, "", section.legend, ""]
+    lines = [f"**{section.answer}**", ""] if section.answer else []
+    lines += [image, "", section.legend, ""]
     lines += [*(f"- {note}" for note in section.chart.notes), ""] if section.chart.notes else []
     for table in section.tables:
         header, *rows = bold(table.rows, table.best)

@@ -112,7 +112,7 @@ def test_every_sweep_has_a_report() -> None:
 
 
 def test_a_report_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must be one of curve, criteria, .* got heat"):
+    with pytest.raises(ValueError, match=r"must be one of curve, methods, criteria, .* got heat"):
         ReportCallback("heat")
 
 

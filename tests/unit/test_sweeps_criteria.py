@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from run_records import csv_rows, only_section, table_of, write_report
 from run_records import write_job as write_record
 from shadow.sweeps.differences.nats import NATS
-from shadow.sweeps.figures.looks import look
+from shadow.sweeps.figures.looks import looks_of
 from shadow.sweeps.figures.png import draw
 from shadow.sweeps.records.points_csv import rows_of as rows_of_points
 from shadow.sweeps.records.reading import read
@@ -418,7 +418,7 @@ def test_a_panel_for_each_scorer_and_kinds_where_a_criterion_always_looks_the_sa
 
 def test_fourteen_criteria_look_different() -> None:
     names = [str(number) for number in range(13)]
-    looks = [look(name, names) for name in [*names, "random"]]
+    looks = list(looks_of([*names, "random"]).values())
     assert len({(one.colour, one.dash) for one in looks}) == 14
     assert len({one.marker for one in looks}) == 13  # that of no criterion but `random` is shared, and grey
 
