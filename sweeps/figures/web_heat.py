@@ -12,7 +12,8 @@ from .shades import Shades, number
 from .web_plot import Drawing
 
 ROW, AROUND = 44, 110  # pixels: the height of a row of cells, and of what is above and below
-DENSE_ROW = 14  # of one whose cells have no number
+LOW_ROWS = 420  # of all rows together, where cells have no number
+MOST_NAMES = 30  # beside or below cells without numbers
 LETTER = 7  # pixels of one beside a row
 STEPS = 9  # colours that a bar and a scale are told by
 
@@ -32,11 +33,8 @@ def heat(panel: Heat, shades: Shades) -> Drawing:
         "zmin": 0,
         "zmax": 1,
         "text": [
-            [
-                f"{panel.rows[n]}, {panel.columns[m]}<br>{cell.text}" if cell else ""
-                for m, cell in enumerate(row)
-            ]
-            for n, row in enumerate(cells)
+            [f"{html.escape(f'{cell.row}, {cell.column}')}<br>{cell.text}" if cell else "" for cell in row]
+            for row in cells
         ],
         "hovertemplate": "%{text}<extra></extra>",
         "colorscale": [[n / (STEPS - 1), colour] for n, colour in enumerate(colours(shades))],
@@ -46,7 +44,7 @@ def heat(panel: Heat, shades: Shades) -> Drawing:
     }
     names = {"zeroline": False, "showgrid": False, "tickmode": "array", "ticks": ""}
     layout = {
-        "height": AROUND + len(panel.rows) * (ROW if panel.numbers else DENSE_ROW),
+        "height": AROUND + (len(panel.rows) * ROW if panel.numbers else LOW_ROWS),
         "margin": {"l": 24 + LETTER * max(map(len, panel.rows), default=0), "r": 14, "t": 30, "b": 60},
         "font": {"color": INK, "size": 12},
         "plot_bgcolor": NO_CELL if panel.numbers else "white",
@@ -64,7 +62,7 @@ def heat(panel: Heat, shades: Shades) -> Drawing:
 
 def ticks(names: list[str], numbers: bool) -> dict[str, list]:
     """Every name, or as many as have room where rows are low."""
-    every = 1 if numbers else max(1, math.ceil(len(names) / 40))
+    every = 1 if numbers else max(1, math.ceil(len(names) / MOST_NAMES))
     shown = range(0, len(names), every)
     return {"tickvals": list(shown), "ticktext": [html.escape(names[n]) for n in shown]}
 
