@@ -5,8 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..curves.chart import Chart
+from ..differences.references import DENSE
 from ..files import write_csv, writing
+from ..records.merging import one_per_point
 from ..records.reading import read_some
+from ..records.record import RecordError
+from . import AGAINST
 from .markdown import aligned, beside, bold, markdown
 from .page import write_page
 from .provenance import failures, origins, positions, shared_settings, unfinished
@@ -30,6 +34,16 @@ def write(report: Report, folders: Iterable[Path], out: Path, against: str) -> W
     write_page(file, drawn, written.page)
     log.info("points: %d, failed jobs: %d -> %s", len(written.points), len(records.failed), written.page)
     return written
+
+
+def require_known(against: str, folders: Iterable[Path]) -> None:
+    """Refuses a scorer that no point has; the default one may be missing."""
+    names = [record.point.scorer for record in one_per_point(read_some(folders).done)]
+    known = sorted({AGAINST, DENSE, *names, *(name.split(" ")[0] for name in names)})
+    if against not in known:
+        raise RecordError(
+            f"--against must be a scorer of these points, one of {', '.join(known)}, got {against}"
+        )
 
 
 def summary(report: Report, folders: Iterable[Path], against: str) -> str:
