@@ -15,6 +15,7 @@ from .png_plot import draw_plot
 PLOT = (4.4, 3.5)  # inches of a panel
 SMALL = (2.7, 2.6)  # of one of many that share their axes
 SQUARE = 0.62  # of a cell
+PAD = 0.08  # around what is drawn
 LETTER = 0.068  # of a legend's name
 
 
@@ -25,6 +26,7 @@ def draw(figure: Figure) -> Drawing | None:
     n_columns = max(map(len, figure.rows))
     width, height = size_of(figure, n_columns)
     drawing = Drawing(figsize=(width, height), dpi=150, layout="constrained")
+    drawing.get_layout_engine().set(w_pad=PAD, h_pad=PAD)  # type: ignore[union-attr]
     grid = drawing.subplots(
         len(figure.rows), n_columns, squeeze=False, sharex=figure.shared, sharey=figure.shared
     )
