@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..files import writing
 from .looks import INK
@@ -25,8 +26,7 @@ def draw(figure: Figure) -> Drawing | None:
         return None
     n_columns = max(map(len, figure.rows))
     width, height = size_of(figure, n_columns)
-    drawing = Drawing(figsize=(width, height), dpi=150, layout="constrained")
-    drawing.get_layout_engine().set(w_pad=PAD, h_pad=PAD)  # type: ignore[union-attr]
+    drawing = Drawing(figsize=(width, height), dpi=150, layout=ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD))
     grid = drawing.subplots(
         len(figure.rows), n_columns, squeeze=False, sharex=figure.shared, sharey=figure.shared
     )
