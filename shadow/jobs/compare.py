@@ -66,8 +66,9 @@ def compare(cfg: DictConfig, texts: Sequence[str]) -> str:
     """-> what the console is to show."""
     from shadow.executors.masked import Masked
     from shadow.front import sparse
-    from shadow.jobs import checks, ingredients, learnt, loading, policies, stores
+    from shadow.jobs import checks, loading
     from shadow.jobs.method import executor_of, policy_of
+    from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
     from shadow.measures import one_text
     from shadow.sweeps.one_text import Names, write_page
@@ -78,10 +79,7 @@ def compare(cfg: DictConfig, texts: Sequence[str]) -> str:
         checks.check_scorer(cfg)
         lm = loading.placed(cfg, loading.load_lm(cfg))
         ids = one_text.require_text(lm, text, cfg.continuation)
-        scorer = ingredients.get_scorer(cfg, lm, this.loggers)
-        stand_in = stores.get_stand_in(cfg, lm, scorer)
-        policy = policies.get_policy(cfg, lm, scorer, stand_in)
-        stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, this.loggers)
+        scorer, policy, stand_in = prepared(cfg, lm, this.loggers)
         given = lm.model, scorer, policy, cfg.sparsity.decided_at
         found = one_text.compare(
             lm,
