@@ -99,6 +99,7 @@ def test_dense_comes_once_though_every_scorer_has_level_0(tmp_path: Path) -> Non
         write_job(tmp_path / str(n), level, scorer)
     section = only_section(tmp_path)
     assert [row[0] for row in table_of(section, "Points")] == ["scorer", "dense", "unified", "random"]
+    assert section.legend.startswith("3 points. ")
     assert not section.chart.notes
 
 
