@@ -98,7 +98,7 @@ class ReportCallback(Callback):
 
     def say_unended(self, folder: Path, with_wandb: bool) -> None:
         """Draws and uploads nothing: at exit no thread may start."""
-        if not folder.is_dir():
+        if next(folder.rglob("run.json"), None) is None:
             return  # the sweep did not get as far as its first job
         log.info("%s", self.summary(folder))
         report = folder / f"{REPORTS[self.report].stem}.md"

@@ -2,16 +2,14 @@
 
 import re
 import shlex
-import sys
-from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from shadow.artifacts import learnt_stand_ins
 from shadow.artifacts.hub import CONFIG
+from shadow.commands.scripts import spoken
 from shadow.errors import UserError
-from shadow.jobs import commands
 from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
 from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, traces_folder
 from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, ranks_layers
@@ -91,5 +89,4 @@ def train_command() -> str:
         for override in HydraConfig.get().overrides.task
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
     ]
-    installed = Path(sys.argv[0]).parent == commands.PACKAGE / "scripts"
-    return shlex.join([*(["shadow-train"] if installed else ["python", "train.py"]), *kept])
+    return " ".join([spoken("train"), *map(shlex.quote, kept)])
