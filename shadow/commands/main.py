@@ -39,10 +39,24 @@ def lm_eval(words: Words) -> None:
     run()
 
 
+def ls(words: Words) -> None:
+    from shadow.commands.ls import ls as tell
+
+    tell(words)
+
+
+def rm(words: Words) -> None:
+    from shadow.commands.rm import rm as remove
+
+    remove(words)
+
+
 COMMANDS = {
     "train": Command("collect a model's traces and fit a predictor", train),
     "evaluate": Command("make a model sparse and measure it", evaluate),
     "sweep": Command("measure many settings, and draw the curve", sweep),
+    "ls": Command("tell what was made and run", ls),
+    "rm": Command("take artifacts away", rm),
     "lm-eval": Command("lm-eval's own command, with --model shadow", lm_eval),
 }
 

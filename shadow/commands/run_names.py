@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 
 from hydra.core.override_parser.types import Override
 
@@ -26,8 +27,8 @@ def run_name(overrides: Sequence[Override]) -> str:
         key, value = override.key_or_group, str(override.input_line).partition("=")[2]
         if key.partition(".")[0].partition("/")[0] in ELSEWHERE or override.is_delete():
             continue
-        part = f"{key.rpartition('.')[2]}={short(value)}" if "." in key else short(value)
-        parts.append(part)
+        is_group = (files("shadow.conf") / key.partition("@")[0]).is_dir()
+        parts.append(short(value) if is_group else f"{key.rpartition('.')[2]}={short(value)}")
     text = "-".join(parts)[:LONGEST].rstrip("-=,")
     return f"-{text}" if text else ""
 
