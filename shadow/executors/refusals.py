@@ -39,11 +39,6 @@ def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) 
 
 def _of_any(facts: Facts) -> str | None:
     """Whatever its kind of unit."""
-    if facts.corrects:
-        return (
-            "executor=gathered does not change what projections write, as a learnt stand-in does: use "
-            "executor=masked, or sparsity.learnt.windows=0"
-        )
     if "row" in (facts.policy.kinds or ()):
         return "executor=gathered reads no rows of the lm_head by a plan yet: use executor=masked"
     if facts.policy.tokens not in ("all", "decode"):
@@ -86,6 +81,11 @@ def _of_scorer(facts: Facts) -> str | None:
     scorer = facts.scorer
     if wrong := _of_any(facts):
         return wrong
+    if facts.corrects:
+        return (
+            "executor=gathered changes what is written behind channels alone, as a learnt stand-in does: use "
+            "executor=masked, or sparsity.learnt.windows=0"
+        )
     if scorer.looks:
         return (
             f"executor=gathered runs no {scorer.name}, which must see a sample before it is run: use "

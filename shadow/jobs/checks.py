@@ -23,7 +23,7 @@ from shadow.plans.facts import DecidedAt
 from shadow.plans.refusals import refusal
 
 STAGES = ("estimate", "traces", "predictor")
-BUDGETS = ("uniform", "greedy", "global", "block", "slots", "tails", "angular")
+BUDGETS = ("uniform", "greedy", "global", "block", "divergence", "tails", "angular")
 
 
 def check_train(cfg: DictConfig) -> None:
@@ -128,7 +128,7 @@ def check_sparsity(cfg: DictConfig) -> None:
 
 
 def check_shares(cfg: DictConfig) -> None:
-    """The settings of sparsity.budgets=slots and block, and what the latter cannot share out."""
+    """The settings of sparsity.budgets=divergence and block, and what the latter cannot share out."""
     settings, facts = cfg.sparsity, facts_of(cfg)
     require_whole("sparsity.block.windows", settings.block.windows, 1)
     require_number("sparsity.block.step", settings.block.step, "in (0, 0.5]", lambda step: 0 < step <= 0.5)

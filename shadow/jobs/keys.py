@@ -116,7 +116,7 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
         del sparsity["learnt"]
     if cfg.sparsity.slot_levels is None:
         del sparsity["slot_levels"]
-    for budgets, setting in (("block", "block"), ("slots", "slot_probes")):
+    for budgets, setting in (("block", "block"), ("divergence", "slot_probes")):
         if cfg.sparsity.budgets != budgets:
             del sparsity[setting]
     settings: dict[str, Any] = {

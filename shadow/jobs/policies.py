@@ -58,10 +58,10 @@ def learn_budgets(
     start = time.monotonic()
     batches, decided_at = JobIngredients(cfg, lm).sample(), cfg.sparsity.decided_at
     learnt: dict[str, Any] = {}
-    if cfg.sparsity.budgets in ("greedy", "slots"):
+    if cfg.sparsity.budgets in ("greedy", "divergence"):
         ranked, probes = replace(policy, scope="layer"), list(cfg.sparsity.slot_probes)
         given = lm.model, scorer, ranked, decided_at, stand_in, batches
-        by_slot = cfg.sparsity.budgets == "slots"
+        by_slot = cfg.sparsity.budgets == "divergence"
         found = slot_budgets.learn(*given, probes) if by_slot else budgets.learn(*given)
         learnt = {
             "levels": rows_of(found.levels),

@@ -1,5 +1,7 @@
 """The gathered executor reads rows of the inputs that stay, decided at each projection's own input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
-from shadow.plans.stand_ins import Mean, Zero
+from shadow.plans.stand_ins import Learnt, Mean, Zero
 from shadow.scorers.inputs import InputMagnitude
 
 POLICIES = {
@@ -50,6 +52,35 @@ def of_rounded_weights(lm: LM, make_lm, storage: str) -> LM:
 def batches(ids: Tensor) -> list[Batch]:
     lengths = torch.full((len(ids),), ids.shape[1])
     return [Batch(ids, lengths, lengths, ids.roll(-1, 1))]
+
+
+def learnt_behind(lm: LM, policy: SparsityPolicy) -> Learnt:
+    sites, draw = find_sites(lm.model, ["channel"]), torch.Generator().manual_seed(0)
+    stand_in = Learnt([site for site in sites if policy.prunes(site.key)], Zero())
+    for values in stand_in.parameters():
+        values.data += 0.2 * torch.randn(values.shape, generator=draw)
+    return stand_in
+
+
+@pytest.mark.parametrize("rule", ["thresholds", "some slots", "decode"])
+def test_both_executors_change_what_is_written_behind_the_channels(lm, make_lm, rule):
+    """OPT has biases, which the factors change too."""
+    ids, policy, scorer = prompts(2, 18), POLICIES[rule], InputMagnitude()
+    weights = of_rounded_weights(lm, make_lm, "int4")
+    if policy.scope == "threshold":
+        policy = replace(
+            policy, thresholds=learn(weights.model, scorer, policy, "token", Zero(), batches(ids))
+        )
+    stand_in = learnt_behind(lm, policy)
+    with sparse(weights.model, scorer, policy, stand_in=stand_in) as run:
+        expected, read = fed(weights, ids), run.bytes()
+    executor = Gathered("int4", states="float32")
+    with sparse(lm.model, scorer, policy, stand_in=stand_in, executor=executor) as run:
+        found, also_read = fed(lm, ids), run.bytes()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert also_read == read
+    with sparse(lm.model, scorer, policy, executor=executor):
+        assert (fed(lm, ids) - found).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -117,3 +148,18 @@ def test_channels_that_a_prompt_decides_and_means_in_their_place_are_refused(tin
         sparse(tiny_llama.model, scorer, policy, stand_in=means, executor=executor),
     ):
         pass
+
+
+def test_stand_ins_of_ones_own_are_refused_not_left_out(tiny_llama):
+    executor, policy = Gathered("int4"), SparsityPolicy(0.5)
+
+    class Other(Zero):
+        def __call__(self, site, x, keep):
+            return x + 1
+
+    for stand_in, message in ((Other(), "or mean, .* got Other"), (lambda *given: given[1], "got function")):
+        with (
+            pytest.raises(UserError, match=message),
+            sparse(tiny_llama.model, InputMagnitude(), policy, stand_in=stand_in, executor=executor),
+        ):
+            pass

@@ -135,7 +135,7 @@ def test_what_cannot_carry_it_out_refuses(tiny_llama):
     stand_in = Learnt([site for site in sites if policy.prunes(site.key)], Zero())
     scorer = Fixed(random_scores(sites, 0))
     with (
-        pytest.raises(UserError, match="does not change what projections write"),
+        pytest.raises(UserError, match="changes what is written behind channels alone"),
         sparse(tiny_llama.model, scorer, policy, stand_in=stand_in, executor=Gathered()),
     ):
         pass

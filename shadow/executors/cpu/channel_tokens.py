@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from shadow.errors import UserError
 from shadow.executors.cpu.cache import Remembered
-from shadow.executors.cpu.channels import SLOTS, ChannelWeights, above_of
+from shadow.executors.cpu.channels import SLOTS, ChannelWeights, above_of, written_of
 from shadow.executors.cpu.decode import Bench, Memory
 from shadow.executors.cpu.decode_channels import Channels, step_channels
 from shadow.executors.cpu.grouped import VECTOR, OutRows
@@ -18,6 +18,7 @@ from shadow.executors.cpu.scoring import Choice
 from shadow.executors.cpu.team import Team
 from shadow.executors.planner import Planner
 from shadow.models.sites import SiteKey
+from shadow.plans.stand_ins import Learnt
 
 
 class ChannelTokens:
@@ -29,13 +30,16 @@ class ChannelTokens:
                 "executor=gathered puts nothing in the place of channels that it drops: use "
                 "sparsity.stand_in=zero, or executor=masked"
             )
+        sites, stand_in = planner.corrected_sites, planner.stand_in
         self.planner, self.weights = planner, weights
+        self.written = written_of(weights, sites, stand_in if isinstance(stand_in, Learnt) else None)
+        self.corrected = {site.key: site for site in sites}
         self.above = above_of(model, planner.policy)
         self.signals = {(signal.layer, signal.slot): signal for signal in planner.signals}
         self.room: Channels | None = None
 
     def read(self, turns: tuple[Tensor, float] | None, prompt: Prompt) -> tuple[Tensor, list[Remembered]]:
-        return prefill_channels(self.weights, turns, prompt, self.drop)
+        return prefill_channels(self.weights, turns, prompt, self.drop, self.correct)
 
     def drop(self, key: SiteKey, x: Tensor) -> Tensor:
         """x: [B, T, U], the input of a site -> without what its plan drops."""
@@ -43,6 +47,15 @@ class ChannelTokens:
             self.planner.decide(self.signals[key], x)
         keep = self.planner.keep(key)
         return x if keep is None else torch.where(keep, x, 0.0)
+
+    def correct(self, key: SiteKey, x: Tensor, y: Tensor) -> Tensor:
+        """y: [B, T, N], what the readers of a site have written of x, one behind the other."""
+        site = self.corrected.get(key)
+        if site is None:
+            return y
+        parts = y.split([projection.out_features for projection in site.readers], -1)
+        found = [self.planner.correct(site, reader, x, part) for reader, part in enumerate(parts)]
+        return torch.cat([part if new is None else new for part, new in zip(parts, found)], -1)
 
     def run(
         self,
@@ -59,7 +72,7 @@ class ChannelTokens:
             self.room = self.empty(team.members, len(ids))
         self.room.kept[:] = 0
         args = (choice, memory, bench, ids.numpy(), real.numpy(), position)
-        team.run(step_channels, self.weights, self.above, self.room, *args)
+        team.run(step_channels, self.weights, self.above, self.written, self.room, *args)
         return self.room.kept
 
     def empty(self, members: int, rows: int) -> Channels:

@@ -15,7 +15,9 @@ from shadow.executors.cpu.weights import Norms, bias_of, in_groups_of, linear_of
 from shadow.executors.families import LayerParts, Sizes, describe
 from shadow.executors.options import BITS, Storage
 from shadow.models.kinds import find_sites
+from shadow.models.sites import Site
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Learnt, name_of
 
 SLOTS = ("qkv", "o", "gate_up", "down")
 QKV, OUTPUT, GATE_UP, DOWN = range(4)
@@ -50,6 +52,34 @@ class Above(NamedTuple):
     way: np.ndarray
     keep: np.ndarray
     above: np.ndarray
+
+
+class Written(NamedTuple):
+    """What becomes of a sum of rows: it is multiplied, and then added to. float32 [L, outputs] each."""
+
+    qkv_factor: np.ndarray
+    qkv_bias: np.ndarray
+    o_factor: np.ndarray
+    o_bias: np.ndarray
+    gate_up_factor: np.ndarray
+    gate_up_bias: np.ndarray
+    down_factor: np.ndarray
+    down_bias: np.ndarray
+
+
+def written_of(weights: ChannelWeights, sites: Sequence[Site], stand_in: Learnt | None) -> Written:
+    """Biases, and behind these sites what was learnt: f * (sum + bias) + a."""
+    biases = {slot: getattr(weights, f"{slot}_bias").copy() for slot in SLOTS}
+    factors = {slot: np.ones_like(bias) for slot, bias in biases.items()}
+    for site in sites:
+        assert stand_in is not None
+        names = [name_of(site, reader) for reader in range(len(site.readers))]
+        factor = torch.cat([stand_in.factors[name] for name in names]).detach().float().numpy()
+        addend = torch.cat([stand_in.addends[name] for name in names]).detach().float().numpy()
+        factors[site.slot][site.layer] = factor
+        biases[site.slot][site.layer] = factor * biases[site.slot][site.layer] + addend
+    each = {f"{slot}_factor": found for slot, found in factors.items()}
+    return Written(**each, **{f"{slot}_bias": found for slot, found in biases.items()})
 
 
 def above_of(model: PreTrainedModel, policy: SparsityPolicy) -> Above:

@@ -98,44 +98,46 @@ def add_up(x, units, rows, layer, slot, above, room, y, bench, real, member, mem
 
 
 @compiled(FAST)
-def add_to_stream(h, y, rows, bias, layer, member, members):
+def add_to_stream(h, y, rows, factor, bias, layer, member, members):
     """h: [B, E] += this member's outputs."""
     _, _, start, stop = blocks_of(rows, member, members)
     column = rows.column
     for b in range(len(h)):
         for e in range(start, stop):
-            h[b, e] += y[b, column[e]] + bias[layer, e]
+            h[b, e] += y[b, column[e]] * factor[layer, e] + bias[layer, e]
 
 
 @compiled()
-def part(y, rows, bias, layer, start, out, member, members):
+def part(y, rows, factor, bias, layer, start, out, member, members):
     """out: [B, N] becomes the outputs from `start` on, of this member's share."""
     column = rows.column
     first, last = share(out.shape[1], member, members)
     for b in range(len(y)):
         for n in range(first, last):
-            out[b, n] = y[b, column[start + n]] + bias[layer, start + n]
+            out[b, n] = y[b, column[start + n]] * factor[layer, start + n] + bias[layer, start + n]
 
 
 @compiled()
-def neurons(sizes, room, bench, rows, bias, layer, member, members):
+def neurons(sizes, room, bench, rows, factor, bias, layer, member, members):
     """What this member's share of the neurons say."""
     y, column, said, up, gate = room.gate_up, rows.column, room.said, bench.up, bench.gate
     first, last = share(sizes.neurons, member, members)
     behind = sizes.neurons if sizes.gated else 0
     for b in range(len(y)):
         for f in range(first, last):
-            gate[b, f] = y[b, column[f]] + bias[layer, f]
-            up[b, f] = y[b, column[behind + f]] + bias[layer, behind + f]
+            gate[b, f] = y[b, column[f]] * factor[layer, f] + bias[layer, f]
+            above = behind + f
+            up[b, f] = y[b, column[above]] * factor[layer, above] + bias[layer, above]
             said[b, f] = say(up, gate, sizes.gated, b, f)
 
 
 @compiled()
 def step_channels(
-    weights, above, room, choice, memory, bench: Bench, ids, real, position, board, member, members
+    weights, above, written, room, choice, memory, bench: Bench, ids, real, position, board, member, members
 ):
     """ids: int64 [B], the token at this position of each row -> bench.logits; real: bool [B], rows that count
     towards what was kept. All heads attend."""
+    factor, bias = written.qkv_factor, written.qkv_bias
     sizes = weights.sizes
     rows, width, inner = len(ids), sizes.width, sizes.heads * sizes.head_width
     stored = sizes.kv_heads * sizes.head_width
@@ -153,9 +155,9 @@ def step_channels(
         follow = start_of(weights.o, layer)
         add_up(x, width, weights.qkv, layer, QKV, above, room, room.qkv, bench, real, member, members, follow)
         meet(board, members)
-        part(room.qkv, weights.qkv, weights.qkv_bias, layer, 0, bench.query, member, members)
-        part(room.qkv, weights.qkv, weights.qkv_bias, layer, inner, bench.key, member, members)
-        part(room.qkv, weights.qkv, weights.qkv_bias, layer, inner + stored, bench.value, member, members)
+        part(room.qkv, weights.qkv, factor, bias, layer, 0, bench.query, member, members)
+        part(room.qkv, weights.qkv, factor, bias, layer, inner, bench.key, member, members)
+        part(room.qkv, weights.qkv, factor, bias, layer, inner + stored, bench.value, member, members)
         meet(board, members)
         then = ticked(clock, PROJECTED, then)
         remember(sizes, layer, memory, position, bench, member, members)
@@ -182,7 +184,7 @@ def step_channels(
             members,
             follow,
         )
-        add_to_stream(h, room.o, weights.o, weights.o_bias, layer, member, members)
+        add_to_stream(h, room.o, weights.o, written.o_factor, written.o_bias, layer, member, members)
         meet(board, members)
         then = ticked(clock, OUTPUT_PART, then)
         norm(weights, weights.neuron_norm, layer, h, x)
@@ -193,7 +195,10 @@ def step_channels(
             members, follow,
         )  # fmt: skip
         meet(board, members)
-        neurons(sizes, room, bench, weights.gate_up, weights.gate_up_bias, layer, member, members)
+        neurons(
+            sizes, room, bench, weights.gate_up, written.gate_up_factor, written.gate_up_bias, layer, member,
+            members,
+        )  # fmt: skip
         meet(board, members)
         further = layer + 1 < sizes.layers
         follow = start_of(weights.qkv, layer + 1) if further else start_of(weights.vocabulary, 0)
@@ -201,7 +206,9 @@ def step_channels(
             room.said, sizes.neurons, weights.down, layer, DOWN, above, room, room.down, bench, real, member,
             members, follow,
         )  # fmt: skip
-        add_to_stream(h, room.down, weights.down, weights.down_bias, layer, member, members)
+        add_to_stream(
+            h, room.down, weights.down, written.down_factor, written.down_bias, layer, member, members
+        )
         meet(board, members)
         then = ticked(clock, FFN, then)
     norm(weights, weights.last_norm, 0, h, x)

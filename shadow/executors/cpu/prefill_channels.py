@@ -13,10 +13,11 @@ from shadow.executors.cpu.products import along
 from shadow.models.sites import SiteKey
 
 Plan = Callable[[SiteKey, Tensor], Tensor]  # told a site and its input [B, T, U] -> what it becomes
+Correct = Callable[[SiteKey, Tensor, Tensor], Tensor]  # and what is written of it, [B, T, N] -> that
 
 
 def prefill_channels(
-    weights: ChannelWeights, turns: tuple[Tensor, float] | None, prompt: Prompt, plan: Plan
+    weights: ChannelWeights, turns: tuple[Tensor, float] | None, prompt: Prompt, plan: Plan, correct: Correct
 ) -> tuple[Tensor, list[Remembered]]:
     """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come."""
     sizes = weights.sizes
@@ -26,7 +27,8 @@ def prefill_channels(
 
     def through(slot: str, layer: int, x: Tensor) -> Tensor:
         bias = torch.from_numpy(getattr(weights, f"{slot}_bias")[layer])
-        return along(plan((layer, slot), x), getattr(weights, slot), layer) + bias
+        x = plan((layer, slot), x)
+        return correct((layer, slot), x, along(x, getattr(weights, slot), layer) + bias)
 
     for layer in range(sizes.layers):
         x = through("qkv", layer, normed(weights, weights.attention_norm, layer, h))
