@@ -11,6 +11,11 @@ import yaml
 LONGEST = 60  # characters of a name that differences may take
 CRITERION, SEED = "l2_deviation", 1234
 UNTOLD = ("_target_", "name", "source", "shape", "path", "terms", "format", "seed")
+# what is left open in conf/ is among settings as what it comes to
+FOLLOWS: dict[str, tuple[object, ...]] = {
+    "sparsity.kinds": (["head", "neuron"], ["channel"], ["neuron"]),
+    "sparsity.stand_in": ("zero", "mean", "own"),
+}
 GROUPS = ("predictor", "sparsity", "trainer", "model", "data", "traces")
 MADE_OF = ("fit", "sample", "traces", "predictor")
 NAMED = ("model", "predictor")  # groups whose option has its name among its settings
@@ -25,7 +30,7 @@ def differences(settings: Mapping[str, Any]) -> dict[str, Any]:
         option = data if group == "data" else option_of(group, values)
         usual = option_values(group, option)
         for name, value in flat(values).items():
-            told = name.partition(".")[0] not in UNTOLD
+            told = name.partition(".")[0] not in UNTOLD and value not in FOLLOWS.get(f"{group}.{name}", ())
             if told and not is_open(usual.get(name)) and usual.get(name) != value:
                 found[f"{group}.{name}"] = value
     if data != "builtin" and "data" in groups:

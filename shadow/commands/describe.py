@@ -72,7 +72,43 @@ TASKS = {
             ("sweep=methods model=opt-mini", "all methods on one axis of bytes"),
         ),
     ),
+    "recommend": Task(
+        "Try cheap methods on a language model, from low levels to high, and write the one that skips most "
+        "weight bytes within a budget of lost quality: a folder that from_pretrained loads.",
+        (
+            "budget",
+            "contenders",
+            "levels",
+            "windows",
+            "folder",
+            "model.path",
+            "data.windows",
+            "measure.dtype",
+        ),
+        (
+            ("model=opt-mini", "at most 0.1 nats over dense"),
+            ("model.path=/my/model budget=0.05 data=text data.train=my.jsonl", "on text of your own"),
+            (
+                "model=opt-mini contenders=[[teal,learnt],[teal,block]] data.windows=320",
+                "with learnt stand-ins",
+            ),
+        ),
+    ),
+    "export": Task(
+        "Write the sparse model of these settings, with its card, as a folder that from_pretrained loads.",
+        ("folder", "make_missing", "sparsity.level", "sparsity.decided_at", "measure.dtype"),
+        (
+            ("model=opt-mini predictor=teal sparsity=threshold make_missing=true", "at level 0.5"),
+            (
+                "model=opt-mini predictor=teal sparsity=threshold sparsity.level=0.4 folder=mine",
+                "in a folder of yours",
+            ),
+            ("model=opt-mini predictor=few_taps make_missing=true", "with a trained predictor"),
+        ),
+    ),
 }
+
+SCRIPTS = ("train", "evaluate")  # which have a file of their own, and are what the others are made from
 
 
 class Line(NamedTuple):
@@ -84,14 +120,15 @@ class Line(NamedTuple):
 def of_task(task: str, words: Sequence[str] = ()) -> str:
     """words: overrides; all settings of the options that they choose are told, too."""
     told, chosen = TASKS[task], choices(task, words)
+    also = f"   or python {task}.py ..." if task in SCRIPTS else ""
     given = [group for group in chosen if any(word.startswith(f"{group}=") for word in words)]
-    lines = {line.setting: line for line in lines_of(files("shadow.conf") / f"{task}.yaml")}
+    lines = {line.setting: line for line in lines_of_task(task)}
     for group, option in chosen.items():
         lines |= {line.setting: line for line in lines_of_option(group, option or "")}
     parts = [
         paragraph(told.about),
         "",
-        f"  shadow {task} [GROUP=OPTION] [SETTING=VALUE] ...   or python {task}.py ...",
+        f"  shadow {task} [GROUP=OPTION] [SETTING=VALUE] ...{also}",
         "",
         "Options, the chosen one of each group first:",
         *(option_lines(group, option) for group, option in chosen.items() if len(options_of(group)) > 1),
@@ -115,10 +152,27 @@ def examples(task: str) -> list[str]:
 
 def choices(task: str, words: Sequence[str]) -> dict[str, str | None]:
     """Of each group of the task the option that is chosen, by these words or as usual."""
-    entries = yaml.safe_load((files("shadow.conf") / f"{task}.yaml").read_text(encoding="utf-8"))["defaults"]
-    usual = {name: option for entry in entries if isinstance(entry, dict) for name, option in entry.items()}
+    usual = usual_options(task)
     given = {group: option for group, _, option in (word.partition("=") for word in words) if group in usual}
     return {name: option for name, option in {**usual, **given}.items() if options_of(name)}
+
+
+def usual_options(task: str) -> dict[str, str | None]:
+    """As its defaults list has them, and those of the task that it is made from."""
+    found: dict[str, str | None] = {}
+    for entry in yaml.safe_load((files("shadow.conf") / f"{task}.yaml").read_text(encoding="utf-8"))[
+        "defaults"
+    ]:
+        if isinstance(entry, dict):
+            found |= {name.removeprefix("override "): option for name, option in entry.items()}
+        elif entry != "_self_":
+            found |= usual_options(entry)
+    return found
+
+
+def lines_of_task(task: str) -> list[Line]:
+    parent = [] if task in SCRIPTS else lines_of(files("shadow.conf") / "evaluate.yaml")
+    return [*parent, *lines_of(files("shadow.conf") / f"{task}.yaml")]
 
 
 def options_of(group: str) -> list[str]:

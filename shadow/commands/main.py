@@ -39,6 +39,24 @@ def lm_eval(words: Words) -> None:
     run()
 
 
+def export(words: Words) -> None:
+    from shadow.jobs.export import main as run
+
+    run(words)
+
+
+def recommend(words: Words) -> None:
+    from shadow.jobs.recommend import main as run
+
+    run(words)
+
+
+def serve(words: Words) -> None:
+    from shadow.serving.command import main as run
+
+    run(words)
+
+
 def ls(words: Words) -> None:
     from shadow.commands.ls import ls as tell
 
@@ -55,6 +73,9 @@ COMMANDS = {
     "train": Command("collect a model's traces and fit a predictor", train),
     "evaluate": Command("make a model sparse and measure it", evaluate),
     "sweep": Command("measure many settings, and draw the curve", sweep),
+    "recommend": Command("find the method that skips most within a budget", recommend),
+    "export": Command("write a checkpoint that is sparse when it is loaded", export),
+    "serve": Command("serve such a checkpoint by an OpenAI-compatible API", serve),
     "ls": Command("tell what was made and run", ls),
     "rm": Command("take artifacts away", rm),
     "lm-eval": Command("lm-eval's own command, with --model shadow", lm_eval),

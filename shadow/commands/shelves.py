@@ -10,7 +10,13 @@ from typing import Any
 from shadow.artifacts.usual import differences
 
 # of each kind the file that is there when it is whole; of budgets the file is all
-WHOLE = {"traces": "manifest.json", "predictors": "config.json", "stand_ins": "config.json", "budgets": ""}
+WHOLE = {
+    "traces": "manifest.json",
+    "predictors": "config.json",
+    "stand_ins": "config.json",
+    "checkpoints": "config.json",
+    "budgets": "",
+}
 UNFINISHED = "unfinished: the same command goes on"
 
 
@@ -76,6 +82,8 @@ def quality_of(kind: str, content: Mapping[str, Any]) -> str:
         return best_metric(content["metrics"])
     if kind == "stand_ins":
         return f"KL {content['kl']:.3g} on calibration"
+    if kind == "checkpoints":
+        return "sparse when it is loaded"
     if kind == "traces":
         return f"{max(content['sizes'].values(), default=0)} windows of {', '.join(sorted(content['parts']))}"
     return f"from {content.get('windows', '?')} windows"
