@@ -114,8 +114,8 @@ def held_out(cfg: DictConfig, lm: "LM") -> list["Example"]:
     there = calibration_data(cfg).examples(lm)
     if len(there) < first + cfg.windows:
         raise UserError(
-            f"the calibration has {len(there)} windows: methods learn from {first}, and {cfg.windows} more are "
-            f"measured on, so give windows={max(len(there) - first, 2)} or less, or more of data"
+            f"the calibration has {len(there)} windows: methods learn from {first}, and {cfg.windows} are "
+            f"measured on: give windows={max(len(there) - first, 2)} or less, or more of data"
         )
     found = there[first : first + cfg.windows]
     return found if "tasks" in cfg.data else [Example(one.ids, 0) for one in found]
