@@ -11,18 +11,9 @@ def main(cfg: DictConfig) -> float | None:
     import logging
 
     from shadow.front import sparse
-    from shadow.jobs import (
-        checks,
-        ingredients,
-        learnt,
-        loading,
-        measures,
-        point_records,
-        policies,
-        predictor_curve,
-        stores,
-    )
+    from shadow.jobs import checks, loading, measures, point_records, predictor_curve
     from shadow.jobs.method import executor_of
+    from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
 
     log = logging.getLogger("evaluate")
@@ -33,10 +24,7 @@ def main(cfg: DictConfig) -> float | None:
         known = point_records.find(cfg, this.record)
         if known is None:
             lm = loading.placed(cfg, loading.load_lm(cfg))
-            scorer = ingredients.get_scorer(cfg, lm, this.loggers)
-            stand_in = stores.get_stand_in(cfg, lm, scorer)
-            policy = policies.get_policy(cfg, lm, scorer, stand_in)
-            stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, this.loggers)
+            scorer, policy, stand_in = prepared(cfg, lm, this.loggers)
             lm = loading.measured_lm(cfg)
             executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
             with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
