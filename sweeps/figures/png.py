@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Drawing
 
 from ..files import writing
 from .looks import INK
-from .panels import Figure, Heat, Plot, names_of
+from .panels import Figure, Heat, Plot, looks_in
 from .png_heat import draw_heats
 from .png_plot import draw_plot
 
@@ -28,14 +28,14 @@ def draw(figure: Figure) -> Drawing | None:
     grid = drawing.subplots(
         len(figure.rows), n_columns, squeeze=False, sharex=figure.shared, sharey=figure.shared
     )
-    names = names_of(figure.panels)
+    looks = looks_in(figure.panels)
     plots = [panel for row in figure.rows for panel in row if isinstance(panel, Plot)]
     heats: list[tuple[Axes, Heat]] = []
     for row, panels in zip(grid, figure.rows):
         for ax, panel in zip(row, [*panels, *[None] * (n_columns - len(panels))]):
             ax.set_visible(panel is not None)
             if isinstance(panel, Plot):
-                draw_plot(ax, panel, names, plots if figure.shared else [panel])
+                draw_plot(ax, panel, looks, plots if figure.shared else [panel])
             elif panel:
                 heats.append((ax, panel))
     draw_heats(drawing, heats)
