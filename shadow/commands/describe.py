@@ -94,6 +94,19 @@ TASKS = {
             ),
         ),
     ),
+    "compare": Task(
+        "Let the dense and the sparse model go on with a text, side by side, and write a page of what each "
+        "token lost and which units stayed.",
+        ("continuation", "make_missing", "sparsity.level", "sparsity.decided_at", "sparsity.tokens"),
+        (
+            ('"The capital of France is" predictor=teal', "with the default model"),
+            (
+                '"An object" model=opt-mini predictor=teal sparsity=threshold sparsity.level=0.3',
+                "by thresholds",
+            ),
+            ('"A tuple is" model=opt-mini predictor=few_taps continuation=0', "the text alone"),
+        ),
+    ),
     "export": Task(
         "Write the sparse model of these settings, with its card, as a folder that from_pretrained loads.",
         ("folder", "make_missing", "sparsity.level", "sparsity.decided_at", "measure.dtype"),
@@ -120,6 +133,7 @@ class Line(NamedTuple):
 def of_task(task: str, words: Sequence[str] = ()) -> str:
     """words: overrides; all settings of the options that they choose are told, too."""
     told, chosen = TASKS[task], choices(task, words)
+    first = '"TEXT" ' if task == "compare" else ""
     also = f"   or python {task}.py ..." if task in SCRIPTS else ""
     given = [group for group in chosen if any(word.startswith(f"{group}=") for word in words)]
     lines = {line.setting: line for line in lines_of_task(task)}
@@ -128,7 +142,7 @@ def of_task(task: str, words: Sequence[str] = ()) -> str:
     parts = [
         paragraph(told.about),
         "",
-        f"  shadow {task} [GROUP=OPTION] [SETTING=VALUE] ...{also}",
+        f"  shadow {task} {first}[GROUP=OPTION] [SETTING=VALUE] ...{also}",
         "",
         "Options, the chosen one of each group first:",
         *(option_lines(group, option) for group, option in chosen.items() if len(options_of(group)) > 1),

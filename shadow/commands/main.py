@@ -39,6 +39,12 @@ def lm_eval(words: Words) -> None:
     run()
 
 
+def compare(words: Words) -> None:
+    from shadow.jobs.compare import main as run
+
+    run(words)
+
+
 def export(words: Words) -> None:
     from shadow.jobs.export import main as run
 
@@ -73,6 +79,7 @@ COMMANDS = {
     "train": Command("collect a model's traces and fit a predictor", train),
     "evaluate": Command("make a model sparse and measure it", evaluate),
     "sweep": Command("measure many settings, and draw the curve", sweep),
+    "compare": Command("put dense and sparse text side by side, and which units stayed", compare),
     "recommend": Command("find the method that skips most within a budget", recommend),
     "export": Command("write a checkpoint that is sparse when it is loaded", export),
     "serve": Command("serve such a checkpoint by an OpenAI-compatible API", serve),

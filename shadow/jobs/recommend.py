@@ -124,16 +124,13 @@ def held_out(cfg: DictConfig, lm: "LM") -> list["Example"]:
 def measured(cfg: DictConfig, lm: "LM", windows: list["Example"], loggers: list) -> tuple["Metric", float]:
     """-> the perplexity, and the share of the weights' bytes that was skipped."""
     from shadow.front import sparse
-    from shadow.jobs import ingredients, learnt, policies, stores
     from shadow.jobs.method import executor_of
+    from shadow.jobs.prepared import prepared
     from shadow.measures.evaluation import perplexity
 
-    scorer = ingredients.get_scorer(cfg, lm, loggers)
-    stand_in = stores.get_stand_in(cfg, lm, scorer)
-    policy = policies.get_policy(cfg, lm, scorer, stand_in)
-    stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, loggers)
-    given = {"stand_in": stand_in, "executor": executor_of(cfg)}
-    with sparse(lm.model, scorer, policy, cfg.sparsity.decided_at, **given) as run:
+    scorer, policy, stand_in = prepared(cfg, lm, loggers)
+    executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
+    with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
         found = perplexity(run, lm, windows, cfg.measure.batch_size)["perplexity"]
     return found, run.bytes()["skipped"]
 
