@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from shadow.commands import describe
+from shadow.commands.comments import options_of
 from shadow.commands.scripts import run
 from shadow.errors import UserError, meant
 
@@ -13,7 +14,7 @@ def sweep(words: Sequence[str]) -> None:
     if name in ("-h", "--help"):
         print(help_text())
         return
-    known = describe.options_of("sweep")
+    known = options_of("sweep")
     if name not in known:
         near = meant(name, known) or f": give one of {', '.join(known)}"
         raise UserError(f"the first word after `shadow sweep` names the sweep, got {name!r}{near}")
@@ -21,7 +22,7 @@ def sweep(words: Sequence[str]) -> None:
 
 
 def help_text() -> str:
-    told = [describe.hanging(f"  {name}", about(name), 20) for name in describe.options_of("sweep")]
+    told = [describe.hanging(f"  {name}", about(name), 20) for name in options_of("sweep")]
     parts = [
         describe.paragraph(
             "Measure many settings, a job each, and draw what came out. Run again, it goes on from what is "

@@ -1,11 +1,10 @@
 """The command `shadow`: help, typos, names of artifacts and of runs, what lies there, and taking it away."""
 
-import json
+import shlex
 import subprocess
 import sys
 
 import pytest
-import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
@@ -14,12 +13,14 @@ from omegaconf import OmegaConf
 from shadow.artifacts.files import alone, key_of, write_json
 from shadow.artifacts.usual import differences, in_name
 from shadow.commands import describe, main
+from shadow.commands.comments import options_of, usual_options
 from shadow.commands.ls import ls
 from shadow.commands.overrides import composed, parsed
 from shadow.commands.rm import rm
 from shadow.commands.run_names import run_name
+from shadow.commands.tasks import TASKS
 from shadow.errors import UserError
-from shadow.jobs import command_line, keys
+from shadow.jobs import command_line, ingredients, keys, loading, recommend
 from shadow.jobs.command_line import prepare
 from shadow.jobs.config import model_label
 from shadow.jobs.refused import RefusalCallback
@@ -27,22 +28,24 @@ from shadow.jobs.refused import RefusalCallback
 # Help
 
 
-@pytest.mark.parametrize("task", describe.TASKS)
-def test_help_tells_every_group_and_each_setting_that_it_names(root, task):
+@pytest.mark.parametrize("task", TASKS)
+def test_help_tells_every_group_and_each_setting_that_it_names(task):
     text = describe.of_task(task, ["model=opt-mini"])
-    entries = yaml.safe_load((root / "conf" / f"{task}.yaml").read_text())["defaults"]
-    groups = [name for entry in entries if isinstance(entry, dict) for name in entry]
+    groups = [name for name in usual_options(task) if len(options_of(name)) > 1]
+    assert {"model", "predictor", "sweep"} <= set(groups)
     for group in groups:
-        if len(describe.options_of(group)) > 1:
-            assert f"  {group}=" in text, group
-            assert all(option in text for option in describe.options_of(group)), group
-    for setting in describe.TASKS[task].settings:
-        assert f"  {setting}=" in text, setting
-    assert "share of units removed" in text or task == "train"
+        assert all(option in text for option in [f"  {group}=", *options_of(group)]), group
+    assert [name for name in TASKS[task].settings if f"  {name}=" not in text] in ([], ["contenders"])
     assert "opt-mini (chosen)" in text
     assert max(map(len, text.splitlines())) <= 110
-    for words, _ in describe.TASKS[task].examples:
-        composed(task, [word for word in words.split() if word != "-m"])
+    for words, _ in TASKS[task].examples:
+        assert f"shadow {task} {words}" in text
+
+
+def test_the_examples_of_help_compose():
+    for task in ("train", "recommend", "compare"):
+        words = shlex.split(TASKS[task].examples[1][0])
+        composed(task, [word for word in words if "=" in word])
 
 
 def test_help_of_an_option_has_the_comments_of_what_it_is_made_from():
@@ -99,15 +102,8 @@ def test_a_command_that_there_is_not_is_refused(monkeypatch, tmp_path, words, me
     [
         (["model=opt-min"], "model=opt-min names no option of model: did you mean opt-mini?"),
         (["-m", "model=tiny-opt,opt-min"], "model=opt-min names no option of model: did you mean opt-mini?"),
-        (["sweep=acuracy_curve"], "did you mean accuracy_curve?"),
-        (["predictor=zzz"], "give one of cats, cfsp"),
-        (["-m", "model=glob(x*)"], "model=glob(x*) matches none of falcon-7b"),
         (["predictr=unified"], "there is no setting predictr: did you mean predictor=unified?"),
-        (["predictor.rnk=3"], "there is no setting predictor.rnk: did you mean predictor.rank=3?"),
         (["level=0.5"], "there is no setting level: did you mean sparsity.level=0.5?"),
-        (["zzzz=3"], "there is no setting zzzz: --help lists them"),
-        (["~seeds"], "there is no setting seeds: did you mean seed?"),
-        (["+typo=3"], "no job reads what +typo=3 adds: leave it out"),
         (["+modle.path=3"], "no job reads what +modle.path=3 adds: did you mean model.path=3?"),
         (["+model=opt-mini"], "model is chosen already: give model=opt-mini without +"),
         (["sparsity.level=0.1,0.2"], "has several values: give -m"),
@@ -129,11 +125,9 @@ def test_a_typo_is_answered_in_one_sentence(words, message):
 @pytest.mark.parametrize(
     "words",
     [
-        ["+trainer.enable_progress_bar=false", "+predictor.scale=2", "+model.source.bos=true"],
-        ["+alpha=3", "predictor.lr=${alpha}"],
+        ["+trainer.enable_progress_bar=false", "+predictor.scale=2", "+alpha=3", "predictor.lr=${alpha}"],
         ["-m", "model=glob(opt-*)", "predictor.lr=interval(0.1,0.2)", "predictor.rank=range(1,3)"],
-        ["sweep=methods", "contender='[teal,block]'", "sparsity.level=0,0.5"],
-        ["hydra.run.dir=x", "+predictor@recipe.own=own", "sweep=methods"],
+        ["sweep=methods", "contender='[teal,block]'", "sparsity.level=0,0.5", "+predictor@recipe.own=own"],
     ],
     ids=str,
 )
@@ -179,20 +173,19 @@ def test_a_run_is_named_by_what_was_asked_of_it(words, name):
 
 NAMED = [
     ([], ""),
-    (["predictor.epochs=3"], "epochs=3"),
-    (["criterion=plainact", "data.tokens=32", "seed=2"], "tokens=32-plainact-seed=2"),
-    (["predictor.taps=[1,3]", "data.windows=32", "+predictor.note=a/b"], "note=ab-taps=1,3-windows=32"),
+    (
+        ["criterion=plainact", "data.tokens=32", "seed=2", "predictor.epochs=3"],
+        "epochs=3-tokens=32-plainact-seed=2",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("overrides", "told"), NAMED, ids=str)
 def test_a_predictors_folder_tells_what_differs_and_ends_with_its_key(compose, overrides, told):
     cfg = compose("train", "model=opt-mini", "criterion=l2_deviation", *overrides)
-    settings = keys.predictor_settings(cfg) if "+predictor.note=a/b" not in overrides else None
-    if settings is None:
-        pytest.skip("a net takes no other setting")
+    key = key_of(keys.predictor_settings(cfg))
     name = keys.predictor_folder(cfg).name
-    assert name == "-".join(part for part in ("opt-mini-unified", told, key_of(settings)) if part)
+    assert name == "-".join(part for part in ("opt-mini-unified", told, key) if part)
 
 
 def test_what_is_long_in_a_name_is_counted_and_no_sign_leads_elsewhere():
@@ -279,6 +272,45 @@ def test_rm_removes_what_was_named(made, monkeypatch):
 def test_what_differs_is_told_of_damaged_and_foreign_settings_too():
     assert differences({}) == {}
     assert differences({"model": {"name": "theirs", "dtype": "float16"}}) == {"model.dtype": "float16"}
-    assert json.loads(json.dumps(differences({"predictor": {"name": "few_taps", "taps": 2}}))) == {
-        "predictor.taps": 2
-    }
+    assert differences({"predictor": {"name": "few_taps", "taps": 2}}) == {"predictor.taps": 2}
+
+
+# Recommending
+
+FEW = ("data.windows=12", "sparsity.budget_windows=4", "windows=4", "data.tokens=16", "levels=[0.5]")
+
+
+def test_the_recommended_is_what_skips_most_within_the_budget(compose):
+    cfg = compose("recommend", "model=tiny-llama", *FEW, "contenders=[[teal,threshold],[cats,threshold]]")
+    recommend.check(cfg)
+    tried = recommend.try_all(cfg, [])
+    assert [one.contender[0] for one in tried] == ["teal", "cats"]
+    assert tried[0].skipped > tried[1].skipped > 0.1
+    assert recommend.choose(tried, max(one.nats for one in tried) + 1) is tried[0]
+    assert recommend.choose([tried[0]._replace(nats=0.2), tried[1]._replace(nats=0.1)], 0.1)[0] == tried[1][0]
+    with pytest.raises(UserError, match=r"nats is less than any of these loses.* at level 0\.5 loses"):
+        recommend.choose(tried, min(one.nats for one in tried) - 0.01)
+    assert "contender=[cats,threshold]" in recommend.command(cfg, tried[1])
+
+    lm = loading.load_lm(cfg)
+    seen = {tuple(row) for batch in ingredients.calibration_batches(cfg, lm, 4) for row in batch.ids.tolist()}
+    assert not seen & {tuple(one.ids) for one in recommend.held_out(cfg, lm)}
+    cfg.windows = 9
+    with pytest.raises(UserError, match="methods learn from 4, and 9 are measured on: give windows=8"):
+        recommend.held_out(cfg, lm)
+
+
+def test_what_cannot_be_recommended_is_refused_before_anything_is_loaded(compose):
+    cfg = compose("recommend", "model=tiny-llama", *FEW, "contenders=[[teal,threshold],[cats,threshold]]")
+    for setting, value, message in (
+        (
+            "contenders",
+            [["teel", "threshold"]],
+            r"a predictor and a rule of .* got 'teel': did you mean teal\?",
+        ),
+        ("levels", [], "levels and contenders must name some"),
+        ("budget", -1, "budget must be a number of nats above 0, got -1"),
+    ):
+        cfg[setting] = value
+        with pytest.raises(UserError, match=message):
+            recommend.check(cfg)
