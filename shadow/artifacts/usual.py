@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any, TypeGuard
 
-import yaml
+from omegaconf import OmegaConf
 
 LONGEST = 60  # characters of a name that differences may take
 CRITERION, SEED = "l2_deviation", 1234
@@ -40,9 +41,9 @@ def differences(settings: Mapping[str, Any]) -> dict[str, Any]:
         found["data.examples_per_task" if data == "tasks" else "data.windows"] = size
     if "level" in settings:  # of the plans that left pruned states
         found["level"] = settings["level"]
-    for name, usual in (("criterion", CRITERION), ("seed", SEED)):
-        value = settings.get(name, settings.get("fit", settings).get("traces", {}).get(name, usual))
-        if value != usual:
+    for name, expected in (("criterion", CRITERION), ("seed", SEED)):
+        value = settings.get(name, settings.get("fit", settings).get("traces", {}).get(name, expected))
+        if value != expected:
             found[name] = value
     return found
 
@@ -96,12 +97,19 @@ def option_values(group: str, option: str) -> dict[str, Any]:
     file = files("shadow.conf") / group / f"{option}.yaml"
     if not file.is_file():
         return {}
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    content = content_of(file)
     found: dict[str, Any] = {}
     for parent in content.pop("defaults", []):
         if isinstance(parent, str) and parent != "_self_":
             found |= option_values(group, parent)
     return found | flat(content)
+
+
+def content_of(file: Traversable) -> dict[str, Any]:
+    """A YAML of conf/, with its interpolations as they are written."""
+    content = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")), resolve=False)
+    assert isinstance(content, dict)
+    return {str(name): value for name, value in content.items()}
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
-import yaml
-
+from shadow.artifacts.usual import content_of
 from shadow.commands.tasks import SCRIPTS
 
 
@@ -20,9 +19,7 @@ class Line(NamedTuple):
 def usual_options(task: str) -> dict[str, str | None]:
     """As its defaults list has them, and those of the task that it is made from."""
     found: dict[str, str | None] = {}
-    for entry in yaml.safe_load((files("shadow.conf") / f"{task}.yaml").read_text(encoding="utf-8"))[
-        "defaults"
-    ]:
+    for entry in content_of(files("shadow.conf") / f"{task}.yaml")["defaults"]:
         if isinstance(entry, dict):
             found |= {name.removeprefix("override "): option for name, option in entry.items()}
         elif entry != "_self_":
@@ -48,7 +45,7 @@ def lines_of_option(group: str, option: str) -> list[Line]:
     file = files("shadow.conf") / group / f"{option}.yaml"
     if not file.is_file():
         return []
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    content = content_of(file)
     parents = [name for name in content.get("defaults", []) if isinstance(name, str) and name != "_self_"]
     of_parents = [line for parent in parents for line in lines_of_option(group, parent)]
     return commented(lines_of(file, f"{group}."), of_parents)
