@@ -14,6 +14,7 @@ from shadow.commands import describe
 from shadow.commands.overrides import composed, parsed
 from shadow.commands.run_names import run_name
 from shadow.errors import UserError
+from shadow.terminal.stops import expect
 
 # of Hydra's flags, those with which it runs no job of conf/
 OTHERS = (
@@ -40,6 +41,7 @@ def prepare(task: str, words: Sequence[str]) -> None:
     asked = [name for name in ONE_OF if getattr(flags, name)]
     if len(asked) > 1:
         sys.exit(f"give one of --{' and --'.join(asked)}: Hydra does one of them at a time")
+    expect()
     refuse_null_groups(flags.overrides)
     settle_root()
     if any(getattr(flags, name) for name in OTHERS):

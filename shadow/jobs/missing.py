@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -89,4 +89,16 @@ def train_command(groups: Sequence[str] = TRAINS) -> str:
         for override in HydraConfig.get().overrides.task
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in groups)
     ]
-    return " ".join([spoken("train"), *map(shlex.quote, kept)])
+    return command("train", kept)
+
+
+def dense_command() -> str:
+    """What measures the dense model as this job measures."""
+    words = HydraConfig.get().overrides.task
+    return command(
+        "evaluate", [*(w for w in words if not w.startswith("sparsity.level=")), "sparsity.level=0"]
+    )
+
+
+def command(script: str, words: Iterable[str]) -> str:
+    return " ".join([spoken(script), *map(shlex.quote, words)])

@@ -2,11 +2,13 @@
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
@@ -140,11 +142,14 @@ def tell_errors(app: FastAPI) -> None:
         reason = "; ".join(str(one["msg"]) for one in error.errors())
         return told(ApiError(f"the body must be a JSON object ({reason})"))
 
-    @app.exception_handler(HTTPException)
-    async def of_transformers(request: Request, error: HTTPException) -> JSONResponse:
+    @app.exception_handler(HTTPException)  # of transformers, and of paths that there are none of
+    async def of_others(request: Request, error: HTTPException) -> JSONResponse:
         return told(ApiError(str(error.detail), error.status_code))
 
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s failed", request.url.path, exc_info=error)
-        return told(ApiError(f"the server failed ({type(error).__name__}): its log says more", 500))
+    @app.middleware("http")
+    async def unforeseen(request: Request, call_next: Callable[[Request], Awaitable[Any]]) -> Any:
+        try:
+            return await call_next(request)
+        except Exception as error:  # the connection goes on, and other requests with it
+            log.error("%s failed", request.url.path, exc_info=error)
+            return told(ApiError(f"the server failed ({type(error).__name__}): its log says more", 500))

@@ -5,6 +5,7 @@ import logging
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import get_args
 
 from shadow.errors import UserError
@@ -67,7 +68,8 @@ def serve(asked: argparse.Namespace) -> None:
         from shadow.serving.served import load
 
         served = load(asked.folder, asked.name, asked.executor, asked.storage, asked.dtype)
-        server = uvicorn.Server(uvicorn.Config(build(served, asked.max_waiting), log_level="warning"))
+        config = uvicorn.Config(build(served, asked.max_waiting), log_level="warning", ws="none")
+        server = uvicorn.Server(config)
         log = logging.getLogger(__name__)
         log.info("%s: %s", served.name, served.executor)
         if asked.host != HERE:
@@ -79,9 +81,11 @@ def serve(asked: argparse.Namespace) -> None:
 def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, None)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
+        with ExitStack() as stack:
+            found = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+            stack.pop_all()
     except (OSError, OverflowError) as error:
         raise UserError(
             f"--host={host} --port={port} cannot be listened at ({error}): give another port, or 0 for any "

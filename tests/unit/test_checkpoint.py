@@ -24,6 +24,7 @@ from shadow.executors.gathered import Gathered
 from shadow.fit import thresholds
 from shadow.front import sparse
 from shadow.models.kinds import find_sites, structure_of
+from shadow.models.load import from_folder
 from shadow.models.sites import count_units
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Mean, Zero
@@ -343,6 +344,8 @@ def test_a_folder_that_is_there_is_not_written_over_and_a_file_that_is_gone_is_t
         loaded(folder)
     with pytest.raises(UserError, match="load it by AutoModelForCausalLM"):
         AutoModel.from_pretrained(whole)
+    with pytest.raises(UserError, match="would be made sparse twice"):
+        from_folder(str(whole), torch.float32, None)
 
 
 def test_without_shadow_transformers_says_what_to_install(whole, monkeypatch):

@@ -25,6 +25,13 @@ from shadow.jobs.command_line import prepare
 from shadow.jobs.config import model_label
 from shadow.jobs.refused import RefusalCallback
 
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch):
+    """The tests' process keeps its own."""
+    monkeypatch.setattr(command_line, "expect", lambda: None)
+
+
 # Help
 
 
