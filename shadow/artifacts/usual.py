@@ -36,7 +36,7 @@ def differences(settings: Mapping[str, Any]) -> dict[str, Any]:
                 found[f"{group}.{name}"] = value
     if data != "builtin" and "data" in groups:
         found = {"data": data, **found}
-    size = settings.get("size")
+    size = settings.get("size", settings.get("fit", {}).get("size"))
     if size is not None and size != str(usual_size(data)):
         found["data.examples_per_task" if data == "tasks" else "data.windows"] = size
     if "level" in settings:  # of the plans that left pruned states
