@@ -72,7 +72,7 @@ def beside(found: "OneText", names: Names) -> str:
     """Each with the prompt before it."""
     prompt = f'<span class="prompt">{html.escape("".join(found.tokens[: found.prompt]))}</span>'
     columns = [
-        f'<div><h3>{html.escape(head)}</h3><div class="text">{prompt}{html.escape(text)}</div></div>'
+        f'<div><h3>{html.escape(head)}</h3><div class="text">{prompt}{html.escape(text.rstrip())}</div></div>'
         for head, text in (("dense", found.dense), (names.method, found.sparse))
     ]
     return f'<div class="beside">{"".join(columns)}</div>'

@@ -16,6 +16,7 @@ from shadow.jobs.command_line import prepare
 
 if TYPE_CHECKING:
     from shadow.measures.one_text import OneText
+    from shadow.plans.facts import Facts
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """(texts, what Hydra reads)"""
     n = list(argv).index("--") if "--" in argv else len(argv)
-    words, texts, values = [], list(argv[n + 1 :]), False
+    words: list[str] = []
+    texts, values = list(argv[n + 1 :]), False
     for word in argv[:n]:
         flag = word.startswith("-")
         is_word = flag or values or SETTING.fullmatch(word)
@@ -66,22 +68,22 @@ def compare(cfg: DictConfig, texts: Sequence[str]) -> str:
     """-> what the console is to show."""
     from shadow.executors.masked import Masked
     from shadow.front import sparse
-    from shadow.jobs import checks, ingredients, learnt, loading, policies, stores
-    from shadow.jobs.method import executor_of, policy_of
+    from shadow.jobs import checks, loading
+    from shadow.jobs.method import executor_of, facts_of
+    from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
     from shadow.measures import one_text
     from shadow.sweeps.one_text import Names, write_page
 
     with job(cfg) as this:
         text = the_text(texts, cfg.continuation)
-        policy_of(cfg)  # refuses what is no policy before anything long begins
+        check_going_on(
+            facts_of(cfg), cfg.continuation
+        )  # as all that is no policy, before anything long begins
         checks.check_scorer(cfg)
         lm = loading.placed(cfg, loading.load_lm(cfg))
         ids = one_text.require_text(lm, text, cfg.continuation)
-        scorer = ingredients.get_scorer(cfg, lm, this.loggers)
-        stand_in = stores.get_stand_in(cfg, lm, scorer)
-        policy = policies.get_policy(cfg, lm, scorer, stand_in)
-        stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, this.loggers)
+        scorer, policy, stand_in = prepared(cfg, lm, this.loggers)
         given = lm.model, scorer, policy, cfg.sparsity.decided_at
         found = one_text.compare(
             lm,
@@ -108,6 +110,18 @@ def the_text(texts: Sequence[str], continuation: object) -> str:
     if len(texts) != 1 or not texts[0].strip():
         raise UserError(f"compare takes one text, in quotation marks, got {list(texts)}: {EXAMPLE}")
     return texts[0]
+
+
+def check_going_on(facts: "Facts", continuation: int) -> None:
+    """Of scorers that look, one that looks at prompts can go on with them."""
+    from shadow.errors import UserError
+
+    seer = facts.scorer.looks and facts.scorer.name != "prompt"
+    if seer and continuation and facts.policy.level > 0:
+        raise UserError(
+            "an oracle, or a dense-fed predictor, sees a text to its end before it plans, and goes on with "
+            "none: set continuation=0"
+        )
 
 
 def told(found: "OneText", method: str, page: Path) -> str:

@@ -13,6 +13,7 @@ from shadow.errors import UserError
 from shadow.executors.run import Run
 from shadow.models.load import LM
 from shadow.models.sites import SiteKey
+from shadow.scorers.protocol import Looks
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def compare(
     batch = collate([Example(text, len(ids))]).for_model(lm.model)
     dense = log_chances(logits_of(lm.model, batch), text)
     with going_on as run:
+        if isinstance(run.scorer, Looks) and run.planner.policy.level > 0 and continuation:
+            run.planner.look(collate([Example(ids, len(ids))]))
         sparse_added = generate(lm, ids, continuation)
         skipped = run.bytes()["skipped"]
     with looking as run:
@@ -94,7 +97,7 @@ def generate(lm: LM, ids: list[int], tokens: int) -> list[int]:
     given = torch.tensor([ids], device=lm.model.device)
     end = lm.model.generation_config.eos_token_id
     pad = end[0] if isinstance(end, list) else end
-    out = lm.model.generate(
+    out = lm.model.generate(  # type: ignore[operator]
         given,
         attention_mask=torch.ones_like(given),
         max_new_tokens=tokens,

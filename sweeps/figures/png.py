@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..files import writing
 from .looks import INK
@@ -15,6 +16,7 @@ from .png_plot import draw_plot
 PLOT = (4.4, 3.5)  # inches of a panel
 SMALL = (2.7, 2.6)  # of one of many that share their axes
 SQUARE = 0.62  # of a cell
+PAD = 0.08  # around what is drawn
 LETTER = 0.068  # of a legend's name
 
 
@@ -24,7 +26,7 @@ def draw(figure: Figure) -> Drawing | None:
         return None
     n_columns = max(map(len, figure.rows))
     width, height = size_of(figure, n_columns)
-    drawing = Drawing(figsize=(width, height), dpi=150, layout="constrained")
+    drawing = Drawing(figsize=(width, height), dpi=150, layout=ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD))
     grid = drawing.subplots(
         len(figure.rows), n_columns, squeeze=False, sharex=figure.shared, sharey=figure.shared
     )

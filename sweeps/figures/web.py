@@ -17,7 +17,7 @@ STYLE = """
 .panel h4 { margin: 0; text-align: center; font-size: 13px; font-weight: 600; overflow-wrap: anywhere; }
 .keys { display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0 0 .8em; }
 .key { border: 0; background: none; padding: 2px 0; font: 13px system-ui, sans-serif; color: inherit; }
-.key { display: inline-flex; align-items: center; gap: 5px; cursor: pointer; }
+.key { display: inline-flex; align-items: center; gap: 5px; cursor: pointer; text-align: left; }
 .key.off { opacity: .35; }
 .shades { display: flex; align-items: center; gap: 8px; font-size: 13px; margin: 0 0 .8em; flex-wrap: wrap; }
 .bar { width: 220px; }

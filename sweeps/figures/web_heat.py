@@ -11,7 +11,7 @@ from .panels import Heat
 from .shades import Shades, number
 from .web_plot import Drawing
 
-ROW, AROUND = 44, 110  # pixels: the height of a row of cells, and of what is above and below
+ROW, AROUND = 44, 60  # pixels: the height of a row of cells, and of what is above and below
 LOW_ROWS = 420  # of all rows together, where cells have no number
 MOST_NAMES = 30  # beside or below cells without numbers
 LETTER = 7  # pixels of one beside a row
@@ -45,7 +45,7 @@ def heat(panel: Heat, shades: Shades) -> Drawing:
     names = {"zeroline": False, "showgrid": False, "tickmode": "array", "ticks": ""}
     layout = {
         "height": AROUND + (len(panel.rows) * ROW if panel.numbers else LOW_ROWS),
-        "margin": {"l": 24 + LETTER * max(map(len, panel.rows), default=0), "r": 14, "t": 30, "b": 60},
+        "margin": {"l": 24 + LETTER * max(map(len, panel.rows), default=0), "r": 14, "t": 30, "b": 30},
         "font": {"color": INK, "size": 12},
         "plot_bgcolor": NO_CELL if panel.numbers else "white",
         "xaxis": {

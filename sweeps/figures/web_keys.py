@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.markers import MarkerStyle
 
 from .looks import MARKERS, Look
@@ -47,5 +48,6 @@ def mark(look: Look) -> str:
     """As matplotlib has it; its y axis goes up."""
     style = MarkerStyle(MARKERS[look.marker])
     outline = style.get_path().transformed(style.get_transform()).to_polygons()
-    points = [f"{WIDTH / 2 + SIZE * x:.1f},{HEIGHT / 2 - SIZE * y:.1f}" for part in outline for x, y in part]
-    return f'<polygon points="{" ".join(points)}" fill="{look.colour}"/>'
+    places = [(float(x), float(y)) for part in outline for x, y in np.asarray(part)]
+    points = " ".join(f"{WIDTH / 2 + SIZE * x:.1f},{HEIGHT / 2 - SIZE * y:.1f}" for x, y in places)
+    return f'<polygon points="{points}" fill="{look.colour}"/>'

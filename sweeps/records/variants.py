@@ -20,12 +20,12 @@ def name_variants(records: list[Record]) -> list[Record]:
     by_curve: dict[Point, list[tuple[Record, Overrides]]] = {}
     for record, overrides in zip(records, overrides_of):
         by_curve.setdefault(curve_of(record), []).append((record, overrides))
-    varied = {
-        curve: {key for key in {key for _, one in group for key in one} if differs(key, group)}
-        for curve, group in by_curve.items()
-    }
+    varied: dict[str, set[str]] = {}  # by scorer, so that all of its curves are named alike
+    for curve, group in by_curve.items():
+        keys = {key for _, overrides in group for key in overrides}
+        varied.setdefault(curve.scorer, set()).update(key for key in keys if differs(key, group))
     return [
-        with_word(record, words(record, overrides, varied[curve_of(record)]))
+        with_word(record, words(record, overrides, varied[record.point.scorer]))
         for record, overrides in zip(records, overrides_of)
     ]
 

@@ -29,8 +29,8 @@ def at_equal_bytes(chart: Chart) -> str:
     words = (
         f"At {100 * share:.0f} % of the weight bytes unread {named[0]} loses {nats(values[named[0]])} nats"
     )
-    words += "".join(f", {label} {nats(values[label])}" for label in named[1:])
-    beside = f" ({', '.join(f'{label} {nats(values[label])}' for label in bounds)})" if bounds else ""
+    words += "".join(f"; {label} {nats(values[label])}" for label in named[1:])
+    beside = f" ({'; '.join(f'{label} {nats(values[label])}' for label in bounds)})" if bounds else ""
     return f"{words}{beside}."
 
 
@@ -48,7 +48,11 @@ def nats_of(mark: Mark) -> float | None:
 def common_share(lines: Mapping[str, list[tuple[float, float]]]) -> float:
     """The largest round share that half of the lines reach; 0 if there is none."""
     reached = sorted((line[-1][0] for line in lines.values()), reverse=True)
-    return math.floor(reached[(len(reached) - 1) // 2] / STEP + 1e-9) * STEP if reached else 0.0
+    if not reached:
+        return 0.0
+    half = reached[(len(reached) - 1) // 2]
+    step = STEP if half >= STEP else STEP / 2
+    return max(math.floor(half / step + 1e-9) * step, 0.0)
 
 
 def between(line: list[tuple[float, float]], share: float) -> float | None:

@@ -11,6 +11,7 @@ from shadow.errors import UserError
 from shadow.executors.masked import Masked
 from shadow.front import sparse
 from shadow.jobs import compare as command
+from shadow.jobs.method import facts_of
 from shadow.measures import one_text
 from shadow.scorers.inputs import InputMagnitude
 
@@ -70,6 +71,13 @@ def test_a_page_of_a_text_shows_it_as_text_and_not_as_markup(make_lm, tmp_path):
 )
 def test_a_text_is_told_from_settings(argv, texts, words):
     assert command.parted(argv) == (texts, words)
+
+
+def test_an_oracle_goes_on_with_nothing(compose):
+    facts = facts_of(compose("evaluate", "model=tiny-llama", "predictor=oracle", "sparsity.level=0.5"))
+    with pytest.raises(UserError, match="set continuation=0"):
+        command.check_going_on(facts, 4)
+    command.check_going_on(facts, 0)
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTHS = (1280, 420)
 SHOTS = Path(__file__).parents[1] / "screenshots"  # taken anew with SHADOW_SHOTS=new, and looked at
-BLOCK, DARKER, DIFFERENT = (
-    10,
-    0.12,
-    0.01,
-)  # pixels that are averaged; how far, and how many of them, may differ
+BLOCK = 10  # pixels that are averaged
+DARKER, DIFFERENT = 0.12, 0.003  # how far a block may differ, and how many of them may
 
 
 @pytest.fixture(scope="module")

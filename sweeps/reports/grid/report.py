@@ -77,7 +77,9 @@ def heat(grid: Grid, panel: GridPanel) -> Heat:
         share = percent(panel.bytes_skipped[criterion, scorer])
         text = f"{panel.unit} {difference_cell(over)}<br>weight bytes not read {share} %"
         cells.append(Cell(criterion, scorer, over.mean, text))
-    return Heat(panel.title, grid.criteria, grid.scorers, cells, panel.unit, panel.low_is_bad)
+    several = len({one.unit for one in grid.panels}) > 1
+    title = titled(panel.unit, panel) if several else panel.title
+    return Heat(title, grid.criteria, grid.scorers, cells, panel.unit, panel.low_is_bad)
 
 
 def tables_of(grid: Grid, panel: GridPanel) -> list[Table]:
