@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shadow.artifacts.hub import load_predictor
     from shadow.front import sparse
+    from shadow.jobs.named import load_model
     from shadow.plans.policy import SparsityPolicy
 
-__all__ = ["SparsityPolicy", "load_predictor", "sparse"]
+__all__ = ["SparsityPolicy", "load_model", "load_predictor", "sparse"]
 
 HOMES = {
     "SparsityPolicy": "shadow.plans.policy",
+    "load_model": "shadow.jobs.named",
     "load_predictor": "shadow.artifacts.hub",
     "sparse": "shadow.front",
 }

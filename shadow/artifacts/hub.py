@@ -18,6 +18,7 @@ from shadow.artifacts import curve
 from shadow.artifacts import learnt_policies as policies
 from shadow.artifacts.files import write_json, writing
 from shadow.artifacts.predictor_files import MEANS, empty_net, fill_net, means_in, unfit_config
+from shadow.artifacts.shipped import shipped
 from shadow.errors import UserError
 from shadow.models.sites import SiteKey
 from shadow.scorers.nets import TapNet
@@ -72,7 +73,11 @@ def save_metrics(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) -> Predicted:
-    """revision: branch, tag or commit on the hub."""
+    """A trained net as a scorer, for `sparse`.
+
+    folder_or_hub_id: a folder that train.py has finished, or its id on the hub; `opt-mini` comes with the
+    package. revision: branch, tag or commit on the hub.
+    """
     folder = find_folder(folder_or_hub_id, revision)
     config = read_config(folder)
     file = folder / WEIGHTS
@@ -132,6 +137,9 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
     folder = Path(folder_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
+    own = shipped(str(folder_or_hub_id))
+    if own is not None:
+        return own
     try:
         return Path(
             snapshot_download(
