@@ -44,7 +44,7 @@ check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 
 docs: $(VENV)/.documented ## write docs/options.md anew and build the pages into site/; a dead link is an error
 	$(BIN)/python docs/options.py
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(VENV)/.tested ## let ruff format and mend what it can
 	$(BIN)/ruff format .

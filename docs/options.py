@@ -16,7 +16,16 @@ An option replaces a group, as in `predictor=teal`. A setting has its group's na
 `python evaluate.py --cfg job` prints what would run.
 """
 SETTINGS = "| setting | default | meaning |\n|---|---|---|"
-SAID_WHOLE = {"criterion", "data", "executor", "measure", "predictor", "sparsity", "traces", "trainer"}  # uncommented too
+SAID_WHOLE = {
+    "criterion",
+    "data",
+    "executor",
+    "measure",
+    "predictor",
+    "sparsity",
+    "traces",
+    "trainer",
+}  # uncommented too
 
 
 class Setting(NamedTuple):
@@ -41,7 +50,11 @@ def top_level() -> str:
         for setting in settings_of(CONF / f"{script}.yaml"):
             if setting not in seen and not setting.key.startswith(("defaults", "task_name")):
                 seen.add(setting)
-                key = f"`{setting.key}`" if setting.key in ("seed", "tags") else f"`{setting.key}` ({script}.py)"
+                key = (
+                    f"`{setting.key}`"
+                    if setting.key in ("seed", "tags")
+                    else f"`{setting.key}` ({script}.py)"
+                )
                 rows.append(f"| {key} | {code(setting.value)} | {plain(setting.meaning)} |")
     return "\n".join(rows) + "\n"
 

@@ -20,7 +20,9 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
     """
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
-        options = OmegaConf.create({"path": str(folder), "dtype": "float32", "device_map": None, "source": None})
+        options = OmegaConf.create(
+            {"path": str(folder), "dtype": "float32", "device_map": None, "source": None}
+        )
     else:
         options = options_of(name)
     source = instantiate(options.source) if options.source is not None else None
@@ -36,7 +38,9 @@ def options_of(name: str) -> DictConfig:
         near = get_close_matches(str(name), known, n=1)
         cure = f"did you mean {near[0]!r}?" if near else f"give one of {known}, or a folder"
         raise UserError(f"load_model needs the name of a model or a model's folder, got {name!r}: {cure}")
-    read = {group: conf / group / file for group, file in (("paths", "default.yaml"), ("model", f"{name}.yaml"))}
+    read = {
+        group: conf / group / file for group, file in (("paths", "default.yaml"), ("model", f"{name}.yaml"))
+    }
     whole = OmegaConf.create({group: OmegaConf.create(file.read_text()) for group, file in read.items()})
     options = whole.model
     assert isinstance(options, DictConfig)
