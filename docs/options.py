@@ -1,4 +1,4 @@
-"""docs/options.md from conf/: `python docs/options.py`. What each option is for, and what each setting means."""
+"""docs/options.md from conf/, by `python docs/options.py`: what each option and each setting is for."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ HEAD = """# Options
 
 Every setting of `train.py` and `evaluate.py`, made from `conf/` by `python docs/options.py`.
 
-An option replaces a group, as in `predictor=teal`. A setting has its group's name before it, as in `sparsity.level=0.3`.
+An option replaces a group, as in `predictor=teal`. A setting follows its group's name, as in `sparsity.level=0.3`.
 `python evaluate.py --cfg job` prints what would run.
 """
 SETTINGS = "| setting | default | meaning |\n|---|---|---|"

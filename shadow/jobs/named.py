@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from shadow.errors import UserError
-from shadow.models.load import load
+from shadow.models.load import Source, from_folder, load
 
 
 def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -25,7 +25,7 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
         )
     else:
         options = options_of(name)
-    source = instantiate(options.source) if options.source is not None else None
+    source: Source = from_folder if options.source is None else instantiate(options.source)
     found = load(source, options.path, dtype or options.dtype, options.device_map)
     return found.model, found.tokenizer
 

@@ -105,7 +105,8 @@ def commands() -> list[tuple[str, str, list[str]]]:
 def options_script() -> ModuleType:
     """docs/options.py, which is in no package."""
     spec = importlib.util.spec_from_file_location("options_page", DOCS / "options.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     return script
