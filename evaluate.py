@@ -11,18 +11,9 @@ def main(cfg: DictConfig) -> float | None:
     import logging
 
     from shadow.front import sparse
-    from shadow.jobs import (
-        checks,
-        ingredients,
-        learnt,
-        loading,
-        measures,
-        point_records,
-        policies,
-        predictor_curve,
-        stores,
-    )
+    from shadow.jobs import checks, loading, measures, point_records, predictor_curve, results
     from shadow.jobs.method import executor_of
+    from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
 
     log = logging.getLogger("evaluate")
@@ -33,10 +24,7 @@ def main(cfg: DictConfig) -> float | None:
         known = point_records.find(cfg, this.record)
         if known is None:
             lm = loading.placed(cfg, loading.load_lm(cfg))
-            scorer = ingredients.get_scorer(cfg, lm, this.loggers)
-            stand_in = stores.get_stand_in(cfg, lm, scorer)
-            policy = policies.get_policy(cfg, lm, scorer, stand_in)
-            stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, this.loggers)
+            scorer, policy, stand_in = prepared(cfg, lm, this.loggers)
             lm = loading.measured_lm(cfg)
             executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
             with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
@@ -44,12 +32,12 @@ def main(cfg: DictConfig) -> float | None:
             achieved = {kind: run.achieved(kind) for kind in policy.kinds or ()}
             point_records.keep(cfg, this.record, achieved, run.bytes(), metrics)
         else:
-            log.info("measured before: %s", known)
+            log.debug("measured before: %s", known)
         predictor_curve.add_to_curve(cfg, this.record)  # a kill may have come between a point and its curve
         figures = {name: metric["value"] for name, metric in this.record["metrics"].items()}
         shares = {f"achieved/{kind}": share for kind, share in this.record["achieved"].items()}
         this.log_metrics(figures | shares | {"bytes/skipped": this.record["bytes"]["skipped"]})
-        log.info("%s level %s: %s", cfg.predictor.name, cfg.sparsity.level, figures)
+        results.tell(cfg, this.record)
         return next(iter(figures.values()), None)  # the perplexity, where measured: for sweepers that ask
 
 

@@ -1,4 +1,4 @@
-"""Load the language model, collect traces or reuse them, fit the predictor or reuse it."""
+"""Load the language model, and make or find all that the method learns: traces, predictor, thresholds."""
 
 import sys
 
@@ -9,10 +9,13 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     import logging
+    import os
 
     from shadow.artifacts import hub
     from shadow.jobs import checks, estimate, fitting, loading, stores
-    from shadow.jobs.method import is_trained
+    from shadow.jobs.calibration import needs_means, needs_traces
+    from shadow.jobs.method import is_trained, learns
+    from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
 
     log = logging.getLogger("train")
@@ -22,16 +25,23 @@ def main(cfg: DictConfig) -> float | None:
             log.info("what it will take:\n%s", estimate.in_lines(cfg, estimate.estimate_of(cfg)))
             return None
         lm = loading.load_lm(cfg)
-        store = stores.get_traces(cfg, lm)
-        log.info("traces: %s", store.folder)
-        if cfg.stage == "traces" or not is_trained(cfg):
-            log.info("stage=%s predictor=%s: nothing to fit", cfg.stage, cfg.predictor.name)
+        if cfg.stage == "traces" or is_trained(cfg) or needs_traces(cfg) or needs_means(cfg):
+            log.info("traces -> %s", stores.get_traces(cfg, lm).folder)
+        if cfg.stage == "traces":
             return None
-        folder = fitting.get_predictor(cfg, lm, this.loggers)
-        metrics = hub.read_config(folder)["metrics"]
-        log.info("predictor: %s", folder)
+        metrics: dict[str, float] = {}
+        if is_trained(cfg):
+            folder = fitting.get_predictor(cfg, lm, this.loggers)
+            config = hub.read_config(folder)
+            metrics = config["metrics"]
+            log.info("predictor: %s -> %s", fitting.in_words(config), folder)
+            this.record["predictor"] = {"folder": os.path.relpath(folder, cfg.paths.root_dir)}
+        if learns(cfg):
+            prepared(cfg, lm, this.loggers)
+        elif not is_trained(cfg):
+            log.info("predictor=%s sparsity.scope=%s: nothing to fit", cfg.predictor.name, cfg.sparsity.scope)
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}
-        return metrics["val/mass@50"]
+        return metrics.get("val/mass@50")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,25 @@
 """Decoding by llama.cpp and by the gathered executor, by turns in one process, each on the same pinned cores.
 
 python benchmarks/llama_cpp.py MODEL GGUF [--threads 1] [--storage int4 int8] [--teal 0.414 0.517]
-    [--texts TRAIN TEST] [--rounds 7]
+    [--learnt BUDGETS STAND_IN] [--texts TRAIN TEST] [--rounds 7] [--alone]
 First: pip install -e .[llama-cpp]
 
 MODEL: the folder of the same model's weights in float32; GGUF: its file. --teal: levels of predictor=teal,
-whose thresholds are learnt on TRAIN (files of JSON lines with a `page` each), first layer dense. Of each row:
+whose thresholds are learnt on TRAIN (files of JSON lines with a `page` each), first layer dense. --learnt:
+the file of budgets and the folder of the stand-in that a job with sparsity=learnt names. --alone: llama.cpp,
+with nothing of ours in its process. Of each row:
 tokens a second by the clock; milliseconds of processor time a token, which others on the same cores disturb
 less; and with TEST, over windows that are fed token by token to the very same run, nats over the dense
 float32 model, the KL divergence from it, and how often both hold the same word for the likeliest.
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import latency as shapes  # benchmarks/latency.py
@@ -24,6 +28,8 @@ import xllamacpp
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from shadow.artifacts.learnt_policies import thresholds_of
+from shadow.artifacts.learnt_stand_ins import read
 from shadow.data.batches import Batch
 from shadow.data.text_files import read_documents
 from shadow.data.texts import text_windows
@@ -34,8 +40,9 @@ from shadow.executors.options import BITS
 from shadow.executors.planner import Planner
 from shadow.fit.thresholds import learn
 from shadow.measures import latency
+from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
-from shadow.plans.stand_ins import Zero
+from shadow.plans.stand_ins import Learnt, Zero
 from shadow.scorers.inputs import InputMagnitude
 
 WINDOW = 64  # tokens
@@ -55,6 +62,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--storage", nargs="+", default=["int4", "int8"])
     parser.add_argument("--teal", nargs="*", type=float, default=[])
+    parser.add_argument("--learnt", nargs=2, action="append", default=[], metavar=("BUDGETS", "STAND_IN"))
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--texts", nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("--windows", type=int, default=24, help="of TEST")
     parser.add_argument("--prompt", type=int, default=64)
@@ -65,9 +74,11 @@ def main() -> None:
         parser.error("--teal learns its thresholds on --texts TRAIN TEST")
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-args.threads :]))
     torch.set_num_threads(args.threads)
-    model = shapes.load(args.model)
     ids = torch.randint(10, 20000, (1, args.prompt), generator=torch.Generator().manual_seed(0))
-    server, runs = serve(args.gguf, args.threads), runs_of(model, args)
+    server, runs = serve(args.gguf, args.threads), {}
+    if not args.alone:
+        model = shapes.load(args.model)
+        runs = runs_of(model, args)
     works: dict[str, Callable[[], Turn]] = {
         "llama.cpp, dense": lambda: completed(server, ids[0].tolist(), args.tokens)
     }
@@ -80,7 +91,7 @@ def main() -> None:
             if number:
                 turns[name].append(turn)
     told = dict.fromkeys(works, "| | | |")
-    if args.texts:
+    if args.texts and runs:
         windows = windows_of(args.model, args.texts[1], args.windows)
         for name, run in runs.items():
             told[name] = tell_quality(model, run, windows)
@@ -105,10 +116,19 @@ def runs_of(model: PreTrainedModel, args: argparse.Namespace) -> dict[str, Gathe
     for storage in args.storage:
         everything = Planner(model, scorer, SparsityPolicy(0.0), "token", Zero())
         found[f"gathered, {storage}, everything"] = GatheredRun(model, everything, pack(model, storage))
+    if not args.teal and not args.learnt:
+        return found
+    of_channels = {storage: pack_channels(model, storage) for storage in args.storage if storage in BITS}
+    for file, folder in args.learnt:
+        policy, stand_in = learnt_of(model, Path(file), Path(folder))
+        for storage, weights in of_channels.items():
+            planner = Planner(model, scorer, policy, "token", stand_in)
+            found[f"gathered, {storage}, teal {policy.level:g}, learnt"] = GatheredRun(
+                model, planner, weights
+            )
     if not args.teal:
         return found
     calibration = [batch_of(ids) for ids in windows_of(args.model, args.texts[0], 64).split(8)]
-    of_channels = {storage: pack_channels(model, storage) for storage in args.storage if storage in BITS}
     for level in args.teal:
         policy = SparsityPolicy(level, scope="threshold")
         learnt = learn(model, scorer, policy, "token", Zero(), calibration)
@@ -117,6 +137,18 @@ def runs_of(model: PreTrainedModel, args: argparse.Namespace) -> dict[str, Gathe
             planner = Planner(model, scorer, policy, "token", Zero())
             found[f"gathered, {storage}, teal {level:g}"] = GatheredRun(model, planner, weights)
     return found
+
+
+def learnt_of(model: PreTrainedModel, file: Path, folder: Path) -> tuple[SparsityPolicy, Learnt]:
+    known = json.loads(file.read_text(encoding="utf-8"))
+    policy = SparsityPolicy(
+        known["settings"]["sparsity"]["level"],
+        scope="threshold",
+        levels={(layer, slot): level for layer, slot, level in known["levels"]},
+        thresholds=thresholds_of(known["thresholds"]),
+    )
+    sites = [site for site in find_sites(model, ["channel"]) if policy.corrects(site)]
+    return policy, read(folder, Learnt(sites, Zero()))
 
 
 def windows_of(model: str, file: str, count: int) -> Tensor:

@@ -73,10 +73,12 @@ def save_metrics(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) -> Predicted:
-    """A trained net as a scorer, for `sparse`.
+    """A predictor that train.py has fitted, as the scorer that `sparse` takes.
 
-    folder_or_hub_id: a folder that train.py has finished, or its id on the hub; `opt-mini` comes with the
-    package. revision: branch, tag or commit on the hub.
+    folder_or_hub_id: the folder that train.py names at its end, or such a folder's id on the Hugging Face
+    hub, as "someone/opt-mini-unified"; `opt-mini` comes with the package. revision: branch, tag or commit
+    there. The files hold tensors and plain values alone, and nothing of them is run. Raises UserError where
+    they are damaged or no predictor's.
     """
     folder = find_folder(folder_or_hub_id, revision)
     config = read_config(folder)

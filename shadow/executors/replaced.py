@@ -73,10 +73,13 @@ def _refuse_pickle(protocol: object) -> NoReturn:
 def _take_off(module: nn.Module) -> None:
     """What functions of this module, and hooks, have put on a copy."""
     for name, value in list(vars(module).items()):
-        if getattr(value, "__module__", None) == __name__:
-            del vars(module)[name]
-            if (stood := getattr(value, "stood", None)) is not None:
-                vars(module)[name] = stood
+        if getattr(value, "__module__", None) != __name__:
+            continue
+        while getattr(value, "__module__", None) == __name__:  # one stands before another
+            value = getattr(value, "stood", None)
+        del vars(module)[name]
+        if value is not None:
+            vars(module)[name] = value
     for hooks, with_kwargs in (
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         (module._forward_hooks, module._forward_hooks_with_kwargs),

@@ -16,7 +16,7 @@ from shadow.jobs.config import data_label, device_of, executor_label, is_one_pro
 from shadow.jobs.device_checks import check_devices
 from shadow.jobs.disjoint import check_disjoint
 from shadow.jobs.measure_checks import check_measure
-from shadow.jobs.method import executor_of, facts_of, is_trained, net_of, policy_of, recipe_of
+from shadow.jobs.method import executor_of, facts_of, is_trained, learns, net_of, policy_of, recipe_of
 from shadow.jobs.missing import check_made
 from shadow.jobs.trace_checks import check_tapped, check_traces
 from shadow.plans.facts import DecidedAt
@@ -31,6 +31,14 @@ def check_train(cfg: DictConfig) -> None:
     check_devices(cfg)
     check_predictor(cfg)
     check_traces(cfg)
+    if cfg.stage == "predictor" and learns(cfg):
+        check_plans(cfg)
+        if not is_single(cfg):
+            raise UserError(
+                "budgets, thresholds and stand-ins are learnt in one process: fit with stage=predictor "
+                "sparsity=layer in several, and run train.py again with trainer.devices=1 and "
+                f"trainer.strategy=auto, got {cfg.trainer.devices} and {cfg.trainer.strategy}"
+            )
     calibration_data(cfg)
 
 
@@ -59,15 +67,17 @@ def check_predictor(cfg: DictConfig) -> None:
         net_of(cfg).reading(cfg.sparsity.decided_at)
 
 
-def check_method(cfg: DictConfig) -> None:
-    """That the recipe, the policy and the executor fit each other: each says its own rules."""
+def check_plans(cfg: DictConfig) -> None:
+    """That the recipe and the policy fit each other: each says its own rules."""
     check_predictor(cfg)
     facts = facts_of(cfg)
-    raise_first(
-        recipe_of(cfg).refuses(cfg.criterion.name, facts),
-        refusal(facts),
-        executor_of(cfg).refuses(facts),
-    )
+    raise_first(recipe_of(cfg).refuses(cfg.criterion.name, facts), refusal(facts))
+
+
+def check_method(cfg: DictConfig) -> None:
+    """That the executor fits both, too."""
+    check_plans(cfg)
+    raise_first(executor_of(cfg).refuses(facts_of(cfg)))
 
 
 def raise_first(*sentences: str | None) -> None:
@@ -177,8 +187,12 @@ def check_latency(cfg: DictConfig) -> None:
             raise UserError(f"measure.{name} must be at least {least}, got {measure[name]}")
 
 
+def is_single(cfg: DictConfig) -> bool:
+    return cfg.trainer.strategy == "auto" and is_one_process(cfg)
+
+
 def check_process(cfg: DictConfig) -> None:
-    if cfg.trainer.strategy != "auto" or not is_one_process(cfg):
+    if not is_single(cfg):
         raise UserError(
             "evaluate.py measures in one process: give trainer.devices=1 and trainer.strategy=auto, got "
             f"{cfg.trainer.devices} and {cfg.trainer.strategy}; train.py collects and fits in several"

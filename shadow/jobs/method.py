@@ -141,6 +141,11 @@ def learns_budgets(cfg: DictConfig) -> bool:
     return asked and cfg.sparsity.level > 0
 
 
+def learns(cfg: DictConfig) -> bool:
+    """Whether anything is learnt for this level, beside a predictor."""
+    return learns_budgets(cfg) or learns_stand_in(cfg)
+
+
 def learns_stand_in(cfg: DictConfig) -> bool:
     """Whether a stand-in is fitted to what the dense model says."""
     windows = cfg.sparsity.learnt.windows

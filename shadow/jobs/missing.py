@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -53,14 +54,13 @@ def check_made(cfg: DictConfig) -> None:
             else ("budgets", "sparsity.budgets=uniform")
         )
         raise UserError(
-            f"there are no {what} {budgets_file(cfg)}: learn them on the way with make_missing=true, or "
-            f"give {without}"
+            f"there are no {what} {budgets_file(cfg)}: {cure([*TRAINS, 'sparsity'])}, or give {without}"
         )
     if learns_stand_in(cfg) and not cfg.make_missing:
         folder = learnt_folder(cfg)
         if not (folder / learnt_stand_ins.CONFIG).is_file():
             raise UserError(
-                f"there is no learnt stand-in {folder}: learn it on the way with make_missing=true, or give "
+                f"there is no learnt stand-in {folder}: {cure([*TRAINS, 'sparsity'])}, or give "
                 "sparsity.learnt.windows=0"
             )
 
@@ -80,16 +80,28 @@ def check_traces_made(cfg: DictConfig) -> None:
         )
 
 
-def cure() -> str:
-    return f"make it with `{train_command()}`, or set make_missing=true"
+def cure(groups: Sequence[str] = TRAINS) -> str:
+    return f"make it with `{train_command(groups)}`, or set make_missing=true"
 
 
-def train_command() -> str:
-    """What makes what this job misses, from this job's own overrides, as this job was started."""
+def train_command(groups: Sequence[str] = TRAINS) -> str:
+    """What makes what this job misses, from this job's own overrides of these, as this job was started."""
     kept = [
         override
         for override in HydraConfig.get().overrides.task
-        if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in TRAINS)
+        if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in groups)
     ]
+    return command("train", kept)
+
+
+def dense_command() -> str:
+    """What measures the dense model as this job measures."""
+    words = HydraConfig.get().overrides.task
+    return command(
+        "evaluate", [*(w for w in words if not w.startswith("sparsity.level=")), "sparsity.level=0"]
+    )
+
+
+def command(script: str, words: Iterable[str]) -> str:
     installed = Path(sys.argv[0]).parent == commands.PACKAGE / "scripts"
-    return shlex.join([*(["shadow-train"] if installed else ["python", "train.py"]), *kept])
+    return shlex.join([*([f"shadow-{script}"] if installed else ["python", f"{script}.py"]), *words])

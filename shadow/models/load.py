@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from shadow.artifacts.files import alone, making
+from shadow.checkpoint.quantizer import METHOD
 from shadow.errors import UserError
 from shadow.models.layouts import require_layout
 from shadow.models.numbers import require_dtype, require_finite
@@ -151,9 +152,19 @@ def _pretrained(
             "it, and give model.trust_remote_code=true, got false"
         ) from error
     require_layout(config.model_type)  # before gigabytes are read
+    require_dense(name, config)
     tokenizer = load_tokenizer(name, **where)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map, **where)
     return LM(model, tokenizer)
+
+
+def require_dense(name: str, config: PretrainedConfig) -> None:
+    found = getattr(config, "quantization_config", None)
+    if isinstance(found, dict) and found.get("quant_method") == METHOD:
+        raise UserError(
+            f"model {name!r} is a checkpoint of `shadow export`, sparse when it is loaded, and would be made "
+            "sparse twice: give the dense model's folder"
+        )
 
 
 def from_package(

@@ -1,7 +1,7 @@
 """Low-rank copies of FFN weights as scorers of neurons."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +63,37 @@ class LowRankCopy:
     ) -> None:
         """heads: [U] of each layer; means: [F] of each layer, which stand in dropped neurons' places."""
         paths = find_neuron_paths(model)
+        copies = {
+            layer: copies_of(paths[layer].writers, paths[layer].neurons, rank)
+            for layer in range(1, len(paths))
+        }
+        self._hold(model, copies, heads, means)
+
+    @classmethod
+    def of_copies(
+        cls,
+        model: PreTrainedModel,
+        copies: Mapping[int, list[LowRank]],
+        heads: Mapping[int, Tensor],
+        means: Mapping[int, Tensor] | None = None,
+    ) -> Self:
+        """Of copies that were made before, of every layer but the first."""
+        found = cls.__new__(cls)
+        found._hold(model, copies, heads, means)
+        return found
+
+    def _hold(
+        self,
+        model: PreTrainedModel,
+        copies: Mapping[int, list[LowRank]],
+        heads: Mapping[int, Tensor],
+        means: Mapping[int, Tensor] | None,
+    ) -> None:
+        paths = find_neuron_paths(model)
         self.layers = range(1, len(paths))
         self.heads, self.neuron_means = dict(heads), means
         self.paths: dict[int, NeuronPath] = {layer: paths[layer] for layer in self.layers}
-        self.copies = {
-            layer: copies_of(path.writers, path.neurons, rank) for layer, path in self.paths.items()
-        }
+        self.copies = dict(copies)
 
     @property
     def weights(self) -> int:

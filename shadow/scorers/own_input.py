@@ -108,7 +108,7 @@ class Signs:
         return inputs_of(sites)
 
     def scores(self, signal: Signal, x: Tensor, pool: Tensor | None) -> dict[SiteKey, Tensor]:
-        signs = self.signs[signal.layer]
+        signs = self.signs[signal.layer].to(x.device)
         return {(signal.layer, "neuron"): pooled((x.sign().to(signs) @ signs.T).float(), pool)}
 
     def weights_at(self, site: Site) -> float:

@@ -28,6 +28,21 @@ def test_a_missing_predictor_is_answered_with_the_command_that_makes_it(run, sma
     assert "perplexity" in measured.stdout
 
 
+def test_what_a_method_without_a_net_learns_is_made_by_train_too(run, small, small_measure, tmp_path):
+    learnt = ["predictor=teal", "sparsity=learnt", "sparsity.learnt.windows=8", "sparsity.learnt.epochs=1"]
+    job = [*small, *small_measure, *learnt, "measure.choices=false"]
+    refused = run(tmp_path, "evaluate.py", *job)
+    (command,) = set(re.findall(r"`(python train\.py .*?)`", refused.stdout))
+    trained = run(tmp_path, *shlex.split(command)[1:])
+    assert trained.returncode == 0, trained.stdout[-3000:]
+    assert not (tmp_path / "artifacts" / "traces").exists()  # nothing needs any
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "artifacts" / "stand_ins").rglob("*.*")}
+    measured = run(tmp_path, "evaluate.py", *job)
+    assert measured.returncode == 0, measured.stdout[-3000:]
+    assert made == {file: file.stat().st_mtime_ns for file in made}
+    assert any(file.suffix == ".safetensors" for file in made)
+
+
 def test_a_model_that_cannot_be_had_is_one_sentence(root, environment_of, tmp_path):
     """In a process that has not been told, when it imported the hub's client, that there is no network."""
     env = {name: value for name, value in environment_of(tmp_path).items() if name != "HF_HUB_OFFLINE"}

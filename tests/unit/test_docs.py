@@ -23,6 +23,8 @@ NOT_RUN = {
         "docs/speed.md",
         0,
     ): "the gathered executor compiles for half a minute; test_gathered.py runs the same call",
+    ("docs/serving.md", 0): "a checkpoint of the reader's; test_checkpoint*.py load such folders",
+    ("docs/serving.md", 1): "a server; the server's own tests ask it through the same client",
     ("docs/own_method.md", 0): "a file, which test_documented_method.py runs as a job does",
 }
 

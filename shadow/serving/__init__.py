@@ -1,0 +1,1 @@
+"""A checkpoint behind an OpenAI-compatible server: transformers' own, with this one model."""
