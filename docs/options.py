@@ -12,7 +12,7 @@ HEAD = """# Options
 
 Every setting of `train.py` and `evaluate.py`, made from `conf/` by `python docs/options.py`.
 
-An option replaces a group, as in `predictor=teal`. A setting follows its group's name, as in `sparsity.level=0.3`.
+An option replaces a group: `predictor=teal`. A setting follows its group's name: `sparsity.level=0.3`.
 `python evaluate.py --cfg job` prints what would run.
 """
 SETTINGS = "| setting | default | meaning |\n|---|---|---|"
