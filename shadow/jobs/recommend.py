@@ -132,7 +132,9 @@ def measured(cfg: DictConfig, lm: "LM", windows: list["Example"], loggers: list)
     executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
     with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
         found = perplexity(run, lm, windows, cfg.measure.batch_size)["perplexity"]
-    return found, run.bytes()["skipped"]
+    skipped = run.bytes()["skipped"]
+    assert isinstance(skipped, float)
+    return found, skipped
 
 
 def over(found: "Metric", dense: "Metric") -> tuple[float, float]:

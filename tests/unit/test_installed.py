@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import shadow
 from shadow.commands.scripts import script
+from shadow.errors import UserError
 from shadow.jobs import command_line
 from shadow.jobs.command_line import prepare
 from shadow.jobs.folders import FoldersCallback
@@ -100,3 +101,24 @@ def test_a_folder_of_its_own_for_each_run_is_refused(begin):
     config = OmegaConf.create({"hydra": {"job": {"chdir": True}}})
     with pytest.raises(SystemExit, match=r"hydra\.job\.chdir must be false, got true"):
         getattr(FoldersCallback(), begin)(config)
+
+
+def test_a_model_has_the_name_of_its_option_and_a_typo_the_nearest_one():
+    model, tokenizer = shadow.load_model("opt-mini")
+    assert len(tokenizer) == model.config.vocab_size
+    assert not any(weights.requires_grad for weights in model.parameters())
+    with pytest.raises(UserError, match=r"got 'opt-mni': did you mean 'opt-mini'\?"):
+        shadow.load_model("opt-mni")
+
+
+def test_a_model_of_a_folder_is_loaded_in_the_dtype_that_is_asked_for():
+    model, _ = shadow.load_model(str(ROOT / "models" / "opt-mini"), dtype="bfloat16")
+    assert str(model.dtype) == "torch.bfloat16"
+
+
+def test_the_predictor_of_opt_mini_is_installed_with_its_thresholds():
+    listed = PROJECT["tool"]["setuptools"]["package-data"]["shadow.opt_mini"]
+    folder = ROOT / "models" / "opt-mini"
+    shipped = {file for pattern in listed for file in folder.glob(pattern) if file.parent.name == "predictor"}
+    assert shipped == set((folder / "predictor").iterdir())
+    assert sorted(shadow.load_predictor("opt-mini").policies) == [("token", 0.3), ("token", 0.5)]
