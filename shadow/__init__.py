@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from shadow.artifacts.hub import load_predictor
     from shadow.checkpoint.export import export
     from shadow.front import sparse
+    from shadow.jobs.named import load_model
     from shadow.plans.policy import SparsityPolicy
 
-__all__ = ["SparsityPolicy", "export", "load_predictor", "sparse"]
+__all__ = ["SparsityPolicy", "export", "load_model", "load_predictor", "sparse"]
 
 HOMES = {
     "SparsityPolicy": "shadow.plans.policy",
     "export": "shadow.checkpoint.export",
+    "load_model": "shadow.jobs.named",
     "load_predictor": "shadow.artifacts.hub",
     "sparse": "shadow.front",
 }

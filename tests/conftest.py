@@ -58,7 +58,7 @@ def shared_data() -> Path:
     """Real tasks and WikiText, which lie beside the project where there are any."""
     folder = ROOT.parent / "shared" / "data"
     if not (folder / "README.md").is_file():
-        pytest.skip("the evaluation data (../shared/data) is not on this machine")
+        pytest.skip("the evaluation data, real tasks and WikiText beside the checkout, is not here")
     return folder
 
 

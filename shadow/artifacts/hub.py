@@ -18,6 +18,7 @@ from shadow.artifacts import curve
 from shadow.artifacts import learnt_policies as policies
 from shadow.artifacts.files import write_json, writing
 from shadow.artifacts.predictor_files import MEANS, empty_net, fill_net, means_in, unfit_config
+from shadow.artifacts.shipped import shipped
 from shadow.errors import UserError
 from shadow.models.sites import SiteKey
 from shadow.scorers.nets import TapNet
@@ -75,8 +76,9 @@ def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) ->
     """A predictor that train.py has fitted, as the scorer that `sparse` takes.
 
     folder_or_hub_id: the folder that train.py names at its end, or such a folder's id on the Hugging Face
-    hub, as "someone/opt-mini-unified"; revision: branch, tag or commit there. The files hold tensors and
-    plain values alone, and nothing of them is run. Raises UserError where they are damaged or no predictor's.
+    hub, as "someone/opt-mini-unified"; `opt-mini` comes with the package. revision: branch, tag or commit
+    there. The files hold tensors and plain values alone, and nothing of them is run. Raises UserError where
+    they are damaged or no predictor's.
     """
     folder = find_folder(folder_or_hub_id, revision)
     config = read_config(folder)
@@ -137,6 +139,9 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
     folder = Path(folder_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
+    own = shipped(str(folder_or_hub_id))
+    if own is not None:
+        return own
     try:
         return Path(
             snapshot_download(

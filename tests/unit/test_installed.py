@@ -14,9 +14,10 @@ from numba.core import caching
 from omegaconf import OmegaConf
 
 import shadow
+from shadow.commands.scripts import script
+from shadow.errors import UserError
 from shadow.jobs import command_line
 from shadow.jobs.command_line import prepare
-from shadow.jobs.commands import script
 from shadow.jobs.folders import FoldersCallback
 from shadow.jobs.missing import train_command
 from shadow.plans import compiled
@@ -68,7 +69,7 @@ def test_a_job_that_was_installed_names_the_installed_command(monkeypatch):
     hydra = SimpleNamespace(overrides=SimpleNamespace(task=["model=opt-mini", "measure.windows=4"]))
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     monkeypatch.setattr("sys.argv", [str(Path(shadow.__file__).with_name("scripts") / "evaluate.py")])
-    assert train_command() == "shadow-train model=opt-mini"
+    assert train_command() == "shadow train model=opt-mini"
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def own_signals(monkeypatch):
 def test_the_root_is_what_a_shell_would_make_of_it(monkeypatch, given, becomes):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SHADOW_ROOT", given)
-    prepare([])
+    prepare("train", [])
     assert OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml").root_dir == becomes
 
 
@@ -92,7 +93,7 @@ def test_the_root_is_what_a_shell_would_make_of_it(monkeypatch, given, becomes):
 def test_a_root_that_is_empty_is_refused(monkeypatch, given):
     monkeypatch.setenv("SHADOW_ROOT", given)
     with pytest.raises(SystemExit, match=r"SHADOW_ROOT must name a folder, got '.*': unset it"):
-        prepare([])
+        prepare("train", [])
 
 
 @pytest.mark.parametrize("begin", ["on_run_start", "on_multirun_start"])
@@ -100,3 +101,24 @@ def test_a_folder_of_its_own_for_each_run_is_refused(begin):
     config = OmegaConf.create({"hydra": {"job": {"chdir": True}}})
     with pytest.raises(SystemExit, match=r"hydra\.job\.chdir must be false, got true"):
         getattr(FoldersCallback(), begin)(config)
+
+
+def test_a_model_has_the_name_of_its_option_and_a_typo_the_nearest_one():
+    model, tokenizer = shadow.load_model("opt-mini")
+    assert len(tokenizer) == model.config.vocab_size
+    assert not any(weights.requires_grad for weights in model.parameters())
+    with pytest.raises(UserError, match=r"got 'opt-mni': did you mean 'opt-mini'\?"):
+        shadow.load_model("opt-mni")
+
+
+def test_a_model_of_a_folder_is_loaded_in_the_dtype_that_is_asked_for():
+    model, _ = shadow.load_model(str(ROOT / "models" / "opt-mini"), dtype="bfloat16")
+    assert str(model.dtype) == "torch.bfloat16"
+
+
+def test_the_predictor_of_opt_mini_is_installed_with_its_thresholds():
+    listed = PROJECT["tool"]["setuptools"]["package-data"]["shadow.opt_mini"]
+    folder = ROOT / "models" / "opt-mini"
+    shipped = {file for pattern in listed for file in folder.glob(pattern) if file.parent.name == "predictor"}
+    assert shipped == set((folder / "predictor").iterdir())
+    assert sorted(shadow.load_predictor("opt-mini").policies) == [("token", 0.3), ("token", 0.5)]
