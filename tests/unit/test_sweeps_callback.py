@@ -131,12 +131,14 @@ def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 def test_importing_the_callback_is_light_and_no_report_needs_torch_or_the_library() -> None:
     code = """
-import sys, shadow.sweeps.callback
+import sys, shadow
+always = {*sys.modules}
+import shadow.sweeps.callback
 def other(name): return name == "torch" or name.startswith("shadow.") and not name.startswith("shadow.sweeps")
 print([m for m in ("torch", "matplotlib", "numpy", "pandas", "wandb") if m in sys.modules])
 import shadow.sweeps.__main__, shadow.sweeps.figures.png
 from shadow.sweeps.reports import REPORTS, find_report
-print([find_report(name).name for name in REPORTS], {*filter(other, sys.modules)})
+print([find_report(name).name for name in REPORTS], {*filter(other, sys.modules)} - always)
 """
     done = run("-c", code)
     assert done.stdout.splitlines()[0] == "[]", done.stdout + done.stderr
