@@ -71,8 +71,8 @@ def legend(chart: Chart) -> str:
         f"{chart.n_points} points. Bytes: the share of the weight bytes of all projections and the lm_head "
         "that a decoded token does not read, less what predictors and factors add; of layers: the same of "
         "the layers' projections alone. Of each kind of unit: the share that was skipped, over the whole "
-        "model. Nats over dense: log "
-        f"perplexity less that of the dense model. ± is {', or '.join(errors)}."
+        "model. Nats over dense: log perplexity less that of the dense model. ± is "
+        f"{', or '.join(errors)}."
     )
 
 
