@@ -19,6 +19,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from shadow.artifacts.learnt_policies import thresholds_of
-from shadow.artifacts.learnt_stand_ins import read
+from shadow.artifacts.learnt_stand_ins import read, read_config
 from shadow.data.batches import Batch
 from shadow.data.text_files import read_documents
 from shadow.data.texts import text_windows
@@ -147,6 +148,8 @@ def learnt_of(model: PreTrainedModel, file: Path, folder: Path) -> tuple[Sparsit
         levels={(layer, slot): level for layer, slot, level in known["levels"]},
         thresholds=thresholds_of(known["thresholds"]),
     )
+    moved = read_config(folder)["thresholds"]
+    policy = policy if moved is None else replace(policy, thresholds=thresholds_of(moved))
     sites = [site for site in find_sites(model, ["channel"]) if policy.corrects(site)]
     return policy, read(folder, Learnt(sites, Zero()))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .records.record import RecordError
 from .reports import AGAINST, REPORTS, find_report
-from .reports.write import summary, write
+from .reports.write import require_known, summary, write
 from .wandb.upload import upload
 
 
@@ -45,6 +45,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     report = find_report(args.report)
     try:
+        require_known(args.against, args.folders)
         written = write(report, args.folders, args.out or args.folders[0], args.against)
         print(summary(report, args.folders, args.against))
         if args.wandb:

@@ -58,7 +58,9 @@ def folder_of(config: DictConfig) -> Path:
 
 
 def figures(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Its perplexity and an accuracy, where it has them, else others."""
+    """Its perplexity and an accuracy, or how well a fit ranks, where it has them; else others."""
+    if best_trial.ASKED in metrics:
+        return f"{best_trial.ASKED} {metrics[best_trial.ASKED]['value']:.3f}"
     shown = sorted(metrics, key=lambda name: (not is_perplexity(name), not is_accuracy(name), len(name)))
     shown = [name for n, name in enumerate(shown) if n == 0 or not is_perplexity(name)][:SHOWN]
     return ", ".join(f"{name} {metrics[name]['value']:.4g}" for name in shown) or "nothing was measured"

@@ -1,5 +1,10 @@
 """Learnt stand-ins: fitted so that the sparse model says what the dense one does."""
 
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -9,26 +14,70 @@ from transformers import get_scheduler
 
 from shadow.data.batches import Batch, Example, collate, logits_of
 from shadow.executors.masked import MaskedRun
+from shadow.fit.quantiles import Quantiles
 from shadow.fit.rows import EpochShuffle
+from shadow.models.sites import SiteKey
 from shadow.plans.stand_ins import Learnt
+from shadow.signals import Signal
 
 
 class StandInModule(pl.LightningModule):
     """Descent on how far the sparse model's next token is from the dense one's, whatever the plans are."""
 
-    def __init__(self, run: MaskedRun, stand_in: Learnt, lr: float) -> None:
-        """run: of the block in which this is fitted, with this stand-in."""
+    def __init__(self, run: MaskedRun, stand_in: Learnt, lr: float, moves: bool = False) -> None:
+        """run: of the block in which this is fitted, with this stand-in; moves: the thresholds of its policy
+        become, after each epoch, those that remove its levels of what was scored in the epoch."""
         super().__init__()
-        self.run, self.stand_in, self.lr = run, stand_in, lr
+        self.run, self.stand_in, self.lr, self.moves = run, stand_in, lr, moves
+        self.seen: dict[SiteKey, Quantiles] = defaultdict(Quantiles)
+
+    @property
+    def thresholds(self) -> dict[SiteKey, float]:
+        return dict(self.run.planner.policy.thresholds or {})
+
+    def stand(self, thresholds: Mapping[SiteKey, float]) -> None:
+        planner = self.run.planner
+        planner.policy = replace(planner.policy, thresholds=dict(thresholds))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with torch.no_grad(), self.run.planner.looking():
             dense = logits_of(self.run.model, batch)
-        with self.run.planner.calling(batch.real(), batch.in_prompt()):
-            sparse = logits_of(self.run.model, batch)
+        sparse = self.sparsely(batch)
         loss = divergence(dense, sparse, batch.real())
         self.log("train/kl", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         return loss
+
+    def sparsely(self, batch: Batch) -> Tensor:
+        """-> logits [B, T, V] under the plans; what was scored for them is counted where thresholds move."""
+        planner, real = self.run.planner, batch.real()
+        policy = planner.policy
+
+        @torch.no_grad()
+        def count(signal: Signal, scores: Mapping[SiteKey, Tensor]) -> None:
+            for key, values in scores.items():
+                if policy.prunes(key):
+                    ranked = policy.ranked(planner.sites[key], values)
+                    self.seen[key].add(ranked[real.to(ranked.device)] if values.dim() == 3 else ranked)
+
+        planner.on_scores = count if self.moves else None
+        try:
+            with planner.calling(real, batch.in_prompt()):
+                return logits_of(self.run.model, batch)
+        finally:
+            planner.on_scores = None
+
+    def on_train_epoch_end(self) -> None:
+        if self.moves:
+            policy = self.run.planner.policy
+            found = {key: counts.quantile(policy.level_of(key)) for key, counts in self.seen.items()}
+            self.stand(self.thresholds | found)
+            self.seen.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["thresholds"] = [[*key, value] for key, value in self.thresholds.items()]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.stand({(layer, slot): value for layer, slot, value in checkpoint["thresholds"]})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.Adam(self.stand_in.parameters(), self.lr)

@@ -127,6 +127,10 @@ def check_sparsity(cfg: DictConfig) -> None:
     learnt = settings.learnt
     require_whole("sparsity.learnt.epochs", learnt.epochs, 1)
     require_whole("sparsity.learnt.batch_size", learnt.batch_size, 1)
+    if not isinstance(learnt.move_thresholds, bool):
+        raise UserError(
+            f"sparsity.learnt.move_thresholds must be true or false, got {learnt.move_thresholds!r}"
+        )
     require_number("sparsity.learnt.lr", learnt.lr, "above 0", lambda rate: rate > 0)
     if settings.budget_fewshot is not None and ("num_fewshot" not in cfg.data or settings.budget_fewshot < 0):
         raise UserError(

@@ -4,12 +4,14 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 
+from shadow.terminal.noise import keep_bars_from_files
 from shadow.terminal.stops import expect
 
 
 def prepare(words: Sequence[str]) -> None:
     """words: the overrides; exits with one sentence at what cannot work."""
     expect()
+    keep_bars_from_files()
     refuse_null_groups(words)
     settle_root()
 

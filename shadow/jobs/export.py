@@ -26,8 +26,9 @@ def run(cfg: DictConfig) -> None:
 def make(cfg: DictConfig, loggers: list) -> Path:
     """The folder of these settings, found or written."""
     from shadow.checkpoint.export import export
-    from shadow.jobs import checks, ingredients, learnt, loading, policies, stores
+    from shadow.jobs import checks, loading
     from shadow.jobs.method import executor_of
+    from shadow.jobs.prepared import prepared
 
     checks.check_scorer(cfg)
     folder = folder_of(cfg)
@@ -35,10 +36,7 @@ def make(cfg: DictConfig, loggers: list) -> Path:
         log.info("written before")
         return folder
     lm = loading.placed(cfg, loading.load_lm(cfg))
-    scorer = ingredients.get_scorer(cfg, lm, loggers)
-    stand_in = stores.get_stand_in(cfg, lm, scorer)
-    policy = policies.get_policy(cfg, lm, scorer, stand_in)
-    stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, loggers)
+    scorer, policy, stand_in = prepared(cfg, lm, loggers)
     lm = loading.measured_lm(cfg)
     return export(
         lm.model,

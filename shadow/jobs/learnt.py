@@ -1,12 +1,15 @@
-"""The learnt stand-in of a job: found, or fitted on the calibration's first windows."""
+"""The learnt stand-in of a job, and the thresholds that moved with it: found, or fitted on the calibration's
+first windows."""
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from shadow.artifacts import learnt_stand_ins
+from shadow.artifacts.learnt_policies import rows_of, thresholds_of
 from shadow.errors import UserError
 from shadow.executors.masked import Masked, MaskedRun
 from shadow.fit.checkpoints import resumable
@@ -30,18 +33,22 @@ log = logging.getLogger(__name__)
 
 def with_learnt(
     cfg: DictConfig, lm: LM, scorer: Scorer, policy: SparsityPolicy, within: StandIn, loggers: list
-) -> StandIn:
-    """within: what speaks for dropped units -> the same, with what is learnt of these settings around it."""
+) -> tuple[SparsityPolicy, StandIn]:
+    """within: what speaks for dropped units -> the same, with what is learnt of these settings around it, and
+    the policy with its thresholds."""
     if not learns_stand_in(cfg):
-        return within
+        return policy, within
     folder = learnt_folder(cfg)
     if not (folder / learnt_stand_ins.CONFIG).is_file():
         with taking_turns(folder):
             if not (folder / learnt_stand_ins.CONFIG).is_file():  # else another job was faster
                 fit(cfg, lm, scorer, policy, within, folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
-    require_weights(folder, learnt_stand_ins.read_config(folder)["weights"], lm)
-    return learnt_stand_ins.read(folder, unlearnt(lm, scorer, policy, within))
+    config = learnt_stand_ins.read_config(folder)
+    require_weights(folder, config["weights"], lm)
+    if config["thresholds"] is not None:
+        policy = replace(policy, thresholds=thresholds_of(config["thresholds"]))
+    return policy, learnt_stand_ins.read(folder, unlearnt(lm, scorer, policy, within))
 
 
 def unlearnt(lm: LM, scorer: Scorer, policy: SparsityPolicy, within: StandIn) -> Learnt:
@@ -70,7 +77,8 @@ def fit(
     trainer = trainer_of(cfg, folder, loggers, max_epochs=settings.epochs, gradient_clip_val=None)
     with open_run(lm.model, scorer, policy, cfg.sparsity.decided_at, stand_in, Masked()) as run:
         assert isinstance(run, MaskedRun)
-        module = StandInModule(run, stand_in, settings.lr)
+        moves = settings.move_thresholds and policy.scope == "threshold"
+        module = StandInModule(run, stand_in, settings.lr, moves)
         data = loader(windows, settings.batch_size, cfg.seed)
         trainer.fit(module, data, ckpt_path=resumable(folder))
     if trainer.interrupted:
@@ -80,6 +88,7 @@ def fit(
         "weights": digest(lm.model),
         "windows": len(windows),
         "numbers": stand_in.weights,
+        "thresholds": rows_of(module.thresholds) if moves else None,
         "kl": float(trainer.callback_metrics["train/kl"]),
         "seconds": round(time.monotonic() - start, 1),
         "versions": versions(),

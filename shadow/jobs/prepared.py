@@ -23,4 +23,5 @@ def prepared(cfg: DictConfig, lm: LM, loggers: Sequence[Any]) -> Prepared:
     scorer = ingredients.get_scorer(cfg, lm, loggers)
     stand_in = stores.get_stand_in(cfg, lm, scorer)
     policy = policies.get_policy(cfg, lm, scorer, stand_in)
-    return Prepared(scorer, policy, learnt.with_learnt(cfg, lm, scorer, policy, stand_in, list(loggers)))
+    policy, stand_in = learnt.with_learnt(cfg, lm, scorer, policy, stand_in, list(loggers))
+    return Prepared(scorer, policy, stand_in)

@@ -86,9 +86,8 @@ class Job:
 def job(cfg: DictConfig) -> Iterator[Job]:
     """Seed first; run.json last, whatever happens. What the user can mend is said in one sentence."""
     start = time.monotonic()
-    logging.getLogger("pytorch_lightning").setLevel(
-        logging.WARNING
-    )  # it tells of devices and products at every start
+    for name in ("pytorch_lightning", "lightning_fabric"):  # tell of devices and products at every start
+        logging.getLogger(name).setLevel(logging.WARNING)
     this = Job(cfg)
     try:
         check_start(cfg)

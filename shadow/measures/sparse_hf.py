@@ -17,6 +17,7 @@ from shadow.models.tokenizers import require_open_end
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.prompt import PromptActivation
 from shadow.scorers.protocol import Looks
+from shadow.terminal.lines import CONSOLE
 
 BatchSize = int | Literal["auto"]
 AUTO_TOKENS = 2048  # of a batch on a CPU, padding included
@@ -63,7 +64,7 @@ class SparseHFLM(HFLM):
             found[tuple(ids[:-1])].append((ids[-1], len(ids) - len(continuation), continuation))
         # lm-eval runs requests that share an input by their last token
         self._requests = {ids: deque((p, c) for _, p, c in sorted(same)) for ids, same in found.items()}
-        return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        return super()._loglikelihood_tokens(requests, barless(disable_tqdm), override_bs)
 
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
@@ -99,13 +100,16 @@ class SparseHFLM(HFLM):
             )
         return super()._model_generate(context, max_length, stop, **generation)
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, barless(disable_tqdm))
+
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         check_rolling(self.run)
         self._longest = max(len(self.scored(one.args[0])) for one in requests)
         asked: bool | None = self.add_bos_token  # type: ignore[has-type]  # of HFLM's __init__
         self.add_bos_token = False if self.bos else asked  # of `tok_encode`: see `scored`
         try:
-            return super().loglikelihood_rolling(requests, disable_tqdm)
+            return super().loglikelihood_rolling(requests, barless(disable_tqdm))
         finally:
             self.add_bos_token = asked
 
@@ -116,7 +120,7 @@ class SparseHFLM(HFLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         self._longest = max(len(self.tok_encode(one.args[0])) for one in requests)
-        return super().generate_until(requests, disable_tqdm)
+        return super().generate_until(requests, barless(disable_tqdm))
 
     def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
         """For batch_size=auto. On a CPU, lm-eval's trials until memory is full end with all of it, and
@@ -141,6 +145,11 @@ class SparseHFLM(HFLM):
             assert ids[length - 1] == 0
             length -= 1
         return length
+
+
+def barless(asked: bool) -> bool:
+    """lm-eval's `disable_tqdm`: no bars in files."""
+    return asked or not CONSOLE.is_terminal
 
 
 def rows_of(tokens: int, most: int = 64) -> int:

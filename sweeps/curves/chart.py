@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..differences.nats import over_dense
 from ..records.merging import by_place
 from ..records.metrics import curve_metrics
-from ..records.record import Record
+from ..records.record import Measured, Record
 from .curve import Curve, Mark, mark
 from .dense import find_dense
 
@@ -32,6 +32,11 @@ class Chart:
     @property
     def name(self) -> str:
         return f"{self.model} on {self.data}"
+
+    @property
+    def n_points(self) -> int:
+        """Levels of curves, however many seeds they have; the dense model is one."""
+        return sum(len(levels) for levels in by_label(self.records).values()) + bool(self.dense)
 
 
 def find_charts(records: list[Record]) -> list[Chart]:
@@ -93,7 +98,7 @@ def varying(records: list[Record], names: tuple[str, ...]) -> list[str]:
 def beside_dense(points: list[Record], records: list[Record], perplexity: str | None) -> Mark:
     """points: alike but for the seed, among records that may have the dense ones."""
     over = over_dense(points, records, perplexity) if perplexity else None
-    return replace(mark(points), over_dense=over.mean if over else None)
+    return replace(mark(points), over_dense=Measured(over.mean, over.stderr) if over else None)
 
 
 def ceiling(chart: Chart) -> float:

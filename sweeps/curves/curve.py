@@ -22,7 +22,7 @@ class Mark:
     seeds: tuple[int, ...]
     tokens: str
     scored: str
-    over_dense: float | None = None
+    over_dense: Measured | None = None
 
 
 @dataclass(frozen=True)

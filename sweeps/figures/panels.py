@@ -1,11 +1,14 @@
 """A figure before a library draws it: panels of lines, or of cells."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Scale = Literal["linear", "percent", "log", "nats"]  # nats: a log scale that reaches zero, in the PNG
+from .looks import DASHES, GREY, INK, KNOWN, Look, first_word, looks_of
+
+Scale = Literal["linear", "percent", "log", "nats"]  # nats: a log scale that reaches zero
+MANY = 40  # spots of a line: more markers would hide it
 
 
 class Axis(NamedTuple):
@@ -35,7 +38,7 @@ class Spot(NamedTuple):
 class Line:
     """One name has one look in all panels of a figure. start: (x, y) where the line but no marker begins.
 
-    neutral: grey, and takes no colour from the others. steps: goes on level from spot to spot.
+    neutral: grey, whatever its name. steps: goes on level from spot to spot.
     """
 
     name: str
@@ -81,7 +84,10 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Heat:
-    """unit: what values are; heats of one unit share their colours. Dark is bad, be that low or high."""
+    """unit: what values are; heats of one unit share their colours. Dark is bad, be that low or high.
+
+    numbers: whether cells have room for theirs.
+    """
 
     title: str
     rows: list[str]
@@ -89,6 +95,7 @@ class Heat:
     cells: list[Cell]
     unit: str
     low_is_bad: bool = False
+    numbers: bool = True
 
 
 Panel = Plot | Heat
@@ -129,7 +136,18 @@ def in_rows(panels: Sequence[Panel], columns: int = 3) -> list[list[Panel | None
     return [shown[n : n + columns] for n in range(0, len(shown), columns)]
 
 
-def names_of(panels: Iterable[Panel]) -> list[str]:
-    """Of lines that take a colour, in order."""
-    lines = [line for panel in panels if isinstance(panel, Plot) for line in panel.lines]
-    return list(dict.fromkeys(line.name for line in lines if not line.neutral))
+def looks_in(panels: Iterable[Panel]) -> dict[str, Look]:
+    """Of every line, and of every level but the dense model, which is dashed ink."""
+    plots = [panel for panel in panels if isinstance(panel, Plot)]
+    lines = [line for plot in plots for line in plot.lines]
+    levels = [name for plot in plots for name in plot.levels]
+    neutral = {line.name: Look(GREY, 4, 0) for line in lines if line.neutral}
+    named = [line.name for line in lines] + [name for name in levels if first_word(name) in KNOWN]
+    return looks_of(name for name in named if name not in neutral) | neutral
+
+
+def level_look(name: str, looks: Mapping[str, Look]) -> tuple[str, int]:
+    """(colour, dash): a level is never solid."""
+    if name not in looks:
+        return INK, 1
+    return looks[name].colour, looks[name].dash % (len(DASHES) - 1) + 1

@@ -5,16 +5,18 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..files import writing
 from .looks import INK
-from .panels import Figure, Heat, Plot, names_of
+from .panels import Figure, Heat, Plot, looks_in
 from .png_heat import draw_heats
 from .png_plot import draw_plot
 
 PLOT = (4.4, 3.5)  # inches of a panel
 SMALL = (2.7, 2.6)  # of one of many that share their axes
 SQUARE = 0.62  # of a cell
+PAD = 0.08  # around what is drawn
 LETTER = 0.068  # of a legend's name
 
 
@@ -24,18 +26,18 @@ def draw(figure: Figure) -> Drawing | None:
         return None
     n_columns = max(map(len, figure.rows))
     width, height = size_of(figure, n_columns)
-    drawing = Drawing(figsize=(width, height), dpi=150, layout="constrained")
+    drawing = Drawing(figsize=(width, height), dpi=150, layout=ConstrainedLayoutEngine(w_pad=PAD, h_pad=PAD))
     grid = drawing.subplots(
         len(figure.rows), n_columns, squeeze=False, sharex=figure.shared, sharey=figure.shared
     )
-    names = names_of(figure.panels)
+    looks = looks_in(figure.panels)
     plots = [panel for row in figure.rows for panel in row if isinstance(panel, Plot)]
     heats: list[tuple[Axes, Heat]] = []
     for row, panels in zip(grid, figure.rows):
         for ax, panel in zip(row, [*panels, *[None] * (n_columns - len(panels))]):
             ax.set_visible(panel is not None)
             if isinstance(panel, Plot):
-                draw_plot(ax, panel, names, plots if figure.shared else [panel])
+                draw_plot(ax, panel, looks, plots if figure.shared else [panel])
             elif panel:
                 heats.append((ax, panel))
     draw_heats(drawing, heats)

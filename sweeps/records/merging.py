@@ -15,14 +15,25 @@ def one_per_point(records: Iterable[Record]) -> list[Record]:
     """Settings that vary and are not in the point go into the scorer's name."""
     named = name_variants(list(records))
     once: dict[Point, Record] = {}
+    overruled = 0
     for record in named:
         earlier = once.get(record.point)
+        overruled += earlier is not None and differ(earlier, record)
         # a second sweep may measure what the first did not; of a value measured twice the last one counts
         once[record.point] = joined(earlier, record) if earlier else record
-    if len(once) < len(named):
-        log.info("%d records repeat a point; the last one counts", len(named) - len(once))
+    if overruled:
+        log.info("%d records repeat a point with other figures; the last one counts", overruled)
     peers = {place_of(group[0]): group for group in by_place(once.values())}
     return [replace(record, metrics=with_means(record, peers[place_of(record)])) for record in once.values()]
+
+
+def differ(earlier: Record, later: Record) -> bool:
+    """Whether they have a metric of different values, as those of a point that was looked up have not."""
+    return any(
+        later.metrics[name].value != found.value
+        for name, found in earlier.metrics.items()
+        if name in later.metrics
+    )
 
 
 def one_per_point_and_word(

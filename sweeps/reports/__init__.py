@@ -19,6 +19,7 @@ class Entry(NamedTuple):
 
 REPORTS = {
     "curve": Entry("curve", "report", "accuracy and perplexity against the weight bytes that are not read"),
+    "methods": Entry("methods", "methods", "nats over dense at equal bytes, with the least that any loses"),
     "criteria": Entry("criteria.report", "criteria", "compare pruning criteria"),
     "predictors": Entry("predictors.report", "predictors", "compare predictors by their size"),
     "grid": Entry("grid.report", "grid", "criterion x predictor x decided-at as heat maps"),

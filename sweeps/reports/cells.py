@@ -41,7 +41,7 @@ def metric_cell(measured: Measured | None, metric: str) -> str:
 
 def over_dense(mark: Mark) -> str:
     over = mark.over_dense
-    return MISSING if over is None or math.isnan(over) else f"{over:+.3f}"
+    return MISSING if over is None or math.isnan(over.value) else f"{over.value:+.3f}"
 
 
 def difference_cell(difference: Difference, scale: int = 1, digits: int = 3) -> str:

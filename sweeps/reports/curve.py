@@ -1,15 +1,18 @@
 """Accuracy and perplexity against bytes: curve.csv, paired.csv, curve.png, report.md and report.html."""
 
+import math
 from dataclasses import replace
 
 from ..curves.chart import POSITIONS, Chart, ceiling, find_charts, varying
 from ..curves.curve import Curve, Mark
+from ..differences.nats import NATS
 from ..figures.panels import Figure, Level, Line, Panel, Plot, Spot, in_rows
 from ..records import points_csv
 from ..records.merging import one_per_point
 from ..records.metrics import MEAN_ACCURACY, MEANS
-from ..records.record import Record
+from ..records.record import Measured, Record
 from . import paired_table
+from .answers import at_equal_bytes
 from .cells import (
     BYTES,
     axis_of,
@@ -30,19 +33,20 @@ SCOPES = {"layer": "ranked per layer", "global": "ranked globally", "threshold":
 
 
 def sections(records: list[Record], against: str) -> list[Section]:
-    return [of_chart(chart, against) for chart in find_charts(one_per_point(records))]
+    return [of_chart(chart, against, rows(chart)) for chart in find_charts(one_per_point(records))]
 
 
-def of_chart(chart: Chart, against: str) -> Section:
+def of_chart(chart: Chart, against: str, rows: list[list[Panel | None]]) -> Section:
     return Section(
         chart,
-        Figure(title(chart), [row for row in rows(chart) if row], details(chart), notes=chart.notes),
+        Figure(title(chart), [row for row in rows if row], details(chart), notes=chart.notes),
         legend(chart),
         [points_table(chart), *paired_table.paired_tables(chart, against), what_was_run(chart)],
         {
             "curve.csv": points_csv.rows_of(chart.records),
             "paired.csv": paired_table.csv_rows(chart, against),
         },
+        at_equal_bytes(chart),
     )
 
 
@@ -64,7 +68,7 @@ def legend(chart: Chart) -> str:
     errors = ["the measure's standard error"] if 1 in n_seeds or not n_seeds else []
     errors += ["the standard deviation over the seeds where there are several"] if n_seeds - {1} else []
     return (
-        "Bytes: the share of the weight bytes of all projections and the lm_head that a decoded token does "
+        f"{chart.n_points} points. Bytes: the share of the weight bytes of all projections and the lm_head that a decoded token does "
         "not read, less what predictors and factors add; of layers: the same of the layers' projections "
         "alone. Of each kind of unit: the share that was skipped, over the whole model. Nats over dense: log "
         f"perplexity less that of the dense model. ± is {', or '.join(errors)}."
@@ -72,9 +76,12 @@ def legend(chart: Chart) -> str:
 
 
 def rows(chart: Chart) -> list[list[Panel | None]]:
-    """The first accuracy and the perplexity."""
-    names = [*chart.accuracies[:1], *([chart.perplexity] if chart.perplexity else [])]
-    return [[panel(chart, name) for name in names]]
+    """The first accuracy, and the perplexity, or nats over dense where dense models are several."""
+    found: list[Panel | None] = [panel(chart, name) for name in chart.accuracies[:1]]
+    if chart.perplexity:
+        several = len({record.point.scored for record in chart.records}) > 1
+        found.append(nats_panel(chart) if several else panel(chart, chart.perplexity))
+    return [found]
 
 
 def details(chart: Chart) -> list[list[Panel | None]]:
@@ -95,6 +102,23 @@ def panel(chart: Chart, metric: str) -> Plot:
     return Plot(heading, BYTES, y, [line for line in lines if line.spots], levels, top or None)
 
 
+def nats_panel(chart: Chart) -> Plot:
+    """Perplexities of different positions have no common axis; what they lose has."""
+    lines = [
+        Line(curve.label, [spot for mark in curve.marks if (spot := nats_spot(mark))], start=(0.0, 0.0))
+        for curve in chart.curves
+    ]
+    y = axis_of(NATS)
+    return Plot(y.title, BYTES, y, [line for line in lines if line.spots], {"dense": Level(0.0)})
+
+
+def nats_spot(mark: Mark) -> Spot | None:
+    over = mark.over_dense
+    if over is None or not math.isfinite(over.value):
+        return None
+    return Spot(mark.bytes.skipped, *over, "<br>".join([f"nats over dense {over_dense(mark)}", *hover(mark)]))
+
+
 def spots(chart: Chart, curve: Curve, metric: str) -> list[Spot]:
     found = []
     for mark in curve.marks:
@@ -110,7 +134,11 @@ def spots(chart: Chart, curve: Curve, metric: str) -> list[Spot]:
 def points_table(chart: Chart) -> Table:
     """A row for each level of each curve; the dense model comes once, first."""
     parts, kinds = varying(chart.records, POSITIONS), share_columns(chart.records)
-    dense = [replace(chart.dense, over_dense=0.0, achieved=dict.fromkeys(kinds, 0.0))] if chart.dense else []
+    dense = (
+        [replace(chart.dense, over_dense=Measured(0.0, None), achieved=dict.fromkeys(kinds, 0.0))]
+        if chart.dense
+        else []
+    )
     labelled = [("dense", mark) for mark in dense]
     labelled += [(curve.label, mark) for curve in chart.curves for mark in curve.marks]
     several_seeds = any(len(mark.seeds) > 1 for _, mark in labelled)
@@ -135,7 +163,7 @@ def quality(chart: Chart, mark: Mark) -> list[str]:
 REPORT = Report(
     name="report",
     stem="curve",
-    title="{points} points",
+    title="Quality against bytes",
     csv={"curve.csv": points_csv.COLUMNS, "paired.csv": paired_table.COLUMNS},
     sections=sections,
     lists_origins=True,

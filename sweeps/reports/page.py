@@ -11,8 +11,9 @@ from markdown_it.renderer import RendererProtocol
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
-from ..figures.interactive import to_html
 from ..figures.panels import Figure
+from ..figures.web import SCRIPT, to_html
+from ..figures.web import STYLE as FIGURES
 from ..files import writing
 
 STYLE = """
@@ -27,8 +28,6 @@ img { max-width: 100%; }
 
 def write_page(report: Path, figures: Mapping[str, Figure], file: Path) -> None:
     """figures: by the name of an image in the report, what takes its place; other images are embedded."""
-    from plotly.offline import get_plotlyjs  # 5 MB
-
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def image(
@@ -49,9 +48,18 @@ def write_page(report: Path, figures: Mapping[str, Figure], file: Path) -> None:
 
     markdown.add_render_rule("image", image)
     body = markdown.render(report.read_text(encoding="utf-8"))
-    title = html.escape(report.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "))
-    script = f"<script>{get_plotlyjs()}</script>" if figures else ""
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>{script}'
-    page = f"<!DOCTYPE html>\n<html><head>{head}</head>\n<body>\n{body}</body></html>\n"
+    title = report.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
     with writing(file) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+        unfinished.write_text(document(title, body, bool(figures)), encoding="utf-8")
+
+
+def document(title: str, body: str, has_figures: bool, style: str = "") -> str:
+    """A whole page; its figures come from `to_html`."""
+    from plotly.offline import get_plotlyjs  # 5 MB
+
+    wide = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    styles = f"<style>{STYLE}{FIGURES}{style}</style>"
+    library = f"<script>{get_plotlyjs()}</script>" if has_figures else ""
+    head = f'<meta charset="utf-8">{wide}<title>{html.escape(title)}</title>{styles}{library}'
+    inside = f"<head>{head}</head>\n<body>\n{body}<script>{SCRIPT}</script></body>"
+    return f'<!DOCTYPE html>\n<html lang="en">{inside}</html>\n'

@@ -26,18 +26,22 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """All of one model and data set. rows: by the CSV that they go to; chart: whose points are handed on."""
+    """All of one model and data set. rows: by the CSV that they go to; chart: whose points are handed on.
+
+    answer: a sentence that says what came out.
+    """
 
     chart: Chart
     figure: Figure
     legend: str
     tables: Sequence[Table]
     rows: dict[str, Iterable[Iterable[Cell]]] = field(default_factory=dict)
+    answer: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """stem: of the figures; name: of the .md and .html. csv: columns by file. {points} in a title is a count.
+    """stem: of the figures; name: of the .md and .html. csv: columns by file.
 
     sections: (records as they were read, the scorer that others are compared with) -> a section for each
     model and data set.

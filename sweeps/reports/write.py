@@ -5,8 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..curves.chart import Chart
+from ..differences.references import DENSE
 from ..files import write_csv, writing
+from ..records.merging import one_per_point
 from ..records.reading import read_some
+from ..records.record import RecordError
+from . import AGAINST
 from .markdown import aligned, beside, bold, markdown
 from .page import write_page
 from .provenance import failures, origins, positions, shared_settings, unfinished
@@ -32,6 +36,16 @@ def write(report: Report, folders: Iterable[Path], out: Path, against: str) -> W
     return written
 
 
+def require_known(against: str, folders: Iterable[Path]) -> None:
+    """Refuses a scorer that no point has; the default one may be missing."""
+    names = [record.point.scorer for record in one_per_point(read_some(folders).done)]
+    known = sorted({AGAINST, DENSE, *names, *(name.split(" ")[0] for name in names)})
+    if against not in known:
+        raise RecordError(
+            f"--against must be a scorer of these points, one of {', '.join(known)}, got {against}"
+        )
+
+
 def summary(report: Report, folders: Iterable[Path], against: str) -> str:
     """All that a person at the console wants to know of a sweep; without figures, which take a second."""
     records = read_some(folders)
@@ -48,9 +62,11 @@ def summary(report: Report, folders: Iterable[Path], against: str) -> str:
 def write_markdown(report: Report, sections: list[Section], written: Written) -> None:
     """A section for each chart, then the jobs that failed and the settings that all points share."""
     folder, points = written.report.parent, written.points
-    names = ", ".join(section.chart.name for section in sections)
-    lines = [f"# {report.title.format(points=len(points))}: {names or 'nothing yet'}", ""]
+    alone = sections[0].chart.name if len(sections) == 1 else ""
+    title = ": ".join([report.title, *([alone] if alone else [])])
+    lines = [f"# {title}" if sections else f"# {report.title}: nothing yet", ""]
     for section in sections:
+        lines += [] if alone else [f"## {section.chart.name}", ""]
         lines += lines_of(section, report.stem, written.figures.get(section.chart.name), folder)
         lines += origins(section.chart.records, folder) if report.lists_origins else []
     lines += failures(written.records, folder)
@@ -62,7 +78,8 @@ def write_markdown(report: Report, sections: list[Section], written: Written) ->
 
 def lines_of(section: Section, stem: str, figure: Path | None, folder: Path) -> list[str]:
     image = f"![{stem}]({beside(figure, folder)})" if figure else "There is nothing to draw."
-    lines = [f"## {section.chart.name}", "", image, "", section.legend, ""]
+    lines = [f"**{section.answer}**", ""] if section.answer else []
+    lines += [image, "", section.legend, ""]
     lines += [*(f"- {note}" for note in section.chart.notes), ""] if section.chart.notes else []
     for table in section.tables:
         header, *rows = bold(table.rows, table.best)

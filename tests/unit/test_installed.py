@@ -76,6 +76,7 @@ def test_a_job_that_was_installed_names_the_installed_command(monkeypatch):
 def own_signals(monkeypatch):
     """The tests' process keeps its own."""
     monkeypatch.setattr(command_line, "expect", lambda: None)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Learnt stand-ins: numbers behind dropped units, fitted to what the dense model says."""
 
+from dataclasses import replace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -9,6 +11,7 @@ from shadow.data.batches import collate, logits_of
 from shadow.errors import UserError
 from shadow.executors.gathered import Gathered
 from shadow.fit.stand_ins import StandInModule, divergence, loader
+from shadow.fit.thresholds import learn
 from shadow.front import sparse
 from shadow.jobs import ingredients, keys, learnt, loading, policies, stores
 from shadow.models.kinds import find_sites
@@ -18,6 +21,7 @@ from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.inputs import InputMagnitude
 
 HALF = SparsityPolicy(0.5, kinds=("channel",))
+THRESHOLDS = SparsityPolicy(0.5, kinds=("channel",), scope="threshold")
 JOB = (
     *("model=tiny-llama", "predictor=teal", "sparsity=threshold", "data.windows=24", "data.tokens=12"),
     *("sparsity.learnt.windows=8", "sparsity.learnt.batch_size=4", "callbacks.progress=null"),
@@ -113,12 +117,39 @@ def test_a_job_learns_it_once_and_finds_it_again(compose, artifacts, caplog):
     scorer = ingredients.get_scorer(cfg, lm, [])
     within = stores.get_stand_in(cfg, lm, scorer)
     policy = policies.get_policy(cfg, lm, scorer, within)
-    first = learnt.with_learnt(cfg, lm, scorer, policy, within, [])
+    moved, first = learnt.with_learnt(cfg, lm, scorer, policy, within, [])
     made = (keys.learnt_folder(cfg) / "config.json").stat().st_mtime_ns
-    again = learnt.with_learnt(cfg, lm, scorer, policy, within, [])
+    found, again = learnt.with_learnt(cfg, lm, scorer, policy, within, [])
+    assert found.thresholds == moved.thresholds
+    assert moved.thresholds.keys() == policy.thresholds.keys()
+    assert moved.thresholds != policy.thresholds
     assert (keys.learnt_folder(cfg) / "config.json").stat().st_mtime_ns == made
     assert all(torch.equal(first.state_dict()[name], values) for name, values in again.state_dict().items())
     assert any(bool((values != 1).any()) for values in first.factors.values())
+
+
+def test_thresholds_move_to_where_the_level_goes_of_what_is_scored_with_it(tiny_llama, examples):
+    """The stand-in doubles every number that is written: by the thresholds of before too little would go."""
+    model, windows = tiny_llama.model, examples([12] * 8)
+    thresholds = learn(model, InputMagnitude(), THRESHOLDS, "token", Zero(), [collate(windows)])
+    policy, stand_in, shares = replace(THRESHOLDS, thresholds=thresholds), of(model), []
+    for factor in stand_in.factors.values():
+        factor.data *= 2
+    with sparse(model, InputMagnitude(), policy, stand_in=stand_in) as run:
+        run.logits(collate(windows))
+        shares.append(run.achieved("channel"))
+        module = StandInModule(run, stand_in, 0.0, moves=True)
+        settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu", log_every_n_steps=1, **settings)
+        trainer.fit(module, loader(windows, 4, 0))
+    with sparse(
+        model, InputMagnitude(), replace(policy, thresholds=module.thresholds), stand_in=stand_in
+    ) as run:
+        run.logits(collate(windows))
+        shares.append(run.achieved("channel"))
+    expected = 0.5 * 3 / 4  # of four layers the first is dense
+    assert shares[0] < expected - 0.02
+    assert shares[1] == pytest.approx(expected, abs=0.005)
 
 
 def test_points_know_it_and_thresholds_do_not(compose):

@@ -99,6 +99,7 @@ def test_dense_comes_once_though_every_scorer_has_level_0(tmp_path: Path) -> Non
         write_job(tmp_path / str(n), level, scorer)
     section = only_section(tmp_path)
     assert [row[0] for row in table_of(section, "Points")] == ["scorer", "dense", "unified", "random"]
+    assert section.legend.startswith("3 points. ")
     assert not section.chart.notes
 
 
@@ -131,7 +132,61 @@ def test_a_swept_setting_outside_the_point_makes_curves_not_seeds(tmp_path: Path
     for n, width in enumerate((64, 128)):
         write_job(tmp_path / str(n), overrides=(f"predictor.hidden={width}", f"logger={n}"))
     labels = [curve.label for curve in only_chart(tmp_path).curves]
-    assert labels == ["unified predictor.hidden=64", "unified predictor.hidden=128"]
+    assert labels == ["unified hidden=64", "unified hidden=128"]
+
+
+def test_two_sweeps_name_scorers_by_what_differs_in_short(tmp_path: Path) -> None:
+    """Not by what says where, which option was the default, or which tasks were measured."""
+    tasks = {"piqa/acc": (0.5, 0.1)}
+    said = ("make_missing=True", "measure.tasks=[piqa]", "measure.limit=100")
+    write_job(tmp_path / "0", metrics=tasks, overrides=said, settings={"predictor": {"name": "unified"}})
+    write_job(tmp_path / "1", settings={"predictor": {"name": "unified"}})
+    (curve,) = only_chart(tmp_path).curves
+    assert curve.label == "unified"
+    assert set(curve.marks[0].metrics) == {"perplexity", "choices/acc", "piqa/acc", "mean/acc"} | {
+        "geometric_mean/acc"
+    }
+    for n, rule in enumerate(("threshold", "block")):
+        override = f"contender=[teal,{rule}]"
+        write_job(tmp_path / f"teal{n}", scorer="teal", overrides=(override,), scope="threshold")
+    labels = [curve.label for curve in only_chart(tmp_path).curves]
+    assert sorted(labels) == ["teal block, threshold", "teal, threshold", "unified, layer"]
+
+
+def test_points_that_are_scored_at_different_positions_are_drawn_in_nats_over_their_own_dense(
+    tmp_path: Path,
+) -> None:
+    """Behind the prompt perplexity is lower, and a pruned model would pass for better than dense."""
+    for decided_at, dense in (("token", 5.0), ("prompt", 4.0)):
+        for level in (0, 0.5):
+            samples = {"perplexity": [dense + level] * 2}
+            write_job(tmp_path / f"{decided_at}{level}", level, samples=samples, decided_at=decided_at)
+    (panel,) = only_section(tmp_path).figure.panels
+    assert panel.title == "nats over dense"
+    assert [spot.y for line in panel.lines for spot in line.spots] == pytest.approx([0.5, 0.5])
+
+
+def test_the_least_at_equal_bytes_is_of_what_can_be_used(tmp_path: Path) -> None:
+    write_job(tmp_path / "dense", 0)
+    points = [
+        ("teal", 0.3, 0.1),
+        ("teal", 0.6, 0.9),
+        ("cats", 0.4, 0.2),
+        ("cats", 0.2, 0.5),
+        ("oracle", 0.7, 0),
+    ]
+    for n, (scorer, share, nats) in enumerate(points):
+        metrics = {"perplexity": (100 * math.exp(nats), 1.0)}
+        write_job(tmp_path / str(n), share, scorer, metrics, achieved={"channel": share})
+    (panel,) = only_section(tmp_path, "methods").figure.panels
+    least = panel.lines[-1]
+    assert least.name == "least at equal bytes"
+    assert [(spot.x, round(spot.y, 6)) for spot in least.spots] == [
+        (0.6, 0.9),
+        (0.4, 0.2),
+        (0.3, 0.1),
+        (0.0, 0.1),
+    ]
 
 
 def test_labels_have_only_what_varies_and_which_tokens_are_sparse_and_scored_are_columns(

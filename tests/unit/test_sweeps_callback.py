@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from run_records import csv_rows, write_job
+from shadow.sweeps.__main__ import main
 from shadow.sweeps.callback import ReportCallback
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,7 @@ def test_every_sweep_has_a_report() -> None:
 
 
 def test_a_report_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must be one of curve, criteria, .* got heat"):
+    with pytest.raises(ValueError, match=r"must be one of curve, methods, criteria, .* got heat"):
         ReportCallback("heat")
 
 
@@ -144,18 +145,31 @@ print([find_report(name).name for name in REPORTS], {*filter(other, sys.modules)
 
 @pytest.mark.parametrize("words", [[], ["--grid"]])
 def test_the_command_writes_the_files_of_a_report_and_prints_its_tables(
-    tmp_path: Path, words: list[str]
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     write_job(tmp_path / "a" / "0", 0)
     write_job(tmp_path / "b" / "0", 0.3)
     folders = [str(tmp_path / name) for name in "ab"]
-    done = run("-m", "sweeps", *words, *folders, "--out", str(tmp_path / "c"))
-    assert done.returncode == 0, done.stderr
-    assert "+0.300" in done.stdout
-    assert "sparse tokens: all, scored tokens: all" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["sweeps", *words, *folders, "--out", str(tmp_path / "c")])
+    main()
+    told = capsys.readouterr().out
+    assert "+0.300" in told
+    assert "sparse tokens: all, scored tokens: all" in told
     curve = {"curve.csv", "paired.csv", "curve.png", "report.md", "report.html"}
     grid = {"grid.csv", "grid.png", "grid.md", "grid.html"}
     assert {path.name for path in (tmp_path / "c").iterdir()} == (grid if words else curve)
+
+
+def test_the_command_refuses_a_reference_that_no_point_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_job(tmp_path / "0", 0.3)
+    monkeypatch.setattr(sys, "argv", ["sweeps", str(tmp_path), "--against", "nope"])
+    with pytest.raises(SystemExit):
+        main()
+    told = "--against must be a scorer of these points, one of dense, static, unified, got nope\n"
+    assert capsys.readouterr().err == told
+    assert not list(tmp_path.glob("*.md"))
 
 
 def test_the_command_says_that_there_is_nothing_to_draw(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from run_records import csv_rows, only_section, table_of, write_report
 from run_records import write_job as write_record
 from shadow.sweeps.differences.nats import NATS
-from shadow.sweeps.figures.looks import look
+from shadow.sweeps.figures.looks import looks_of
 from shadow.sweeps.figures.png import draw
 from shadow.sweeps.records.points_csv import rows_of as rows_of_points
 from shadow.sweeps.records.reading import read
@@ -245,8 +245,8 @@ def test_a_swept_setting_outside_the_point_makes_scorers_not_seeds(tmp_path: Pat
     for n, decided_at in enumerate(("token", "prompt")):
         write_job(tmp_path / str(n), "snip", scorer="oracle", decided_at=decided_at)
     assert [block.scorer for block in only_comparison(tmp_path).blocks] == [
-        "static sparsity.min_units=1, token, all",
-        "static sparsity.min_units=2, token, all",
+        "static min_units=1, token, all",
+        "static min_units=2, token, all",
         "oracle, token, all",
         "oracle, prompt, behind the prompt",
     ]
@@ -416,11 +416,12 @@ def test_a_panel_for_each_scorer_and_kinds_where_a_criterion_always_looks_the_sa
     assert sorted(text.get_text() for text in legend.get_texts()) == ["fisher", "snip"]
 
 
-def test_fourteen_criteria_look_different() -> None:
-    names = [str(number) for number in range(13)]
-    looks = [look(name, names) for name in [*names, "random"]]
-    assert len({(one.colour, one.dash) for one in looks}) == 14
-    assert len({one.marker for one in looks}) == 13  # that of no criterion but `random` is shared, and grey
+def test_every_criterion_has_its_own_look() -> None:
+    names = [file.stem for file in Path("conf/criterion").iterdir()]
+    looks = looks_of(names)
+    assert len({(one.colour, one.marker) for one in looks.values()}) == len(names) > 14
+    common = ("l2_deviation", "l2_norm", "plainact", "fisher", "snip", "grad_norm", "random")
+    assert len({looks[name].colour for name in common}) == len(common)
 
 
 def test_a_line_begins_at_the_dense_model_and_stands_where_its_point_is(tmp_path: Path) -> None:

@@ -116,6 +116,32 @@ def test_cells_that_cannot_be_are_grey_and_have_no_figure(tmp_path: Path) -> Non
     assert int(prompt.images[0].get_array().mask.sum()) == 3
 
 
+def test_ranks_of_tokens_and_of_windows_have_scales_of_their_own_and_stand_once(tmp_path: Path) -> None:
+    for place in ("token", "prompt"):
+        for level in (0, 0.3, 0.5):
+            for scorer, pooling, rank in (("unified", "scores", 0.5), ("unified_paper", "last", 0.8)):
+                fit = {"taps": 1, "rank": 8, "parameters": 9, "share_of_model": 0.1}
+                write_job(
+                    tmp_path / f"{scorer}-{place}-{level}",
+                    level,
+                    scorer,
+                    samples={"perplexity": [4 + level] * 2},
+                    decided_at=place,
+                    predictor=fit | {"metrics": {"val/spearman": rank}},
+                    settings={"predictor": {"pooling": pooling}},
+                )
+    found = only_grid(tmp_path)
+    ranks = [(panel.unit, panel.title, list(panel.cells)) for panel in found.panels if panel.low_is_bad]
+    anywhere = "wherever plans are decided"
+    assert ranks == [
+        ("Spearman over tokens", anywhere, [("l2_norm", "unified")]),
+        ("Spearman over windows", anywhere, [("l2_norm", "unified_paper")]),
+    ]
+    assert len([panel for panel in found.panels if not panel.low_is_bad]) == 4
+    section = only_section(tmp_path, "grid")
+    assert section.answer.startswith("Least nats over dense, decided at token, ")
+
+
 def test_without_a_dense_point_there_is_a_report_yet(tmp_path: Path) -> None:
     write_point(tmp_path, "static", "l2_norm", "token", 1.5)
     rebuilt = write_report(tmp_path, "grid")

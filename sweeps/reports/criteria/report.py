@@ -42,7 +42,26 @@ def of_comparison(comparison: Comparison) -> Section:
         legend(comparison),
         [*tables, what_was_run(chart, [["kinds pruned", kinds or "-"]])],
         {FILE: rows_of(comparison)},
+        answer(comparison),
     )
+
+
+def answer(comparison: Comparison) -> str:
+    """The best and the worst criterion of each scorer that prunes all kinds, at the middle level."""
+    if not comparison.metrics or not comparison.blocks:
+        return ""
+    metric, most = comparison.metrics[0], max(len(block.kinds) for block in comparison.blocks)
+    words = []
+    for block in comparison.blocks:
+        at = {
+            curve.label: mark for curve in block.curves for mark in curve.marks if mark.level == block.middle
+        }
+        names = [name for name in at if metric in at[name].metrics]
+        if len(block.kinds) == most and names:
+            told = [f"{name} {metric_cell(at[name].metrics[metric], metric)}" for name in names]
+            worst = f", {told[-1]} is last" if len(told) > 1 else ""
+            words.append(f"{block.name} at {block.middle:g}: {told[0]} {metric_name(metric)} is best{worst}")
+    return f"{'; '.join(words)}." if words else ""
 
 
 def block_tables(comparison: Comparison) -> list[Table]:

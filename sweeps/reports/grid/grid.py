@@ -13,7 +13,8 @@ from ...records.record import Point, Record
 
 DECIDED_AT = ("token", "prompt", "sequence")  # the order of columns
 NATS = "nats over dense"
-SPEARMAN = "Spearman"  # of a net's scores on validation rows, within a layer; a mean over layers and kinds
+# of a net's scores on validation rows, tokens or windows, within a layer; a mean over layers and kinds
+SPEARMAN = "Spearman over"
 BYTES = "weight bytes not read, %"  # of each plan at a nominal level
 COLUMNS = (
     *("model", "data", "criterion", "scorer", "decided_at", "tokens", "scored", "level", "bytes_skipped"),
@@ -37,6 +38,7 @@ class GridPanel:
     """One nominal level at one place; what was not measured, or cannot be, is no cell.
 
     bytes_skipped: of each cell the share of weight bytes not read. more: what of the place varies otherwise.
+    anywhere: whether every other place has the same cells, and no panel.
     """
 
     level: float
@@ -45,16 +47,19 @@ class GridPanel:
     cells: dict[CellKey, Difference]  # that of each seed
     bytes_skipped: dict[CellKey, float]
     more: tuple[str, ...] = ()
+    anywhere: bool = False
 
     @property
     def title(self) -> str:
         """Without its unit."""
+        if self.anywhere:
+            return "wherever plans are decided"
         words = [f"decided at {self.place.decided_at}", *self.more]
         return ", ".join(words if self.low_is_bad else [*words, f"nominal level {self.level:g}"])
 
     @property
     def low_is_bad(self) -> bool:
-        return self.unit == SPEARMAN
+        return self.unit.startswith(SPEARMAN)
 
 
 @dataclass(frozen=True)
@@ -90,17 +95,41 @@ def grid(records: list[Record]) -> Grid:
             for cell, points in group.items()
             if found.perplexity and (over := over_dense(points, records, found.perplexity))
         }
-        again = any(panel.unit == SPEARMAN and panel.place == place for panel in panels)
-        fits = {} if again else {cell: one for cell, points in group.items() if (one := spearman(points))}
+        fits = fits_of(group)
         bytes_skipped = {cell: mean_bytes(points).skipped for cell, points in group.items()}
         more = tuple(f"{part} {getattr(place, part)}" for part in parts)
         panels += [
             GridPanel(level, place, unit, cells, bytes_skipped, more)
-            for unit, cells in ((NATS, nats), (SPEARMAN, fits))
-            if cells or (unit == NATS and found.perplexity)
+            for unit, cells in ((NATS, nats), *fits.items())
+            if (cells or (unit == NATS and found.perplexity)) and not known(panels, unit, cells)
         ]
     lacking = lacking_nats(records, found.perplexity) if found.perplexity else []
+    several = len(groups) > 1 and len({place for _, place in groups}) > 1
+    panels = [replace(one, anywhere=several and is_alone(one, panels)) for one in panels]
     return Grid(replace(found, notes=[*found.notes, *lacking]), criteria, scorers, panels)
+
+
+def known(panels: list[GridPanel], unit: str, cells: dict[CellKey, Difference]) -> bool:
+    """Whether another level or place has shown the same: neither changes a fit."""
+    return unit != NATS and any(panel.unit == unit and panel.cells == cells for panel in panels)
+
+
+def is_alone(panel: GridPanel, panels: list[GridPanel]) -> bool:
+    return panel.low_is_bad and sum(other.unit == panel.unit for other in panels) == 1
+
+
+def fits_of(group: dict[CellKey, list[Record]]) -> dict[str, dict[CellKey, Difference]]:
+    """By the unit: ranks of tokens and of windows have no common scale."""
+    found: dict[str, dict[CellKey, Difference]] = {}
+    for cell, points in group.items():
+        if one := spearman(points):
+            found.setdefault(f"{SPEARMAN} {rows_learnt(points[0])}", {})[cell] = one
+    return found
+
+
+def rows_learnt(record: Record) -> str:
+    pooling = record.settings.get("predictor", {}).get("pooling", "scores")
+    return "tokens" if pooling == "scores" else "windows"
 
 
 def place_of(point: Point) -> Place:

@@ -2,6 +2,7 @@
 
 import math
 
+from ...figures.looks import BOUNDS, first_word
 from ...figures.panels import Cell, Figure, Heat, Panel
 from ...records.record import Record
 from ..cells import MISSING, difference_cell, percent
@@ -17,8 +18,9 @@ LEGEND = (
     " of a panel is bold. Plans are compared at equal nominal levels: what share of the weight bytes each"
     " leaves unread is in the table below theirs. What is decided at the prompt is compared with a dense "
     "model whose loss leaves prompts out, too. Spearman: how the scores that a net predicts rank the "
-    "units of a layer, on validation rows that it did not learn from; a mean over layers and kinds; 1 is "
-    "perfect. Grey, or `-`: not measured, or not possible."
+    "units of a layer, on tokens or windows that it did not learn from; a mean over layers and kinds; 1 is "
+    "perfect. Ranks of windows and of tokens have no common scale. Grey, or `-`: not measured, or not "
+    "possible."
 )
 
 
@@ -34,7 +36,29 @@ def of_grid(grid: Grid, against: str) -> Section:
         LEGEND,
         [*tables, *paired_tables(grid.chart, against), what_was_run(grid.chart)],
         {FILE: rows_of(grid)},
+        answer(grid),
     )
+
+
+def answer(grid: Grid) -> str:
+    """The least loss at the highest level, of what decides first."""
+    panels = [panel for panel in grid.panels if panel.unit == NATS and panel.cells]
+    if not panels:
+        return ""
+    panel = max(panels, key=lambda one: (one.level, -order(one.place)[0]))
+    words = []
+    for bound in (False, True):
+        cells = {
+            cell: over.mean for cell, over in panel.cells.items() if (first_word(cell[1]) in BOUNDS) == bound
+        }
+        cells = {cell: mean for cell, mean in cells.items() if math.isfinite(mean)}
+        if cells:
+            criterion, scorer = min(cells, key=cells.__getitem__)
+            words.append(f"{scorer} by {criterion} {cells[criterion, scorer]:.2f}")
+    if not words:
+        return ""
+    beside = f" ({words[1]})" if len(words) > 1 else ""
+    return f"Least nats over dense, {panel.title}: {words[0]}{beside}."
 
 
 def rows_of_panels(grid: Grid) -> list[list[Panel | None]]:
@@ -53,7 +77,9 @@ def heat(grid: Grid, panel: GridPanel) -> Heat:
         share = percent(panel.bytes_skipped[criterion, scorer])
         text = f"{panel.unit} {difference_cell(over)}<br>weight bytes not read {share} %"
         cells.append(Cell(criterion, scorer, over.mean, text))
-    return Heat(panel.title, grid.criteria, grid.scorers, cells, panel.unit, panel.low_is_bad)
+    several = len({one.unit for one in grid.panels}) > 1
+    title = titled(panel.unit, panel) if several else panel.title
+    return Heat(title, grid.criteria, grid.scorers, cells, panel.unit, panel.low_is_bad)
 
 
 def tables_of(grid: Grid, panel: GridPanel) -> list[Table]:

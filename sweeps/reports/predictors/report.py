@@ -38,7 +38,20 @@ def of_survey(survey: Survey, against: str) -> Section:
         LEGEND,
         [*tables, *paired_tables(survey.chart, against), what_was_run(survey.chart)],
         {FILE: rows_of(survey)},
+        answer(survey),
     )
+
+
+def answer(survey: Survey) -> str:
+    """The best net in one pass at the highest level, beside scorers without a net."""
+    level = max(survey.levels, default=None)
+    best = front(survey.nets(level), "parameters") if level is not None else []
+    if not best or best[-1].net is None or level is None:
+        return ""
+    net, others = best[-1], sorted(survey.others(level), key=lambda entry: entry.over.mean)
+    size = f"with {100 * best[-1].net.share_of_model:.1f} % of the model's parameters"
+    beside = "".join(f", {entry.label} {entry.over.mean:.2f}" for entry in others)
+    return f"At nominal level {level:g} {net.label} loses {net.over.mean:.2f} nats {size}{beside}."
 
 
 def rows_of_panels(survey: Survey) -> list[list[Panel | None]]:
