@@ -45,5 +45,5 @@ if __name__ == "__main__":
     from shadow.jobs.command_line import prepare
 
     sys.path.append(sys.path.pop(0))  # lm-eval's "import evaluate" means Hugging Face's, not the script here
-    prepare(sys.argv[1:])
+    prepare("evaluate", sys.argv[1:])
     main()

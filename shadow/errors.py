@@ -1,6 +1,7 @@
 """The one kind of error that a person can mend, and the plainest rules of settings that raise it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 
 
 class UserError(ValueError):
@@ -12,7 +13,13 @@ class UserError(ValueError):
 
 def require_choice(setting: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise UserError(f"{setting} must be one of {list(allowed)}, got {value!r}")
+        raise UserError(f"{setting} must be one of {list(allowed)}, got {value!r}{meant(value, allowed)}")
+
+
+def meant(given: object, names: Iterable[str]) -> str:
+    """The end of a sentence that refuses a name: which of these it is nearest to, if to any."""
+    near = get_close_matches(str(given), list(names), n=1)
+    return f": did you mean {near[0]}?" if near else ""
 
 
 def require_whole(setting: str, value: object, least: int) -> None:

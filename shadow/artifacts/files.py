@@ -115,6 +115,10 @@ def require_room(target: Path, needed: float, otherwise: str) -> None:
         )
 
 
+def lock_of(target: Path) -> Path:
+    return target.parent.parent / "locks" / f"{target.name}.lock"
+
+
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
     """Inside the block no other process makes the artifact `target`; one that tries waits for its turn.
@@ -122,7 +126,7 @@ def alone(target: Path) -> Iterator[None]:
     The system takes the lock from a process that is killed. On a file system without locks, filelock falls
     back to a file that a kill leaves behind.
     """
-    file = target.parent.parent / "locks" / f"{target.name}.lock"
+    file = lock_of(target)
     with telling(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file)

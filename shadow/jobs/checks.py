@@ -13,7 +13,7 @@ from shadow.fit.thresholds import OF_THE_SITE
 from shadow.front import Named
 from shadow.jobs.calibration import calibration_data, needs_traces
 from shadow.jobs.config import data_label, device_of, executor_label, is_one_process
-from shadow.jobs.device_checks import check_devices
+from shadow.jobs.device_checks import check_accelerator, check_devices
 from shadow.jobs.disjoint import check_disjoint
 from shadow.jobs.measure_checks import check_measure
 from shadow.jobs.method import executor_of, facts_of, is_trained, learns, net_of, policy_of, recipe_of
@@ -52,6 +52,7 @@ def check_evaluate(cfg: DictConfig) -> None:
 
 def check_scorer(cfg: DictConfig) -> None:
     """What plans come from: a method, in one process, and artifacts that are there or may be made."""
+    check_accelerator(cfg)
     check_method(cfg)
     check_process(cfg)
     check_made(cfg)
@@ -64,6 +65,7 @@ def check_predictor(cfg: DictConfig) -> None:
     raise_first(recipe_of(cfg).refuses(cfg.criterion.name, facts_of(cfg, level=0)))
     if is_trained(cfg):
         check_tapped(cfg)
+        net_of(cfg).taps_in(facts_of(cfg, level=0).layers)
         net_of(cfg).reading(cfg.sparsity.decided_at)
 
 

@@ -28,7 +28,7 @@ WIDTH = 54  # characters of one of two columns
 def main(argv: Sequence[str] | None = None) -> None:
     """argv: the text, Hydra's overrides and flags, in any order; behind `--` all is text."""
     texts, words = parted(sys.argv[1:] if argv is None else argv)
-    prepare(words)
+    prepare("compare", words)
     seen: list[str] = []
 
     @hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="compare")

@@ -1,5 +1,6 @@
 """Plain values of a composed config: labels, the model's shape, devices."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def model_label(cfg: DictConfig) -> str:
-    return Path(str(cfg.model.path)).expanduser().resolve().name if cfg.model.path else cfg.model.name
+    """Its name; of a folder that was given no name of its own, the folder's."""
+    given = cfg.model.get("name")
+    if not cfg.model.path or (given and not (files("shadow.conf") / "model" / f"{given}.yaml").is_file()):
+        return given
+    return Path(str(cfg.model.path)).expanduser().resolve().name
 
 
 def data_label(cfg: DictConfig) -> str:

@@ -1,5 +1,6 @@
 """Devices and processes on which a job cannot run, refused before work starts."""
 
+import torch
 from omegaconf import DictConfig
 
 from shadow.errors import UserError, require_choice
@@ -9,6 +10,7 @@ from shadow.jobs.config import STRATEGIES, is_one_process, shares_weights
 
 def check_devices(cfg: DictConfig) -> None:
     """Processes share the work out, and accelerate spreads one model: not both over the same devices."""
+    check_accelerator(cfg)
     trainer, device_map = cfg.trainer, cfg.model.device_map
     require_choice("trainer.strategy", trainer.strategy, list(STRATEGIES))
     if shares_weights(cfg):
@@ -23,6 +25,15 @@ def check_devices(cfg: DictConfig) -> None:
             f"with trainer.devices={trainer.devices} each process holds the whole model: give "
             "model.device_map=null, or for a model larger than one device trainer=fsdp as well, or "
             f"trainer.devices=1, got {device_map!r}"
+        )
+
+
+def check_accelerator(cfg: DictConfig) -> None:
+    asked = cfg.trainer.accelerator
+    if asked in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={asked} needs a GPU, and torch {torch.__version__} finds none here: give "
+            "auto or cpu, or install torch for this machine's GPU"
         )
 
 

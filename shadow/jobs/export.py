@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if argv is not None:
         sys.argv = ["shadow export", *argv]
-    prepare(sys.argv[1:])
+    prepare("export", sys.argv[1:])
     run()
 
 

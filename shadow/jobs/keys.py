@@ -6,9 +6,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from shadow.artifacts.files import key_of
+from shadow.artifacts.usual import differences, in_name
 from shadow.errors import UserError
 from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
-from shadow.jobs.config import data_label, model_label, plain
+from shadow.jobs.config import model_label, plain
 from shadow.jobs.method import is_trained, learns_stand_in, needs_of, net_of, policy_of, stand_in_of
 from shadow.models.load import describe_folder
 
@@ -180,36 +181,36 @@ def model_part(cfg: DictConfig) -> str:
 
 
 def method_part(cfg: DictConfig) -> str:
-    parts = named("predictor.name", cfg.predictor.name), named("criterion.name", cfg.criterion.name)
-    return "-".join([model_part(cfg), *parts])
+    return f"{model_part(cfg)}-{named('predictor.name', cfg.predictor.name)}"
+
+
+def place(cfg: DictConfig, kind: str, label: str, settings: dict[str, Any], ending: str = "") -> Path:
+    """Where an artifact lies: under its key, whatever it was called when it was made."""
+    shelf, key = Path(cfg.paths.artifact_dir) / kind, f"{key_of(settings)}{ending}"
+    there = sorted(path for path in shelf.glob(f"*-{key}") if not path.name.startswith("."))
+    told = in_name(differences(settings))
+    return there[0] if there else shelf / "-".join([label, *([told] if told else []), key])
 
 
 def traces_folder(cfg: DictConfig) -> Path:
-    name = f"{model_part(cfg)}-{named('data', data_label(cfg))}-{key_of(trace_settings(cfg))}"
-    return Path(cfg.paths.artifact_dir) / "traces" / name
+    return place(cfg, "traces", f"{model_part(cfg)}-traces", trace_settings(cfg))
 
 
 def pruned_folder(before: DictConfig, level: float) -> Path:
-    labels = f"{model_part(before)}-{named('data', data_label(before))}"
-    name = f"{labels}-pruned-{key_of(pruned_settings(before, level))}"
-    return Path(before.paths.artifact_dir) / "traces" / name
+    return place(before, "traces", f"{method_part(before)}-pruned", pruned_settings(before, level))
 
 
 def predictor_folder(cfg: DictConfig) -> Path:
-    name = f"{method_part(cfg)}-{key_of(predictor_settings(cfg))}"
-    return Path(cfg.paths.artifact_dir) / "predictors" / name
+    return place(cfg, "predictors", method_part(cfg), predictor_settings(cfg))
 
 
 def budgets_file(cfg: DictConfig) -> Path:
-    name = f"{method_part(cfg)}-{key_of(budgets_settings(cfg))}"
-    return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"
+    return place(cfg, "budgets", method_part(cfg), budgets_settings(cfg), ".json")
 
 
 def paths_file(cfg: DictConfig) -> Path:
-    name = f"{method_part(cfg)}-paths-{key_of(paths_settings(cfg))}"
-    return Path(cfg.paths.artifact_dir) / "budgets" / f"{name}.json"
+    return place(cfg, "budgets", f"{method_part(cfg)}-paths", paths_settings(cfg), ".json")
 
 
 def learnt_folder(cfg: DictConfig) -> Path:
-    name = f"{model_label(cfg)}-{cfg.predictor.name}-{cfg.sparsity.level:g}-{key_of(learnt_settings(cfg))}"
-    return Path(cfg.paths.artifact_dir) / "stand_ins" / name
+    return place(cfg, "stand_ins", method_part(cfg), learnt_settings(cfg))

@@ -56,7 +56,8 @@ def made(group: str, settings: Mapping[str, Any]) -> object:
     try:
         inspect.signature(found).bind(**others)
     except TypeError as error:
-        raise UserError(f"{group}._target_={target} does not take {sorted(others)}: {error}") from error
+        taken = ", ".join(inspect.signature(found).parameters)
+        raise UserError(f"{group}._target_={target} takes {taken}: {error}") from error
     try:
         return instantiate(settings, _convert_="all")
     except InstantiationException as error:

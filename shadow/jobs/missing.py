@@ -2,17 +2,15 @@
 
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from shadow.artifacts import learnt_stand_ins
 from shadow.artifacts.hub import CONFIG
+from shadow.commands.scripts import spoken
 from shadow.errors import UserError
-from shadow.jobs import commands
 from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
 from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, traces_folder
 from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, ranks_layers
@@ -103,5 +101,4 @@ def dense_command() -> str:
 
 
 def command(script: str, words: Iterable[str]) -> str:
-    installed = Path(sys.argv[0]).parent == commands.PACKAGE / "scripts"
-    return shlex.join([*([f"shadow-{script}"] if installed else ["python", f"{script}.py"]), *words])
+    return " ".join([spoken(script), *map(shlex.quote, words)])

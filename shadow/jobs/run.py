@@ -17,11 +17,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from shadow.artifacts.files import FULL, cannot_write, write_json
@@ -36,6 +37,9 @@ from shadow.terminal.stops import STOPPED, exit_code
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "lm-eval", "numba", "hydra-core", "shadow-llm")
+
+# what the classes that a config names say of values that they cannot take
+OF_SETTINGS = (TypeError, ValueError, MisconfigurationException)
 
 
 class Job:
@@ -130,6 +134,9 @@ def cause_of(error: BaseException, cfg: DictConfig) -> BaseException:
     """What the user is to read."""
     if isinstance(error.__cause__, UserError):  # from within instantiate
         return error.__cause__
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, OF_SETTINGS):
+        node = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else "logger"
+        return UserError(f"{node} cannot be made of its settings: {' '.join(str(error.__cause__).split())}")
     if isinstance(error, OSError) and error.errno in FULL:  # a logger's file
         return cannot_write(Path(cfg.paths.output_dir), error)
     return error

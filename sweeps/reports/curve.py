@@ -68,10 +68,11 @@ def legend(chart: Chart) -> str:
     errors = ["the measure's standard error"] if 1 in n_seeds or not n_seeds else []
     errors += ["the standard deviation over the seeds where there are several"] if n_seeds - {1} else []
     return (
-        f"{chart.n_points} points. Bytes: the share of the weight bytes of all projections and the lm_head that a decoded token does "
-        "not read, less what predictors and factors add; of layers: the same of the layers' projections "
-        "alone. Of each kind of unit: the share that was skipped, over the whole model. Nats over dense: log "
-        f"perplexity less that of the dense model. ± is {', or '.join(errors)}."
+        f"{chart.n_points} points. Bytes: the share of the weight bytes of all projections and the lm_head "
+        "that a decoded token does not read, less what predictors and factors add; of layers: the same of "
+        "the layers' projections alone. Of each kind of unit: the share that was skipped, over the whole "
+        "model. Nats over dense: log perplexity less that of the dense model. ± is "
+        f"{', or '.join(errors)}."
     )
 
 

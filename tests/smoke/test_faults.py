@@ -112,23 +112,19 @@ def test_a_disk_that_is_really_full_is_one_sentence_and_the_rerun_goes_on(run, s
 def test_folders_and_settings_that_cannot_be_are_one_sentence(run, tmp_path):
     (tmp_path / "file").write_text("")
     closed = run(tmp_path / "file", "train.py", "model=tiny-llama")
-    unknown_option = run(tmp_path, "train.py", "model=tiny-lama")
     unknown_key = run(tmp_path, "train.py", "model=tiny-llama", "sparsity.levle=0.5")
-    null_group = run(tmp_path, "train.py", "model=tiny-llama", "logger=null")
     unknown_task = run(tmp_path, "evaluate.py", "model=tiny-llama", "measure=tasks", "measure.tasks=[copaa]")
     (tmp_path / "text.txt").write_text("words " * 100)
     text = [f"data.{part}={tmp_path / 'text.txt'}" for part in ("train", "eval")]
     seen = run(tmp_path, "evaluate.py", "model=tiny-llama", "make_missing=true", "data=text", *text)
     for done, words in (
         (closed, "hydra.run.dir must be a folder that can be written"),
-        (unknown_option, "Could not find 'model/tiny-lama'"),
-        (unknown_key, "Key 'levle' is not in struct"),
-        (null_group, "logger=null names no option of logger: give one of ['csv', 'none', 'wandb']"),
+        (unknown_key, "there is no setting sparsity.levle: did you mean sparsity.level=0.5?"),
         (unknown_task, "unknown lm-eval task 'copaa'"),
         (seen, "data.eval must have no document of data.train"),
     ):
         assert done.returncode == 1
         assert words in done.stdout
         assert "Traceback" not in done.stdout
-    assert "tiny-llama" in unknown_option.stdout  # what there is
+    assert unknown_task.stdout.count("\n") == 1, unknown_task.stdout  # its sentence alone
     assert not (tmp_path / "artifacts").exists()

@@ -14,10 +14,10 @@ from numba.core import caching
 from omegaconf import OmegaConf
 
 import shadow
+from shadow.commands.scripts import script
 from shadow.errors import UserError
 from shadow.jobs import command_line
 from shadow.jobs.command_line import prepare
-from shadow.jobs.commands import script
 from shadow.jobs.folders import FoldersCallback
 from shadow.jobs.missing import train_command
 from shadow.plans import compiled
@@ -69,7 +69,7 @@ def test_a_job_that_was_installed_names_the_installed_command(monkeypatch):
     hydra = SimpleNamespace(overrides=SimpleNamespace(task=["model=opt-mini", "measure.windows=4"]))
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     monkeypatch.setattr("sys.argv", [str(Path(shadow.__file__).with_name("scripts") / "evaluate.py")])
-    assert train_command() == "shadow-train model=opt-mini"
+    assert train_command() == "shadow train model=opt-mini"
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def own_signals(monkeypatch):
 def test_the_root_is_what_a_shell_would_make_of_it(monkeypatch, given, becomes):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SHADOW_ROOT", given)
-    prepare([])
+    prepare("train", [])
     assert OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml").root_dir == becomes
 
 
@@ -93,7 +93,7 @@ def test_the_root_is_what_a_shell_would_make_of_it(monkeypatch, given, becomes):
 def test_a_root_that_is_empty_is_refused(monkeypatch, given):
     monkeypatch.setenv("SHADOW_ROOT", given)
     with pytest.raises(SystemExit, match=r"SHADOW_ROOT must name a folder, got '.*': unset it"):
-        prepare([])
+        prepare("train", [])
 
 
 @pytest.mark.parametrize("begin", ["on_run_start", "on_multirun_start"])

@@ -72,10 +72,10 @@ def test_its_settings_are_in_the_key_of_a_point(own):
         (["predictor._target_=no_method.Mine"], r"must name a class.*got 'no_method\.Mine'"),
         (["predictor._target_=my_method.Other"], r"must name a class.*got 'my_method\.Other'"),
         (["predictor._target_=my_method.Nothing"], r"is no recipe, for it has no traits.*TrainingFree"),
-        (["predictor._target_=my_method.Growing"], r"does not take \[\]: missing .*'scale'"),
+        (["predictor._target_=my_method.Growing"], r"takes scale: missing .*'scale'"),
         (
             ["predictor._target_=my_method.Growing", "+predictor.scale=1", "+predictor.rank=3"],
-            r"does not take \['rank', 'scale'\]: got an unexpected keyword argument 'rank'",
+            r"takes scale: got an unexpected keyword argument 'rank'",
         ),
         (
             ["predictor._target_=my_method.Growing", "+predictor.scale=1", "sparsity.kinds=[head]"],

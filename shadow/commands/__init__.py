@@ -1,0 +1,1 @@
+"""The command `shadow`: what is told before a job begins, and commands that are no jobs. Without torch."""

@@ -1,0 +1,79 @@
+"""`shadow ls`: artifacts, and what was run."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shadow.commands.root import root
+from shadow.commands.shelves import WHOLE, Artifact, artifacts_in
+
+KINDS = (*WHOLE, "runs")
+EPILOG = """examples:
+  shadow ls                  all artifacts, and how many points were measured
+  shadow ls predictors       trained predictors alone
+  shadow ls runs             what was run, when, and how it ended
+"""
+
+
+def ls(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="shadow ls",
+        description="Tell what lies under SHADOW_ROOT: name, size, when it was made, quality, and the "
+        "settings that are not as in conf/.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], metavar="KIND", help=", ".join(KINDS))
+    asked = parser.parse_args(list(words)).kinds or list(WHOLE)
+    artifacts = [artifact for artifact in artifacts_in(root() / "artifacts") if artifact.kind in asked]
+    for kind in WHOLE:
+        told = [artifact for artifact in artifacts if artifact.kind == kind]
+        if told:
+            print(
+                "\n".join(
+                    [f"{kind} ({len(told)}, {in_words(sum(one.size for one in told))})", *map(row, told), ""]
+                )
+            )
+    if "runs" in asked:
+        print("\n".join(runs(root() / "logs")))
+    elif not artifacts:
+        print(f"nothing is made yet in {root() / 'artifacts'}: `shadow train` makes a predictor")
+    else:
+        points = len(list((root() / "artifacts" / "points").glob("*[!s].json")))
+        print(f"{points} measured points, which no job measures again")
+
+
+def row(artifact: Artifact) -> str:
+    told = f"  {artifact.name}\n      {artifact.made}  {in_words(artifact.size):>8}  {artifact.quality}"
+    return told + (f"\n      {artifact.differs}" if artifact.differs else "")
+
+
+def in_words(size: int) -> str:
+    """size: in bytes."""
+    number = float(size)
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
+
+
+def runs(logs: Path) -> list[str]:
+    """A line a job: its folder, how it ended, and its first figure."""
+    records = sorted(logs.glob("*/*runs/**/run.json"))
+    return [run_row(file, logs, json.loads(file.read_text(encoding="utf-8"))) for file in records] or [
+        f"nothing was run yet in {logs}"
+    ]
+
+
+def run_row(file: Path, logs: Path, record: dict[str, Any]) -> str:
+    first = next(((name, metric["value"]) for name, metric in record.get("metrics", {}).items()), None)
+    found = f"{first[0]} {first[1]:.4g}" if first else (record.get("error") or "")
+    lines = [
+        str(file.parent.relative_to(logs)),
+        f"{record['status']}  {found}",
+        " ".join(record["overrides"]),
+    ]
+    return "\n      ".join(line for line in lines if line)

@@ -1,0 +1,183 @@
+"""`shadow recommend`: the method and level that skip most within a budget, written as a checkpoint."""
+
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import hydra
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from shadow.data.batches import Example
+    from shadow.measures.evaluation import Metric
+    from shadow.models.load import LM
+
+log = logging.getLogger("recommend")
+
+
+class Tried(NamedTuple):
+    """skipped: share of the weights' bytes; nats: over dense, with their standard error."""
+
+    contender: tuple[str, str]
+    level: float
+    skipped: float
+    nats: float
+    stderr: float
+
+    def row(self) -> str:
+        method = ", ".join(self.contender)
+        return f"{method:<18} {self.level:>5g} {self.skipped:>8.3f}   {self.nats:.3f} ± {self.stderr:.3f}"
+
+
+HEADER = f"{'method':<18} {'level':>5} {'skipped':>8}   nats over dense"
+
+
+@hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="recommend")
+def run(cfg: DictConfig) -> None:
+    from shadow.jobs.export import make
+    from shadow.jobs.run import job
+
+    with job(cfg) as this:
+        check(cfg)
+        tried = try_all(cfg, this.loggers)
+        best = choose(tried, cfg.budget)
+        folder = make(asked(cfg, best.contender, best.level), this.loggers)
+        this.record |= {"tried": [one._asdict() for one in tried], "recommended": best._asdict()}
+        this.record["checkpoint"] = str(folder)
+        log.info("%s", "\n".join([HEADER, *(one.row() for one in tried)]))
+        log.info(
+            "recommended: %s at level %g, which skips %.1f %% of the weight bytes and loses %.3f nats\n"
+            "in Python, after import shadow: AutoModelForCausalLM.from_pretrained(%r)\nmeasured: %s",
+            ", ".join(best.contender),
+            best.level,
+            100 * best.skipped,
+            best.nats,
+            str(folder),
+            command(cfg, best),
+        )
+
+
+def asked(cfg: DictConfig, contender: Sequence[str], level: float) -> DictConfig:
+    """The settings of one that is tried, as sweep=methods has them."""
+    one = cfg.copy()
+    one.contender, one.sparsity.level = list(contender), level
+    return one
+
+
+def check(cfg: DictConfig) -> None:
+    """Everything that is tried, before anything is loaded."""
+    from shadow.errors import UserError, meant, require_number, require_whole
+    from shadow.jobs import checks
+
+    require_number("budget", cfg.budget, "a number of nats above 0", lambda nats: 0 < nats < math.inf)
+    require_whole("windows", cfg.windows, 2)
+    if not cfg.levels or not cfg.contenders:
+        raise UserError(f"levels and contenders must name some, got {cfg.levels} and {cfg.contenders}")
+    for contender in cfg.contenders:
+        predictor, rule = contender
+        for name, known in ((predictor, cfg.recipe), (rule, cfg.rule)):
+            if name not in known:
+                near = meant(name, map(str, known)) or f": give some of {', '.join(map(str, known))}"
+                raise UserError(f"contenders are a predictor and a rule of sweep=methods, got {name!r}{near}")
+        for level in cfg.levels:
+            checks.check_scorer(asked(cfg, contender, level))
+
+
+def try_all(cfg: DictConfig, loggers: list) -> list[Tried]:
+    from shadow.jobs import loading
+
+    lm = loading.placed(cfg, loading.load_lm(cfg))
+    windows = held_out(cfg, lm)
+    dense, _ = measured(asked(cfg, cfg.contenders[0], 0.0), lm, windows, loggers)
+    tried: list[Tried] = []
+    for contender in cfg.contenders:
+        for level in sorted(cfg.levels):
+            found, skipped = measured(asked(cfg, contender, level), lm, windows, loggers)
+            tried.append(Tried(tuple(contender), level, skipped, *over(found, dense)))
+            log.info("%s", tried[-1].row())
+            if tried[-1].nats > cfg.budget:
+                break  # more would lose more
+    return tried
+
+
+def held_out(cfg: DictConfig, lm: "LM") -> list["Example"]:
+    """Windows of the calibration that no method here learns from; of text every token counts."""
+    from shadow.data.batches import Example
+    from shadow.errors import UserError
+    from shadow.jobs.calibration import calibration_data
+
+    learnt = [asked(cfg, contender, cfg.levels[0]).sparsity.learnt.windows for contender in cfg.contenders]
+    first = max(cfg.sparsity.budget_windows, *learnt)
+    there = calibration_data(cfg).examples(lm)
+    if len(there) < first + cfg.windows:
+        raise UserError(
+            f"the calibration has {len(there)} windows: methods learn from {first}, and {cfg.windows} are "
+            f"measured on: give windows={max(len(there) - first, 2)} or less, or more of data"
+        )
+    found = there[first : first + cfg.windows]
+    return found if "tasks" in cfg.data else [Example(one.ids, 0) for one in found]
+
+
+def measured(cfg: DictConfig, lm: "LM", windows: list["Example"], loggers: list) -> tuple["Metric", float]:
+    """-> the perplexity, and the share of the weights' bytes that was skipped."""
+    from shadow.front import sparse
+    from shadow.jobs.method import executor_of
+    from shadow.jobs.prepared import prepared
+    from shadow.measures.evaluation import perplexity
+
+    scorer, policy, stand_in = prepared(cfg, lm, loggers)
+    executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
+    with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
+        found = perplexity(run, lm, windows, cfg.measure.batch_size)["perplexity"]
+    skipped = run.bytes()["skipped"]
+    assert isinstance(skipped, float)
+    return found, skipped
+
+
+def over(found: "Metric", dense: "Metric") -> tuple[float, float]:
+    """-> nats over dense and their standard error, window by window."""
+    import numpy as np
+
+    gaps = np.subtract(found.samples or [], dense.samples or [])
+    return float(np.mean(gaps)), float(np.std(gaps, ddof=1) / math.sqrt(len(gaps)))
+
+
+def choose(tried: Sequence[Tried], budget: float) -> Tried:
+    from shadow.errors import UserError
+
+    within = [one for one in tried if one.nats <= budget]
+    if not within:
+        least = min(tried, key=lambda one: one.nats)
+        raise UserError(
+            f"budget={budget:g} nats is less than any of these loses: {', '.join(least.contender)} at level "
+            f"{least.level:g} loses {least.nats:.3f}: give budget={least.nats * 1.1:.2g}, or lower levels"
+        )
+    return max(within, key=lambda one: one.skipped)
+
+
+def command(cfg: DictConfig, best: Tried) -> str:
+    """How the winner is measured on text that it has not seen."""
+    from hydra.core.hydra_config import HydraConfig
+
+    own = ("budget", "contender", "contenders", "levels", "windows", "folder", "sparsity.level")
+    kept = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0] not in own]
+    contender = f"contender=[{','.join(best.contender)}]"
+    words = ["methods", *kept, contender, f"sparsity.level=0,{best.level:g}"]
+    return shlex.join(["shadow", "sweep", *words])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """argv: Hydra's overrides; None: those of the command line."""
+    from shadow.jobs.command_line import prepare
+
+    if argv is not None:
+        sys.argv = ["shadow recommend", *argv]
+    prepare("recommend", sys.argv[1:])
+    run()
+
+
+if __name__ == "__main__":
+    main()
