@@ -11,7 +11,7 @@ def main(cfg: DictConfig) -> float | None:
     import logging
 
     from shadow.front import sparse
-    from shadow.jobs import checks, loading, measures, point_records, predictor_curve
+    from shadow.jobs import checks, loading, measures, point_records, predictor_curve, results
     from shadow.jobs.method import executor_of
     from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
@@ -32,12 +32,12 @@ def main(cfg: DictConfig) -> float | None:
             achieved = {kind: run.achieved(kind) for kind in policy.kinds or ()}
             point_records.keep(cfg, this.record, achieved, run.bytes(), metrics)
         else:
-            log.info("measured before: %s", known)
+            log.debug("measured before: %s", known)
         predictor_curve.add_to_curve(cfg, this.record)  # a kill may have come between a point and its curve
         figures = {name: metric["value"] for name, metric in this.record["metrics"].items()}
         shares = {f"achieved/{kind}": share for kind, share in this.record["achieved"].items()}
         this.log_metrics(figures | shares | {"bytes/skipped": this.record["bytes"]["skipped"]})
-        log.info("%s level %s: %s", cfg.predictor.name, cfg.sparsity.level, figures)
+        results.tell(cfg, this.record)
         return next(iter(figures.values()), None)  # the perplexity, where measured: for sweepers that ask
 
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     import logging
+    import os
 
     from shadow.artifacts import hub
     from shadow.jobs import checks, estimate, fitting, loading, stores
@@ -25,14 +26,16 @@ def main(cfg: DictConfig) -> float | None:
             return None
         lm = loading.load_lm(cfg)
         if cfg.stage == "traces" or is_trained(cfg) or needs_traces(cfg) or needs_means(cfg):
-            log.info("traces: %s", stores.get_traces(cfg, lm).folder)
+            log.info("traces -> %s", stores.get_traces(cfg, lm).folder)
         if cfg.stage == "traces":
             return None
         metrics: dict[str, float] = {}
         if is_trained(cfg):
             folder = fitting.get_predictor(cfg, lm, this.loggers)
-            metrics = hub.read_config(folder)["metrics"]
-            log.info("predictor: %s", folder)
+            config = hub.read_config(folder)
+            metrics = config["metrics"]
+            log.info("predictor: %s -> %s", fitting.in_words(config), folder)
+            this.record["predictor"] = {"folder": os.path.relpath(folder, cfg.paths.root_dir)}
         if learns(cfg):
             prepared(cfg, lm, this.loggers)
         elif not is_trained(cfg):

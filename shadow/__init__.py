@@ -23,6 +23,8 @@ HOMES = {
 
 def __getattr__(name: str) -> object:
     """Imported when asked for: Hydra imports this package at every start, and torch takes seconds."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("shadow-llm")
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(HOMES[name]), name)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -54,6 +55,7 @@ def sparse(
     executor: `Masked()`, the default, computes everything and drops what goes; `Gathered(...)` reads the
     weights of kept units alone, and generates faster.
     """
+    require_scorer(scorer)
     policy = chosen(policy, level)
     executor = Masked() if executor is None else executor
     if not hasattr(executor, "refuses"):
@@ -97,6 +99,21 @@ def open_run(
         doubt = planner.counts.doubt()
     if doubt is not None:
         warnings.warn(doubt, UncountedTokens, stacklevel=5)
+
+
+def require_scorer(scorer: object) -> None:
+    if isinstance(scorer, str | Path):
+        raise UserError(
+            f"the scorer must be an object, got the name {str(scorer)!r}: give "
+            f"shadow.load_predictor({str(scorer)!r})"
+        )
+    missing = [name for name in ("kinds", "signals", "scores") if not hasattr(scorer, name)]
+    if missing:
+        raise UserError(
+            f"the scorer must have kinds, signals and scores, and {type(scorer).__name__} has no "
+            f"{missing[0]}: give a predictor of shadow.load_predictor, or a scorer as "
+            "shadow.scorers.protocol describes it"
+        )
 
 
 def chosen(policy: SparsityPolicy | None, level: float | None) -> SparsityPolicy:

@@ -58,7 +58,7 @@ class ReportCallback(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         self.stale = time.monotonic() < self.draw_from
-        if draws(config) and not self.stale:
+        if draws(config) and not self.stale and any_ended(folder_of(config)):
             start = time.monotonic()
             guarded(lambda: self.write(folder_of(config)))
             self.draw_from = time.monotonic() + self.patience * (time.monotonic() - start)
@@ -66,7 +66,8 @@ class ReportCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if draws(config):
             atexit.unregister(self.log_unended)
-            guarded(lambda: self.finish(folder_of(config), logs_to_wandb(config)))
+            if any_ended(folder_of(config)):
+                guarded(lambda: self.finish(folder_of(config), logs_to_wandb(config)))
 
     def log_unended(self, folder: Path, with_wandb: bool) -> None:
         guarded(lambda: self.say_unended(folder, with_wandb))
@@ -91,15 +92,14 @@ class ReportCallback(Callback):
 
         written = self.write(folder)
         log.info("%s", self.summary(folder))
-        files = [*written.figures.values(), written.report, written.page]
-        log.info("drawn -> %s", ", ".join(map(str, files)))
+        log.info("drawn -> %s", written.page)
         if with_wandb:
             upload(written)
 
     def say_unended(self, folder: Path, with_wandb: bool) -> None:
         """Draws and uploads nothing: at exit no thread may start."""
-        if not folder.is_dir():
-            return  # the sweep did not get as far as its first job
+        if not any_ended(folder):
+            return
         log.info("%s", self.summary(folder))
         report = folder / f"{REPORTS[self.report].stem}.md"
         lacks = " (without the last jobs)" if self.stale else ""
@@ -110,6 +110,11 @@ class ReportCallback(Callback):
                 self.command,
                 folder,
             )
+
+
+def any_ended(folder: Path) -> bool:
+    """Whether any job has left a record: a sweep may end before its first one."""
+    return next(folder.rglob("run.json"), None) is not None
 
 
 def draws(config: DictConfig) -> bool:

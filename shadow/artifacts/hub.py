@@ -72,7 +72,12 @@ def save_metrics(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def load_predictor(folder_or_hub_id: str | Path, revision: str | None = None) -> Predicted:
-    """revision: branch, tag or commit on the hub."""
+    """A predictor that train.py has fitted, as the scorer that `sparse` takes.
+
+    folder_or_hub_id: the folder that train.py names at its end, or such a folder's id on the Hugging Face
+    hub, as "someone/opt-mini-unified"; revision: branch, tag or commit there. The files hold tensors and
+    plain values alone, and nothing of them is run. Raises UserError where they are damaged or no predictor's.
+    """
     folder = find_folder(folder_or_hub_id, revision)
     config = read_config(folder)
     file = folder / WEIGHTS

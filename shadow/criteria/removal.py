@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.criteria.one_pass import row_losses
@@ -14,6 +13,7 @@ from shadow.errors import UserError
 from shadow.models.kinds import find_sites
 from shadow.models.sites import Site
 from shadow.signals import hook_sites
+from shadow.terminal.bars import counted
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def removal(
     """
     dense = _losses(model, batch, loss)
     found = {}
-    for site, chosen in tqdm(units.items(), desc="removal", leave=False):
+    for site, chosen in counted(units.items(), "removal", "sites"):
         # a row of a pass for each pair of a unit and a row of the batch
         pairs = torch.cartesian_prod(chosen.cpu(), torch.arange(len(batch.ids)))
         losses = []

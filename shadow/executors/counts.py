@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 from transformers import PreTrainedModel
 
+from shadow.errors import require_choice
 from shadow.executors.call import Call
 from shadow.executors.costs import Added
 from shadow.models.kinds import weights_of
-from shadow.models.sites import BEHIND, Site, SiteKey, kind_of
+from shadow.models.sites import BEHIND, Kind, Site, SiteKey, kind_of
 
 
 class Counts:
@@ -35,6 +37,7 @@ class Counts:
 
     def achieved(self, kind: str) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
+        require_choice("the kind of achieved(kind)", kind, get_args(Kind))
         keys = [key for key in self.total if self.sites[key].kind == kind]
         total = sum(self.total[key] for key in keys)
         return 1 - sum(self.kept[key] for key in keys) / total if total else 0.0

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch, logits_of
@@ -18,6 +17,7 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal, hook_signals, hook_sites
+from shadow.terminal.bars import counted
 
 Paths = dict[int, list[str]]  # of each layer: the slots that lose a step, one after the other
 MOST = 0.95  # of a site that goes
@@ -61,7 +61,7 @@ def extend(
     layer, as theirs are. Theirs are steps of seven projections; here those that read one input go together.
     """
     found: Paths = {}
-    for layer in tqdm(layers_of(model, scorer, policy, batches), desc="budgets", leave=False):
+    for layer in counted(layers_of(model, scorer, policy, batches), "budgets", "layers"):
         path = list(paths.get(layer.number, []))
         scores = dense_scores(model, scorer, layer)
         while len(path) * step < policy.level - 1e-9:

@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.criteria.one_pass import row_losses
@@ -19,6 +18,7 @@ from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
+from shadow.terminal.bars import counted
 
 
 class Cost(NamedTuple):
@@ -67,7 +67,7 @@ def learn(
     ]
     dense = mean_loss(model, scorer, replace(policy, level=0), decided_at, stand_in, batches)
     costs: dict[SiteKey, list[Cost]] = {key: [] for key in groups}
-    for key, level in tqdm(tried, desc="budgets", leave=False):
+    for key, level in counted(tried, "budgets", "levels"):
         layer, slot = key
         slots = [slot] if kind_of(slot) == "channel" else None
         others = sorted(layers - {layer})

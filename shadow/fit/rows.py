@@ -7,10 +7,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from shadow.errors import UserError
 from shadow.models.sites import KINDS, Kind
+from shadow.terminal.bars import stage
 from shadow.traces.shards import EMBEDDINGS, FEATURES, Rows
 from shadow.traces.store import Traces
 
@@ -167,10 +167,10 @@ class TraceData(pl.LightningDataModule):
         """The training rows of the first store, once and in order: their numbers there, and what they hold;
         with a progress bar of this name."""
         rows = self.train
-        with tqdm(total=len(rows.indices), desc=name, leave=False) as bar:
+        with stage(name, len(rows.indices), "rows") as advance:
             for chosen in torch.arange(len(rows.indices)).split(self.batch_size):
                 yield rows.indices[chosen], rows.__getitems__(chosen.tolist())
-                bar.update(len(chosen))
+                advance(len(chosen))
 
     def val_dataloader(self) -> DataLoader:
         """All of it in each process: what is reported does not depend on their number. In one shuffled order:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch, Positions, logits_of
@@ -17,6 +16,7 @@ from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
+from shadow.terminal.bars import counted
 
 MOST = 0.95  # of a slot that goes
 
@@ -47,7 +47,7 @@ def learn(
     tried = [(slot, level) for slot in weights for level in levels_of(probes, policy.level)]
     which: Positions = "answer" if decided_at == "prompt" else "all"
     losses = dict.fromkeys(tried, 0.0)
-    for batch in tqdm(batches, desc="budgets", leave=False):
+    for batch in counted(batches, "budgets", "batches"):
         with torch.no_grad():
             dense = logits_of(model, batch.for_model(model)).cpu()
         inside = batch.positions(which)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch, logits_of
@@ -23,6 +22,7 @@ from shadow.plans.rules import kept, protected
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 from shadow.signals import Signal, hook_signals
+from shadow.terminal.bars import counted
 
 OF_THE_SITE = {"gate", "up", "site"}  # what is seen in the moment in which it is decided
 
@@ -51,7 +51,7 @@ def learn(
     if {signal.point for signal in signals} <= OF_THE_SITE:
         return learn_densely(model, scorer, policy, decided_at, batches, sites)
     found: dict[SiteKey, float] = {}
-    for signal in tqdm(signals, desc="thresholds", leave=False):
+    for signal in counted(signals, "thresholds", "signals"):
         unknown = set(range(len(find_layers(model)))) - {layer for layer, _ in found}
         so_far = replace(policy, thresholds=found, dense_layers=sorted(unknown))
         for key, scores in scores_at(signal, model, scorer, so_far, decided_at, stand_in, batches).items():
@@ -87,7 +87,7 @@ def learn_densely(
 
     asked = scorer.signals([site for key, site in sites.items() if policy.prunes(key)])
     with hook_signals(model, asked, count):
-        for batch in tqdm(batches, desc="thresholds", leave=False):
+        for batch in counted(batches, "thresholds", "batches"):
             batch = batch.to(model.device)
             real = batch.real()
             pool = {"token": None, "prompt": batch.in_prompt(), "sequence": real}[decided_at]

@@ -4,9 +4,12 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 
+from shadow.terminal.stops import expect
+
 
 def prepare(words: Sequence[str]) -> None:
     """words: the overrides; exits with one sentence at what cannot work."""
+    expect()
     refuse_null_groups(words)
     settle_root()
 

@@ -12,6 +12,7 @@ from shadow.jobs.method import is_trained, net_of
 from shadow.models.kinds import find_sites, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.sites import count_units
+from shadow.terminal.digits import digits
 from shadow.traces.shards import MEANS
 
 
@@ -106,7 +107,7 @@ def in_lines(cfg: DictConfig, found: dict[str, Any]) -> str:
         count = found["predictor_parameters"]
         share = 100 * count / found["parameters"]
         lines.append(
-            f"predictor={cfg.predictor.name}: {count / 1e6:.4g} M parameters, {share:.2g} % of the model"
+            f"predictor={cfg.predictor.name}: {count / 1e6:.4g} M parameters, {digits(share)} % of the model"
         )
         if found["pruned_passes"]:
             lines.append(

@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -29,11 +30,18 @@ from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Mean, Zero
 from shadow.scorers.nets import TapNet
 from shadow.scorers.predicted import Predicted
+from shadow.terminal.digits import digits
 from shadow.traces import shards
 from shadow.traces.sparse_states import PrunedStates
 from shadow.traces.store import Traces
 
 log = logging.getLogger(__name__)
+
+RANKS = {
+    "mass@50": "mass@50",
+    "recall@50": "recall@50",
+    "spearman": "Spearman",
+}  # of the line that ends a fit
 
 
 def get_predictor(cfg: DictConfig, lm: LM, loggers: list) -> Path:
@@ -96,7 +104,7 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
     net = TapNet(taps, facts["layers"], width, units, recipe.shape(), recipe.ahead)
     norms = column_norms(find_sites(lm.model))
     module = PredictorModule(net, recipe.objectives(), recipe.descent(), norms)
-    log.info("fitting %s on %d %s rows -> %s", cfg.predictor.name, len(data.train), reading.rows, folder)
+    log.info("fitting %s on %d %s rows", cfg.predictor.name, len(data.train), reading.rows)
     last = resumable(folder)
     if last is None:
         module.start(data, recipe.ridge)
@@ -133,14 +141,18 @@ def fit(cfg: DictConfig, lm: LM, store: Traces, pruned: list[Traces], folder: Pa
         hub.save_metrics(folder, module.metrics_of_layers())
         hub.save_predictor(folder, net, config, means)
     trainer.strategy.barrier()  # the others read the predictor too
-    log.info(
-        "predictor: %.1f M parameters (%.1f %% of the model), %s, %.0f s -> %s",
-        parameters / 1e6,
-        100 * parameters / facts["parameters"],
-        {name: round(value, 3) for name, value in sorted(metrics.items())},
-        time.monotonic() - start,
-        folder,
-    )
+    log.info("fitted in %.0f s", time.monotonic() - start)
+
+
+def in_words(config: dict[str, Any]) -> str:
+    """Its size, and how well it ranks at half the units, beside the best constant. config: of its folder."""
+    metrics, words = config["metrics"], []
+    for name, title in RANKS.items():
+        if f"val/{name}" in metrics:
+            words.append(f"{title} {metrics[f'val/{name}']:.3f} (static {metrics[f'val/static_{name}']:.3f})")
+    share = digits(100 * config["share_of_model"])
+    size = f"{digits(config['parameters'] / 1e6)} M parameters, {share} % of the model"
+    return "; ".join([size, *words])
 
 
 def require_shares(rows: int, processes: int) -> None:

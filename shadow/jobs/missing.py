@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -91,5 +91,17 @@ def train_command(groups: Sequence[str] = TRAINS) -> str:
         for override in HydraConfig.get().overrides.task
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in groups)
     ]
+    return command("train", kept)
+
+
+def dense_command() -> str:
+    """What measures the dense model as this job measures."""
+    words = HydraConfig.get().overrides.task
+    return command(
+        "evaluate", [*(w for w in words if not w.startswith("sparsity.level=")), "sparsity.level=0"]
+    )
+
+
+def command(script: str, words: Iterable[str]) -> str:
     installed = Path(sys.argv[0]).parent == commands.PACKAGE / "scripts"
-    return shlex.join([*(["shadow-train"] if installed else ["python", "train.py"]), *kept])
+    return shlex.join([*([f"shadow-{script}"] if installed else ["python", f"{script}.py"]), *words])

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from shadow.artifacts import hub
@@ -89,9 +91,35 @@ def find(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
         return None
     known = json.loads(file.read_text())
     record |= {name: known[name] for name in FIGURES} | {"reused_from": known["measured_in"]}
-    record |= {name: known[name] for name in OF_RUN}
+    record |= {name: known[name] for name in OF_RUN} | {"kept_in": file.name}
     with writing(_samples_beside_record(cfg)) as unfinished:
         shutil.copyfile(_samples_of(file), unfinished)
+    return file
+
+
+def dense_beside(cfg: DictConfig, record: dict[str, Any]) -> Path | None:
+    """The run record of the dense model, measured before as this job measures; None where it was not.
+
+    It is laid into the folder of the sweep, or of the run, so that reports find it there.
+    """
+    if cfg.sparsity.level == 0:
+        return None
+    dense = cfg.copy()
+    dense.sparsity.level = 0
+    point = _file(dense, record)
+    if not point.is_file():
+        return None
+    hydra = HydraConfig.get()
+    folder = Path(hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else cfg.paths.output_dir)
+    file = folder / "looked_up" / point.stem / "run.json"
+    if not file.is_file():
+        known = json.loads(point.read_text())
+        told = record | {name: known[name] for name in FIGURES + OF_RUN}
+        told |= {"status": "done", "point": describe(dense), "settings": plain(dense), "seconds": 0.0}
+        told |= {"reused_from": known["measured_in"], "kept_in": point.name}
+        with writing(file.with_name(SAMPLES)) as unfinished:
+            shutil.copyfile(_samples_of(point), unfinished)
+        write_json(file, told)
     return file
 
 
@@ -118,6 +146,7 @@ def keep(cfg: DictConfig, record: dict[str, Any], achieved: dict, unread: dict, 
         with writing(beside) as unfinished:
             unfinished.write_text(samples + "\n")
     write_json(file, figures | where)
+    record["kept_in"] = file.name
 
 
 def predictor_of(cfg: DictConfig) -> dict[str, Any] | None:

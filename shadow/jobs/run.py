@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import platform
 import subprocess
 import time
@@ -29,6 +30,8 @@ from shadow.jobs.config import plain
 from shadow.jobs.loggers import begin, is_offline
 from shadow.jobs.memory import peak_memory
 from shadow.jobs.start import check_start
+from shadow.terminal.noise import without_noise
+from shadow.terminal.stops import STOPPED, exit_code
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Job:
                 "threads": torch.get_num_threads(),
             },
             "reused_from": None,
+            "kept_in": None,
             "achieved": {},
             "bytes": {},
             "metrics": {},
@@ -68,7 +72,7 @@ class Job:
             if name == "wandb":
                 node["offline"] = is_offline(node["offline"])
                 if node["group"] is None and hydra.mode == RunMode.MULTIRUN:
-                    node["group"] = str(hydra.sweep.dir)
+                    node["group"] = os.path.relpath(hydra.sweep.dir, settings["paths"]["root_dir"])
             self.loggers.append(instantiate(node))
             begin(self.loggers[-1], settings)
 
@@ -90,11 +94,15 @@ def job(cfg: DictConfig) -> Iterator[Job]:
         check_start(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         this.open_loggers()
-        with warnings.catch_warnings():
+        with without_noise():
             warnings.simplefilter("error", UncountedTokens)  # figures of what was not run are no figures
             yield this
         this.record["status"] = "done"
     except BaseException as error:
+        if (code := exit_code(error)) is not None:
+            this.record |= {"status": "failed", "error": "it was stopped"}
+            log.info(STOPPED)
+            raise SystemExit(code) from None
         cause = cause_of(error, cfg)
         mendable = isinstance(cause, UserError)
         sentence = str(cause) if mendable else f"{type(cause).__name__}: {cause}"

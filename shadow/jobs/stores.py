@@ -40,6 +40,7 @@ from shadow.models.load import LM
 from shadow.models.sites import SiteKey, count_units
 from shadow.plans.stand_ins import Mean, StandIn, Zero
 from shadow.scorers.protocol import Brings, Scorer
+from shadow.terminal.stage_bars import ShardBar
 from shadow.traces import shards
 from shadow.traces.collector import CriterionCollector, Keeping, ShardWriter
 from shadow.traces.sharing import ShareWeights
@@ -177,23 +178,25 @@ def collect(
         wanted = lacking({*parts, *later}, found, ends, size)
         needed = bytes_of(lm, collector.keeping, examples, ends, size, wanted)
         require_room(folder, needed, "ask for fewer windows, traces.tokens_per_window or traces.criteria")
+        asked = lacking(parts, {}, ends, size)  # some parts are of the first shard alone
+        there = len(asked) - len(missing)
         log.info(
-            "collecting %s on %d examples, %d of %d shards of %d are there -> %s",
-            list(parts),
+            "collecting %s of %d examples: %d of %d shards of %d are there",
+            ", ".join(parts),
             len(examples),
-            len(ends) - len(missing),
-            len(ends),
+            there,
+            len(asked),
             size,
-            folder,
         )
-        progress = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
-        shared = shares_weights(cfg)
+        extra = [instantiate(callback) for callback in (cfg.callbacks or {}).values() if callback]
+        shared, bar = shares_weights(cfg), ShardBar(size, ends, there, len(asked))
         sharing = [ShareWeights(lm.model, find_layers(lm.model))] if shared else []
         trainer: pl.Trainer = instantiate(
             cfg.trainer,
             strategy=STRATEGIES[cfg.trainer.strategy],
-            callbacks=[*sharing, ShardWriter(folder, store, size, ends), *progress],
+            callbacks=[*sharing, ShardWriter(folder, store, size, ends), *extra, bar],
             logger=False,
+            enable_progress_bar=False,
             enable_checkpointing=False,
             inference_mode=False,
             use_distributed_sampler=False,  # a shard is one process's
@@ -217,13 +220,10 @@ def collect(
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the others read the manifest too
     log.info(
-        "traces: %d examples, %s, %.2f GB, %.0f s, at most %.2f GB of memory -> %s",
-        len(examples),
-        sorted({shard.part for _, shard in listed}),
+        "collected %.2f GB in %.0f s, with at most %.2f GB of memory",
         sum(file.stat().st_size for file, _ in listed) / 1e9,
         time.monotonic() - start,
         peak_memory(),
-        folder,
     )
     manifest = shards.read_manifest(folder)
     assert manifest is not None

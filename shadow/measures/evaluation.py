@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lm_eval import evaluate
-from tqdm import tqdm
 
 from shadow.criteria.one_pass import token_losses
 from shadow.data.batches import IGNORED, Example, batched
@@ -16,6 +15,7 @@ from shadow.data.texts import Question
 from shadow.executors.run import Run
 from shadow.measures.sparse_hf import BatchSize, SparseHFLM, check_rolling, rows_of
 from shadow.models.load import LM
+from shadow.terminal.bars import stage
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ def perplexity(run: Run, lm: LM, windows: Sequence[Example], batch_size: BatchSi
     """
     losses: list[float] = []
     words: list[int] = []
-    with tqdm(total=len(windows), desc="perplexity", leave=False) as bar:
+    with stage("perplexity", len(windows), "windows") as advance:
         for batch in batched(windows, rows(windows, batch_size)):
             losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
             for row in batch.labels:
                 words.append(len(str(lm.tokenizer.decode(row[row != IGNORED])).split()))
-            bar.update(len(batch.ids))
+            advance(len(batch.ids))
     tokens = [len(window.ids) - max(window.prompt, 1) for window in windows]
     return {
         "perplexity": weighted_perplexity(losses, tokens),
@@ -91,10 +91,10 @@ def choice_accuracy(run: Run, questions: Sequence[Question], batch_size: BatchSi
     """Share of questions whose true continuation is the likeliest; all continuations are equally long."""
     examples = [Example(q.context + option, len(q.context)) for q in questions for option in q.options]
     losses: list[float] = []
-    with tqdm(total=len(examples), desc="choices", leave=False) as bar:
+    with stage("choices", len(questions), "questions") as advance:
         for batch in batched(examples, rows(examples, batch_size)):
             losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
-            bar.update(len(batch.ids))
+            advance(len(batch.ids) * len(questions) / len(examples))
     remaining = iter(losses)
     right = []
     for question in questions:

@@ -23,7 +23,8 @@ def share(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     held = sum(part_of(values).numel() for values in model.parameters())
-    log.info("process %d holds %d of %d parameters", dist.get_rank(), held, model.num_parameters())
+    said = "process %d holds %d of %d parameters"
+    log.info(said, dist.get_rank(), held, model.num_parameters(), extra={"every_rank": True})
 
 
 def part_of(values: Tensor) -> Tensor:

@@ -8,8 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.event import Event, Listener, register
 
 log = logging.getLogger(__name__)
+
+
+class SaysOnce(Listener):
+    """One line before the first function is compiled, of those that no earlier process has kept."""
+
+    def __init__(self) -> None:
+        self.unsaid = {
+            "shadow.executors.cpu": "compiling executor=gathered for this processor: half a minute, once",
+            "shadow.plans": "compiling the choice of units for this processor: some seconds, once",
+        }
+
+    def on_start(self, event: Event) -> None:
+        package = event.data["dispatcher"].py_func.__module__.rpartition(".")[0]
+        if package in self.unsaid:
+            log.warning("%s; later processes find it", self.unsaid.pop(package))  # seen without logging too
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+register("numba:compile", SaysOnce())
 
 
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable], Any]:

@@ -167,9 +167,14 @@ class SparsityPolicy:
 
     def plan(self, scores: Mapping[SiteKey, Tensor], sites: Mapping[SiteKey, Site]) -> Plan:
         """scores: [..., U] of sites, higher stays longer -> the plan of those that are pruned."""
-        plan = self.rule.keep(
-            (key, self.ranked(sites[key], scores[key])) for key in scores if self.prunes(key)
-        )
+        pruned = [key for key in scores if self.prunes(key)]
+        for key in pruned:
+            if scores[key].shape[-1] != sites[key].units:
+                raise UserError(
+                    f"the scores of site {key} must be one for each of its {sites[key].units} units, "
+                    f"[..., {sites[key].units}], got {list(scores[key].shape)}"
+                )
+        plan = self.rule.keep((key, self.ranked(sites[key], scores[key])) for key in pruned)
         for key, keep in plan.items():
             if sites[key].experts > 1:
                 plan[key] = keep.flatten(-2)

@@ -16,6 +16,7 @@ from shadow.models.sites import Kind, Point, Site, SiteKey, Source, count_units
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.nets import TapNet
 from shadow.signals import Signal, hook_signals
+from shadow.terminal.digits import digits
 
 Pooling = Literal["scores", "mean", "last", "attention"]
 
@@ -70,11 +71,21 @@ class Predicted:
         """
         found = self.policies.get(case_of(decided_at, level))
         if found is None:
+            learnt = f"it has them for {sorted(self.policies)}" if self.policies else "it has none at all"
             raise UserError(
-                f"this predictor has no thresholds for level {level} decided at {decided_at}, but for "
-                f"{sorted(self.policies) or 'none'}: {CURE}, and shadow.fit.thresholds.learn learns them too"
+                f"this predictor has no thresholds for level {level} decided at {decided_at}, and {learnt}: "
+                f"{CURE}, and shadow.fit.thresholds.learn learns them too"
             )
         return found
+
+    def __repr__(self) -> str:
+        units = " and ".join(f"{count} {kind}s" for kind, count in self.shape.units.items())
+        levels = sorted({level for _, level in self.policies})
+        return (
+            f"Predicted({digits(self.weights / 1e6)} M parameters; scores {units} in each of layers "
+            f"{self.first} to {self.shape.layers - 1} from taps {list(self.taps)}; thresholds for levels "
+            f"{levels or 'none'})"
+        )
 
     @property
     def first(self) -> int:

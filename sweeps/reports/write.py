@@ -28,7 +28,7 @@ def write(report: Report, folders: Iterable[Path], out: Path, against: str) -> W
     write_markdown(report, sections, written)
     drawn = {figures[one.chart.name].name: one.figure for one in sections if one.chart.name in figures}
     write_page(file, drawn, written.page)
-    log.info("points: %d, failed jobs: %d -> %s", len(written.points), len(records.failed), written.page)
+    log.debug("points: %d, failed jobs: %d -> %s", len(written.points), len(records.failed), written.page)
     return written
 
 

@@ -217,7 +217,7 @@ def test_thresholds_lie_beside_the_predictor_and_are_loaded_with_it(folder):
     assert loaded.policy(0.3, "prompt") == asked["prompt", 0.3]
     policies.save(folder, "token", learnt(0.1 + 0.2), {})  # as of range(0.1,0.4,0.1)
     assert shadow.load_predictor(folder).policy(0.3).level == 0.1 + 0.2
-    with pytest.raises(UserError, match=r"no thresholds for level 0\.3 decided at token, but for"):
+    with pytest.raises(UserError, match=r"no thresholds for level 0\.3 decided at token, and it has"):
         loaded.policy(0.3)
 
 

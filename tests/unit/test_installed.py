@@ -14,6 +14,7 @@ from numba.core import caching
 from omegaconf import OmegaConf
 
 import shadow
+from shadow.jobs import command_line
 from shadow.jobs.command_line import prepare
 from shadow.jobs.commands import script
 from shadow.jobs.folders import FoldersCallback
@@ -68,6 +69,12 @@ def test_a_job_that_was_installed_names_the_installed_command(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     monkeypatch.setattr("sys.argv", [str(Path(shadow.__file__).with_name("scripts") / "evaluate.py")])
     assert train_command() == "shadow-train model=opt-mini"
+
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch):
+    """The tests' process keeps its own."""
+    monkeypatch.setattr(command_line, "expect", lambda: None)
 
 
 @pytest.mark.parametrize(
