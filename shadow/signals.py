@@ -269,8 +269,10 @@ def _hook_experts(experts: nn.Module, fns: dict[str, Callable[[Tensor], Tensor]]
     def apply_gate(gates: Tensor) -> Tensor:
         (experts_of,) = sent.here
         chosen = experts_of.flatten()
-        rows = torch.sort(chosen).indices if ORDERS[implementation] else torch.arange(len(chosen))
-        token, expert = rows.to(chosen.device) // experts_of.shape[1], chosen[rows]
+        rows = torch.arange(len(chosen), device=chosen.device)
+        if ORDERS[implementation]:
+            rows = torch.sort(chosen).indices
+        token, expert = rows // experts_of.shape[1], chosen[rows]
 
         def spread(values: Tensor) -> Tensor:
             """[N * K, F] -> [N, X * F]."""

@@ -29,14 +29,14 @@ from shadow.models.sites import count_units
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Mean, Zero
 from shadow.scorers.fixed import Fixed, random_scores
-from shadow.scorers.gate import GateMagnitude, GateTimesMeanUp
+from shadow.scorers.gate import GateMagnitude
 from shadow.scorers.inputs import InputMagnitude, InputNorm
 from shadow.scorers.joined import Joined
 from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.modes import ModeDistance
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.oracle import Oracle
-from shadow.scorers.own_input import SignBits, TruncatedGate, TruncatedNeurons
+from shadow.scorers.own_input import SignBits, TruncatedNeurons
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.rank_aware import RankAware
 from shadow.scorers.rotated import RotatedInput
@@ -52,7 +52,6 @@ RECIPES = {
     "scap": ModeDistance(0.5, 64),
     "r_sparse": RankAware(0.5, 0.8),
     "larosa": RotatedInput(),
-    "chess": GateTimesMeanUp(),
     "cats": GateMagnitude(),
     "flap": Fluctuation(),
     "d_countdown": TruncatedNeurons(8),
@@ -102,7 +101,7 @@ def require_same(model, found, batch, scorer, policy, **others):
     assert opened_of(found).run.bytes() == run.bytes()
 
 
-@pytest.mark.parametrize("family", ["opt-350m", "gemma3_text", "pythia", "falcon-40b", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["opt-350m", "gemma3_text", "qwen3_moe"])
 def test_what_is_loaded_is_the_sparse_model_in_every_family(family, tmp_path, small):
     assert family in FAMILIES
     model = tiny(family)
@@ -125,11 +124,10 @@ def test_every_method_comes_back_to_the_last_bit(name, tmp_path, tiny_llama, sma
     "make",
     [
         lambda model, have: SignBits().build(model, have),
-        lambda model, have: TruncatedGate(8).build(model, have),
         lambda model, have: LowRankCopy(model, 8, {n: HEADS[n, "head"] for n in range(4)}, MEANS),
         lambda model, have: Fixed(random_scores(find_sites(model), 0)),
     ],
-    ids=["sparse_infer", "svdp", "svd", "random"],
+    ids=["sparse_infer", "svd", "random"],
 )
 def test_methods_of_models_without_a_gate_come_back_too(make, tmp_path, tiny_opt, small, sample):
     scorer = make(tiny_opt.model, Have(sample))

@@ -1,0 +1,160 @@
+"""Whoever meets a model that lies elsewhere brings tensors there: a walk on torch's `meta` device."""
+
+import pytest
+import torch
+from families import tiny
+from having import Have
+from one_device import OneDevice
+
+from shadow.criteria import CONTEXTUAL, STATISTICS
+from shadow.criteria.one_pass import score, token_losses
+from shadow.data.batches import Batch, collate
+from shadow.fit import block_budgets, thresholds
+from shadow.fit.stand_ins import divergence
+from shadow.front import sparse
+from shadow.models.kinds import find_sites
+from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Learnt, Mean, Zero
+from shadow.scorers.fixed import Fixed
+from shadow.scorers.gate import GateMagnitude, GateTimesMeanUp, UpMagnitude
+from shadow.scorers.inputs import InputMagnitude, InputNorm
+from shadow.scorers.joined import Joined
+from shadow.scorers.low_rank import LowRankCopy
+from shadow.scorers.modes import ModeDistance
+from shadow.scorers.nets import NetShape, TapNet
+from shadow.scorers.oracle import Oracle
+from shadow.scorers.own_input import SignBits, TruncatedNeurons
+from shadow.scorers.predicted import Predicted
+from shadow.scorers.prompt import PromptActivation
+from shadow.scorers.rank_aware import RankAware
+from shadow.scorers.rotated import RotatedInput
+from shadow.scorers.statics import Fluctuation, WandaSp
+from shadow.scorers.two_step import TwoStepHead
+
+UNITS = {"head": 4, "neuron": 48}
+HALF = SparsityPolicy(0.5)
+
+
+def on_cpu(model):
+    """As a predictor that was loaded: its numbers lie on the CPU."""
+    return Predicted(TapNet([1, 2], 3, 32, UNITS, NetShape(4, 8, 1)).eval(), "scores")
+
+
+RECIPES = {
+    "teal": ("llama", InputMagnitude()),
+    "teal-experts": ("qwen3_moe", InputMagnitude()),
+    "wina": ("llama", InputNorm()),
+    "scap": ("llama", ModeDistance(0.5, 64)),
+    "r_sparse": ("llama", RankAware(0.5, 0.8)),
+    "larosa": ("llama", RotatedInput()),
+    "chess": ("llama", GateTimesMeanUp()),
+    "chess-experts": ("qwen3_moe", GateTimesMeanUp()),
+    "cats": ("llama", GateMagnitude()),
+    "m_countdown": ("llama", UpMagnitude()),
+    "d_countdown": ("llama", TruncatedNeurons(8)),
+    "sparse_infer": ("opt-350m", SignBits()),
+    "flap": ("llama", Fluctuation()),
+    "wanda_sp": ("llama", WandaSp()),
+    "two_step_head": ("llama", TwoStepHead(8)),
+    "joined": ("llama", Joined([InputMagnitude(), TwoStepHead(8)])),
+}
+SCORERS = {
+    "net": (on_cpu, {}),
+    "net-prompt": (on_cpu, {"decided_at": "prompt"}),
+    "svd": (lambda model: LowRankCopy(model, 8, dict.fromkeys(range(3), torch.rand(4))), {}),
+    "static": (lambda model: Fixed({site.key: torch.rand(site.units) for site in find_sites(model)}), {}),
+    "oracle": (lambda model: Oracle("l2_norm", "answer"), {"decided_at": "prompt"}),
+    "prompt_activation": (lambda model: PromptActivation("l2_norm"), {"decided_at": "prompt"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _moved(monkeypatch):
+    """Of weights on disk accelerate takes inputs from anywhere, and a batch stays: not here."""
+    monkeypatch.setattr(Batch, "for_model", lambda self, model: self.to(model.device))
+
+
+@pytest.fixture(scope="module")
+def small(examples):
+    return collate(examples([9, 5, 12]))
+
+
+def there(family):
+    model = tiny(family).to("meta")
+    if family == "qwen3_moe":
+        model.set_experts_implementation("batched_mm")  # the other has no float32 on `meta`
+    return model
+
+
+def walk(model, small, scorer, policy=HALF, **others):
+    with sparse(model, scorer, policy, **others) as run:
+        logits = run.logits(small)
+        assert logits.is_meta
+        token_losses(logits.cpu(), small.labels)
+        run.bytes()
+
+
+def test_the_walk_finds_what_a_gpu_would(small):
+    """Products and look-ups of two devices too, which `meta` itself lets pass."""
+    with OneDevice(), pytest.raises(AssertionError, match=r"mm.* joins tensors of \['cpu', 'meta'\]"):
+        torch.ones(2, 2) @ torch.ones(2, 2, device="meta")
+    with OneDevice(), pytest.raises(AssertionError, match=r"embedding.* joins"):
+        there("llama")(small.ids)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_methods_are_built_and_decide_where_the_model_lies(name, small):
+    family, recipe = RECIPES[name]
+    model = there(family)
+    with OneDevice() as seen:
+        walk(model, small, recipe.build(model, Have([small])))
+    assert seen.joined > 100
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_scorers_whose_numbers_lie_on_the_cpu_bring_them(name, small):
+    make, others = SCORERS[name]
+    model = there("llama")
+    with OneDevice():
+        walk(model, small, make(model), **others)
+
+
+def test_stand_ins_and_generation_bring_theirs(small):
+    model = there("llama")
+    means = {site.key: torch.rand(site.units, site.width) for site in find_sites(model)}
+    with OneDevice():
+        walk(model, small, on_cpu(model), stand_in=Mean(means))
+        with sparse(model, on_cpu(model), level=0.5):
+            model.generation_config.eos_token_id = None
+            ids = small.ids[:1].to("meta")
+            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
+
+
+def test_thresholds_budgets_and_learnt_stand_ins_are_found_there(small):
+    model, scorer = there("llama"), InputMagnitude()
+    policy = SparsityPolicy(0.5, "threshold", kinds=("channel",))
+    with OneDevice():
+        thresholds.learn(model, scorer, policy, "token", Zero(), [small])
+        block_budgets.extend(model, scorer, SparsityPolicy(0.2), Zero(), [small], 0.2, {})
+        learnt = Learnt([one for one in find_sites(model, ["channel"]) if HALF.corrects(one)], Zero())
+        batch = small.to("meta")
+        with (
+            sparse(model, scorer, HALF, stand_in=learnt) as run,
+            run.planner.calling(batch.real(), batch.in_prompt()),
+        ):
+            said = model(**batch.arguments()).logits
+        divergence(said.detach(), said, batch.real()).backward()
+
+
+def test_criteria_of_a_batch_come_from_where_the_model_lies(small):
+    model, found = there("llama"), set()
+
+    def receive(name, site, seen):
+        seen.window(small.to("meta").real()) if hasattr(seen, "window") else None
+        found.add(name)
+
+    means = {site.key: torch.rand(site.units, site.width) for site in find_sites(model)}
+    names = [name for name in (*CONTEXTUAL, "l2_deviation", *STATISTICS) if name != "removal"]
+    with OneDevice():
+        score(model, small.to("meta"), names, receive, means=means)
+    assert found == set(names)
