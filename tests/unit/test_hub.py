@@ -294,24 +294,3 @@ def test_what_a_hub_may_answer_becomes_one_sentence(refusal, monkeypatch, error)
 
     monkeypatch.setattr(hub, "snapshot_download", fail)
     assert "check the name and the network" in refusal("someone/predictor")
-
-
-# The README
-
-
-def test_the_lines_of_the_readme_run(root, lm, folder, tmp_path, capsys, hooks_on):
-    text = (root / "README.md").read_text(encoding="utf-8")
-    code = text.partition("## Use it")[2].partition("```python\n")[2].partition("```")[0]
-    lines = [line for line in code.splitlines() if line and not line.startswith(("from ", "import "))]
-    assert len(lines) == 6
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
-    names = {'"facebook/opt-125m"': tmp_path / "model", '"someone/opt-125m-shadow"': folder}
-    for name, place in names.items():
-        assert name in code
-        code = code.replace(name, repr(str(place)))
-    scope: dict = {}
-    exec(code, scope)
-    assert capsys.readouterr().out
-    assert isinstance(scope["predictor"], Predicted)
-    assert hooks_on(scope["model"]) == 0
