@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> float | None:
             log.info("predictor: %s -> %s", fitting.in_words(config), folder)
             this.record["predictor"] = {"folder": os.path.relpath(folder, cfg.paths.root_dir)}
         if learns(cfg):
-            prepared(cfg, lm, this.loggers)
+            prepared(cfg, loading.placed(cfg, lm), this.loggers)
         elif not is_trained(cfg):
             log.info("predictor=%s sparsity.scope=%s: nothing to fit", cfg.predictor.name, cfg.sparsity.scope)
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}

@@ -72,7 +72,8 @@ def earlier(config: DictConfig) -> list[dict[str, Any]]:
     """The records of this task's jobs that have ended well."""
     logs = OmegaConf.select(config, "paths.log_dir")
     files = Path(logs).glob(f"{config.task_name}/**/run.json") if logs else ()
-    return [record for file in files if (record := read(file)) and record.get("status") == "done"]
+    own = [file for file in files if "looked_up" not in file.parts]  # the others are the dense model's
+    return [record for file in own if (record := read(file)) and record.get("status") == "done"]
 
 
 def read(file: Path) -> dict[str, Any] | None:

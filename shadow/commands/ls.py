@@ -62,7 +62,8 @@ def in_words(size: int) -> str:
 
 def runs(logs: Path) -> list[str]:
     """A line a job: its folder, how it ended, and its first figure."""
-    records = sorted(logs.glob("*/*runs/**/run.json"))
+    found = sorted(logs.glob("*/*runs/**/run.json"))
+    records = [file for file in found if "looked_up" not in file.parts]  # copies beside those that ask
     return [run_row(file, logs, json.loads(file.read_text(encoding="utf-8"))) for file in records] or [
         f"nothing was run yet in {logs}"
     ]

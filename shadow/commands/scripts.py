@@ -21,5 +21,5 @@ def script(name: str) -> Path:
 
 def spoken(task: str) -> str:
     """How a user starts this task, as this process was started."""
-    installed = Path(sys.argv[0]).parent == PACKAGE / "scripts"
+    installed = Path(sys.argv[0]).parent == PACKAGE / "scripts" or sys.argv[0].startswith("shadow ")
     return f"shadow {task}" if installed else f"python {task}.py"

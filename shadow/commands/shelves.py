@@ -73,8 +73,8 @@ def artifact_at(kind: str, path: Path) -> Artifact:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return Artifact(kind, path, content.get("settings") or {}, quality_of(kind, content))
-    except (ValueError, AttributeError) as error:
-        return Artifact(kind, path, {}, f"damaged: {error}")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        return Artifact(kind, path, {}, f"damaged: {error!r}")
 
 
 def quality_of(kind: str, content: Mapping[str, Any]) -> str:

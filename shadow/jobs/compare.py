@@ -1,6 +1,5 @@
 """One text, dense beside sparse: what both add to it, what each token lost, which units stayed."""
 
-import logging
 import re
 import sys
 import textwrap
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from shadow.measures.one_text import OneText
     from shadow.plans.facts import Facts
 
-log = logging.getLogger(__name__)
 
 EXAMPLE = 'shadow compare "The capital of France is" predictor=teal sparsity.level=0.5'
 SETTING = re.compile(r"[~+]{0,2}[\w./@:-]+=.*|~[\w./@-]+", re.DOTALL)  # of Hydra: key=value, +key=value, ~key
@@ -69,6 +67,7 @@ def compare(cfg: DictConfig, texts: Sequence[str]) -> str:
     from shadow.executors.masked import Masked
     from shadow.front import sparse
     from shadow.jobs import checks, loading
+    from shadow.jobs.config import model_label
     from shadow.jobs.method import executor_of, facts_of
     from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
@@ -95,7 +94,7 @@ def compare(cfg: DictConfig, texts: Sequence[str]) -> str:
         this.record["bytes"] = {"skipped": found.skipped}
         this.record["metrics"] = {"nats_over_dense": {"value": found.nats, "stderr": None}}
         this.log_metrics({"nats_over_dense": found.nats, "bytes/skipped": found.skipped})
-        names = Names(cfg.model.name, f"{cfg.predictor.name} at level {cfg.sparsity.level:g}")
+        names = Names(model_label(cfg), f"{cfg.predictor.name} at level {cfg.sparsity.level:g}")
         page = Path(cfg.paths.output_dir) / "compare.html"
         write_page(found, names, page)
         return told(found, names.method, page)

@@ -32,6 +32,7 @@ def make(cfg: DictConfig, loggers: list) -> Path:
 
     checks.check_scorer(cfg)
     folder = folder_of(cfg)
+    require_free(cfg)
     if cfg.folder is None and folder.is_dir():
         log.info("written before")
         return folder
@@ -54,16 +55,28 @@ def make(cfg: DictConfig, loggers: list) -> Path:
 
 def folder_of(cfg: DictConfig) -> Path:
     from shadow.artifacts.files import key_of
+    from shadow.checkpoint.folder import FORMAT
     from shadow.jobs.config import plain
-    from shadow.jobs.keys import method_part, method_settings, model_settings
+    from shadow.jobs.keys import learnt_settings, method_part, method_settings, model_settings
+    from shadow.jobs.method import learns
 
     if cfg.folder is not None:
         return Path(str(cfg.folder)).expanduser()
     settings: dict[str, Any] = {"model": model_settings(cfg), "executor": plain(cfg.executor)}
+    settings["checkpoint"] = FORMAT
     settings |= {"dtype": cfg.measure.dtype, "level": cfg.sparsity.level, "seed": cfg.seed}
-    settings |= method_settings(cfg) if cfg.sparsity.level > 0 else {}
+    if cfg.sparsity.level > 0:
+        settings |= learnt_settings(cfg) if learns(cfg) else method_settings(cfg)
     name = f"{method_part(cfg)}-{cfg.sparsity.level:g}-{key_of(settings)}"
     return Path(cfg.paths.artifact_dir) / "checkpoints" / name
+
+
+def require_free(cfg: DictConfig) -> None:
+    """Before any work: a folder that the user names is written whole."""
+    from shadow.errors import UserError
+
+    if cfg.folder is not None and folder_of(cfg).exists():
+        raise UserError(f"folder={cfg.folder} exists: remove it, or name another one")
 
 
 def about(cfg: DictConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 if TYPE_CHECKING:
     from shadow.data.batches import Example
@@ -71,11 +71,21 @@ def check(cfg: DictConfig) -> None:
     """Everything that is tried, before anything is loaded."""
     from shadow.errors import UserError, meant, require_number, require_whole
     from shadow.jobs import checks
+    from shadow.jobs.calibration import needs_means, needs_traces
+    from shadow.jobs.export import require_free
+    from shadow.jobs.method import is_trained
 
+    require_free(cfg)
     require_number("budget", cfg.budget, "a number of nats above 0", lambda nats: 0 < nats < math.inf)
     require_whole("windows", cfg.windows, 2)
-    if not cfg.levels or not cfg.contenders:
-        raise UserError(f"levels and contenders must name some, got {cfg.levels} and {cfg.contenders}")
+    pairs = isinstance(cfg.contenders, ListConfig) and all(
+        isinstance(pair, ListConfig) and len(pair) == 2 for pair in cfg.contenders
+    )
+    if not isinstance(cfg.levels, ListConfig) or not cfg.levels or not pairs or not cfg.contenders:
+        raise UserError(
+            "levels and contenders must name some, as levels=[0.3,0.5] contenders=[[teal,block]], got "
+            f"levels={cfg.levels} and contenders={cfg.contenders}"
+        )
     for contender in cfg.contenders:
         predictor, rule = contender
         for name, known in ((predictor, cfg.recipe), (rule, cfg.rule)):
@@ -83,7 +93,13 @@ def check(cfg: DictConfig) -> None:
                 near = meant(name, map(str, known)) or f": give some of {', '.join(map(str, known))}"
                 raise UserError(f"contenders are a predictor and a rule of sweep=methods, got {name!r}{near}")
         for level in cfg.levels:
-            checks.check_scorer(asked(cfg, contender, level))
+            one = asked(cfg, contender, level)
+            checks.check_scorer(one)
+            if is_trained(one) or needs_traces(one) or needs_means(one):
+                raise UserError(
+                    "shadow recommend measures on windows of the calibration that its contenders leave, and "
+                    f"{predictor} learns from all of them: name others, or compare by sweep=methods"
+                )
 
 
 def try_all(cfg: DictConfig, loggers: list) -> list[Tried]:

@@ -20,7 +20,7 @@ from shadow.commands.rm import rm
 from shadow.commands.run_names import run_name
 from shadow.commands.tasks import TASKS
 from shadow.errors import UserError
-from shadow.jobs import command_line, ingredients, keys, loading, recommend
+from shadow.jobs import command_line, export, ingredients, keys, loading, recommend
 from shadow.jobs.command_line import prepare
 from shadow.jobs.config import model_label
 from shadow.jobs.refused import RefusalCallback
@@ -309,7 +309,6 @@ def test_the_recommended_is_what_skips_most_within_the_budget(compose):
 
 
 def test_what_cannot_be_recommended_is_refused_before_anything_is_loaded(compose):
-    cfg = compose("recommend", "model=tiny-llama", *FEW, "contenders=[[teal,threshold]]")
     for setting, value, message in (
         (
             "contenders",
@@ -317,8 +316,21 @@ def test_what_cannot_be_recommended_is_refused_before_anything_is_loaded(compose
             r"a predictor and a rule of .* got 'teel': did you mean teal\?",
         ),
         ("levels", [], "levels and contenders must name some"),
+        ("levels", 0.5, "levels and contenders must name some"),
+        ("contenders", ["teal", "threshold"], "levels and contenders must name some"),
+        ("contenders", [["static", "layer"]], "static learns from all of them"),
         ("budget", -1, "budget must be a number of nats above 0, got -1"),
     ):
+        cfg = compose("recommend", "model=tiny-llama", *FEW, "contenders=[[teal,threshold]]")
         cfg[setting] = value
         with pytest.raises(UserError, match=message):
             recommend.check(cfg)
+
+
+def test_a_checkpoint_of_what_was_learnt_from_other_text_lies_elsewhere(compose):
+    def folder(*more):
+        cfg = compose("export", "model=tiny-llama", "predictor=teal", "sparsity=threshold", *more)
+        return export.folder_of(cfg)
+
+    assert folder("data.split_seed=1") != folder("data.split_seed=2")
+    assert folder("sparsity.level=0", "data.split_seed=1") == folder("sparsity.level=0", "data.split_seed=2")
