@@ -56,7 +56,7 @@ def made(group: str, settings: Mapping[str, Any]) -> object:
     try:
         inspect.signature(found).bind(**others)
     except TypeError as error:
-        taken = ", ".join(inspect.signature(found).parameters)
+        taken = ", ".join(inspect.signature(found).parameters) or "no settings"
         raise UserError(f"{group}._target_={target} takes {taken}: {error}") from error
     try:
         return instantiate(settings, _convert_="all")

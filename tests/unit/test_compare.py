@@ -1,6 +1,8 @@
 """One text, dense beside sparse."""
 
+import logging
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -101,8 +103,27 @@ def test_a_text_that_is_too_long_or_too_short_is_refused(make_lm):
         one_text.require_text(lm, "a", 0)
 
 
-def test_the_command_prints_both_continuations_and_writes_a_page(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def job_in_this_process(monkeypatch, tmp_path):
+    """What a job changes of its process, and of the next tests, is as before afterwards."""
+    root, stops = (
+        logging.getLogger(),
+        {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)},
+    )
+    level, handlers = root.level, list(root.handlers)
     monkeypatch.setenv("SHADOW_ROOT", str(tmp_path))
+    monkeypatch.setenv("SHADOW_RUN_NAME", "")
+    yield
+    root.setLevel(level)
+    for handler in [one for one in root.handlers if one not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    for name, before in stops.items():
+        signal.signal(name, before)
+
+
+@pytest.mark.usefixtures("job_in_this_process")
+def test_the_command_prints_both_continuations_and_writes_a_page(tmp_path, capsys):
     command.main(["a text", "model=tiny-llama", "predictor=teal", "sparsity.level=0.5", "continuation=4"])
     told = capsys.readouterr().out
     assert re.search(r"^dense +teal at level 0\.5$", told, re.MULTILINE)

@@ -816,7 +816,7 @@ def test_contexts_are_collected_for_those_who_read_them(compose):
     ("overrides", "message"),
     [
         (["executor._target_=shadow.fast"], r"executor\._target_ must name a class.*got 'shadow.fast'"),
-        (["+executor.compact=true"], r"executor\._target_=.*Masked does not take \['compact'\]"),
+        (["+executor.compact=true"], r"executor\._target_=.*Masked takes no settings: .*'compact'"),
         (["executor=gathered", "executor.storage=int2"], "executor.storage must be one of"),
         (["executor=gathered", "executor.kv_policy=none"], "executor.kv_policy must be one of"),
         (["executor=gathered", "predictor=oracle"], "executor=gathered runs no predictor=oracle"),
