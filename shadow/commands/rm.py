@@ -88,7 +88,10 @@ def held(artifact: Artifact) -> Iterator[None]:
 def agreed(question: str) -> bool:
     if not sys.stdin.isatty():
         raise UserError("there is no terminal to ask in: give --yes to remove without a question")
-    return input(question).strip().lower() in ("y", "yes")
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def remove(path: Path) -> None:

@@ -140,11 +140,13 @@ def held_out(cfg: DictConfig, lm: "LM") -> list["Example"]:
 def measured(cfg: DictConfig, lm: "LM", windows: list["Example"], loggers: list) -> tuple["Metric", float]:
     """-> the perplexity, and the share of the weights' bytes that was skipped."""
     from shadow.front import sparse
+    from shadow.jobs import loading
     from shadow.jobs.method import executor_of
     from shadow.jobs.prepared import prepared
     from shadow.measures.evaluation import perplexity
 
     scorer, policy, stand_in = prepared(cfg, lm, loggers)
+    lm = loading.measured_lm(cfg)  # as the checkpoint will hold it
     executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
     with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
         found = perplexity(run, lm, windows, cfg.measure.batch_size)["perplexity"]

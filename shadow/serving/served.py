@@ -31,13 +31,16 @@ class Served:
 def load(
     folder: str, name: str | None, executor: Choice, storage: Storage | None, dtype: str | None
 ) -> Served:
-    """executor: `auto` takes the gathered one where it can run the method, with weights in this storage."""
+    """executor: `auto` takes the gathered one where it can run the method, with weights in this storage, or
+    in that with which the checkpoint was exported."""
     require_choice("--executor", executor, get_args(Choice))
-    asked = Gathered(storage)
     if executor == "masked" and storage is not None:
         raise UserError(f"--storage={storage} is of --executor=gathered: leave one of them out")
     place = Path(folder).expanduser()
     config = config_of(place)
+    stored = config.quantization_config.get("executor")
+    storage = storage or (stored.get("storage") if isinstance(stored, dict) else None)
+    asked = Gathered(storage)
     config.quantization_config["executor"] = {"name": "masked"}  # until it is known what can run it
     chosen = "auto" if dtype is None else require_dtype("--dtype", dtype)
     model = AutoModelForCausalLM.from_pretrained(place, config=config, dtype=chosen)
