@@ -115,6 +115,11 @@ def require_room(target: Path, needed: float, otherwise: str) -> None:
         )
 
 
+def points_in(artifacts: Path) -> list[Path]:
+    """What measured points found; their samples lie beside them under longer names."""
+    return sorted((artifacts / "points").glob("??????????.json"))
+
+
 def lock_of(target: Path) -> Path:
     return target.parent.parent / "locks" / f"{target.name}.lock"
 

@@ -10,7 +10,6 @@ from typing import Any, TypeGuard
 from omegaconf import OmegaConf
 
 LONGEST = 60  # characters of a name that differences may take
-CRITERION, SEED = "l2_deviation", 1234
 UNTOLD = ("_target_", "name", "source", "shape", "path", "terms", "format", "seed")
 # what is left open in conf/ is among settings as what it comes to
 FOLLOWS: dict[str, tuple[object, ...]] = {
@@ -41,7 +40,7 @@ def differences(settings: Mapping[str, Any]) -> dict[str, Any]:
         found["data.examples_per_task" if data == "tasks" else "data.windows"] = size
     if "level" in settings:  # of the plans that left pruned states
         found["level"] = settings["level"]
-    for name, expected in (("criterion", CRITERION), ("seed", SEED)):
+    for name, expected in usual_job().items():
         value = settings.get(name, settings.get("fit", settings).get("traces", {}).get(name, expected))
         if value != expected:
             found[name] = value
@@ -84,6 +83,19 @@ def option_of_data(values: Mapping[str, Any]) -> str:
 def usual_size(data: str) -> object:
     values = option_values("data", data)
     return values.get("windows", values.get("examples_per_task"))
+
+
+@cache
+def usual_job() -> dict[str, object]:
+    """What a job takes that names no criterion and no seed."""
+    whole = content_of(files("shadow.conf") / "train.yaml")
+    chosen = {
+        group: option
+        for part in whole["defaults"]
+        if isinstance(part, dict)
+        for group, option in part.items()
+    }
+    return {"criterion": chosen["criterion"], "seed": whole["seed"]}
 
 
 def is_open(value: object) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shadow.artifacts.files import points_in
 from shadow.commands.root import root
 from shadow.commands.shelves import WHOLE, Artifact, artifacts_in
 
@@ -41,8 +42,8 @@ def ls(words: Sequence[str]) -> None:
     elif not artifacts:
         print(f"nothing is made yet in {root() / 'artifacts'}: `shadow train` makes a predictor")
     else:
-        points = len(list((root() / "artifacts" / "points").glob("*[!s].json")))
-        print(f"{points} measured points, which no job measures again")
+        points = points_in(root() / "artifacts")
+        print(f"{len(points)} measured points, which no job measures again")
 
 
 def row(artifact: Artifact) -> str:

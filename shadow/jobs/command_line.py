@@ -56,6 +56,13 @@ def prepare(task: str, words: Sequence[str]) -> None:
     os.environ["SHADOW_RUN_NAME"] = run_name(parsed(flags.overrides))
 
 
+def prepare_for(task: str, argv: Sequence[str] | None) -> None:
+    """Of a task that is a function, too. argv: None: what the process was started with."""
+    if argv is not None:
+        sys.argv = [f"shadow {task}", *argv]  # Hydra reads them there
+    prepare(task, sys.argv[1:])
+
+
 def refuse_null_groups(words: Sequence[str]) -> None:
     """Exits with one sentence at a config group that is set to null."""
     groups = {folder.name: folder for folder in files("shadow.conf").iterdir() if folder.is_dir()}

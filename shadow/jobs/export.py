@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,13 +88,14 @@ def about(cfg: DictConfig) -> dict[str, str]:
 
 def curve(cfg: DictConfig) -> Iterator[Mapping[str, str]]:
     """Of this method on this model, the points that were measured, by level."""
+    from shadow.artifacts.files import points_in
     from shadow.jobs.keys import method_settings, model_settings
 
     if cfg.sparsity.level == 0:
         return
     # JSON's lists and numbers, as a point's file has them
     asked = json.loads(json.dumps([but_level(method_settings(cfg)), model_settings(cfg)]))
-    files = sorted((Path(cfg.paths.artifact_dir) / "points").glob("??????????.json"))
+    files = points_in(Path(cfg.paths.artifact_dir))
     points = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     alike = [
         point
@@ -129,11 +129,9 @@ def size_of(folder: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """argv: Hydra's overrides; None: those of the command line."""
-    from shadow.jobs.command_line import prepare
+    from shadow.jobs.command_line import prepare_for
 
-    if argv is not None:
-        sys.argv = ["shadow export", *argv]
-    prepare("export", sys.argv[1:])
+    prepare_for("export", argv)
     run()
 
 

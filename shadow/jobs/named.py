@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from shadow.commands.comments import options_of as options_in
 from shadow.errors import UserError
 from shadow.models.load import Source, from_folder, load
 
@@ -33,7 +34,7 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
 def options_of(name: str) -> DictConfig:
     """What conf/model/NAME.yaml says, and where artifacts lie."""
     conf = files("shadow.conf")
-    known = sorted(Path(file.name).stem for file in (conf / "model").iterdir())
+    known = options_in("model")
     if name not in known:
         near = get_close_matches(str(name), known, n=1)
         cure = f"did you mean {near[0]!r}?" if near else f"give one of {known}, or a folder"

@@ -3,7 +3,6 @@
 import logging
 import math
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -189,11 +188,9 @@ def command(cfg: DictConfig, best: Tried) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """argv: Hydra's overrides; None: those of the command line."""
-    from shadow.jobs.command_line import prepare
+    from shadow.jobs.command_line import prepare_for
 
-    if argv is not None:
-        sys.argv = ["shadow recommend", *argv]
-    prepare("recommend", sys.argv[1:])
+    prepare_for("recommend", argv)
     run()
 
 
