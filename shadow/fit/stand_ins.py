@@ -16,6 +16,7 @@ from shadow.data.batches import Batch, Example, collate, logits_of
 from shadow.executors.masked import MaskedRun
 from shadow.fit.quantiles import Quantiles
 from shadow.fit.rows import EpochShuffle
+from shadow.fit.thresholds import count_scores, quantiles
 from shadow.models.sites import SiteKey
 from shadow.plans.stand_ins import Learnt
 from shadow.signals import Signal
@@ -50,14 +51,11 @@ class StandInModule(pl.LightningModule):
     def sparsely(self, batch: Batch) -> Tensor:
         """-> logits [B, T, V] under the plans; what was scored for them is counted where thresholds move."""
         planner, real = self.run.planner, batch.real()
-        policy = planner.policy
+        at = real if planner.decided_at == "token" else None
 
         @torch.no_grad()
         def count(signal: Signal, scores: Mapping[SiteKey, Tensor]) -> None:
-            for key, values in scores.items():
-                if policy.prunes(key):
-                    ranked = policy.ranked(planner.sites[key], values)
-                    self.seen[key].add(ranked[real.to(ranked.device)] if values.dim() == 3 else ranked)
+            count_scores(self.seen, scores, planner.policy, planner.sites, at)
 
         planner.on_scores = count if self.moves else None
         try:
@@ -68,9 +66,7 @@ class StandInModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if self.moves:
-            policy = self.run.planner.policy
-            found = {key: counts.quantile(policy.level_of(key)) for key, counts in self.seen.items()}
-            self.stand(self.thresholds | found)
+            self.stand(self.thresholds | quantiles(self.seen, self.run.planner.policy))
             self.seen.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

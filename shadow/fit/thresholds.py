@@ -75,15 +75,7 @@ def learn_densely(
     real = pool = None
 
     def count(signal: Signal, x: Tensor) -> None:
-        for key, scores in scorer.scores(signal, x, pool).items():
-            if policy.prunes(key):
-                ranked = policy.ranked(sites[key], scores)
-                if sites[key].experts > 1:  # what a token is not sent to is 0
-                    ranked = ranked[(ranked != 0).any(-1)]
-                elif pool is None:
-                    assert real is not None
-                    ranked = ranked[real.to(ranked.device)]
-                seen[key].add(ranked)
+        count_scores(seen, scorer.scores(signal, x, pool), policy, sites, real if pool is None else None)
 
     asked = scorer.signals([site for key, site in sites.items() if policy.prunes(key)])
     with hook_signals(model, asked, count):
@@ -92,6 +84,29 @@ def learn_densely(
             real = batch.real()
             pool = {"token": None, "prompt": batch.in_prompt(), "sequence": real}[decided_at]
             logits_of(model, batch)
+    return quantiles(seen, policy)
+
+
+def count_scores(
+    seen: Mapping[SiteKey, Quantiles],
+    scores: Mapping[SiteKey, Tensor],
+    policy: SparsityPolicy,
+    sites: Mapping[SiteKey, Site],
+    real: Tensor | None,
+) -> None:
+    """Of what the policy prunes. scores: [B, T, U], of which those at real, bool [B, T], count; or [B, U] and
+    no real, where a plan is made for a row."""
+    for key, values in scores.items():
+        if policy.prunes(key):
+            ranked = policy.ranked(sites[key], values)
+            if sites[key].experts > 1:  # what a token is not sent to is 0
+                ranked = ranked[(ranked != 0).any(-1)]
+            elif real is not None:
+                ranked = ranked[real.to(ranked.device)]
+            seen[key].add(ranked)
+
+
+def quantiles(seen: Mapping[SiteKey, Quantiles], policy: SparsityPolicy) -> dict[SiteKey, float]:
     return {key: counts.quantile(policy.level_of(key)) for key, counts in seen.items()}
 
 
