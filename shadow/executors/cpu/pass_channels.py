@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shadow.executors.cpu.attention import LANES, attend_at
+from shadow.executors.cpu.block_attention import EIGHT, attend_in_eights
 from shadow.executors.cpu.blocks import add_rounded
 from shadow.executors.cpu.channels import DOWN, GATE_UP, OUTPUT, QKV
 from shadow.executors.cpu.decode import norm, turn
@@ -21,9 +22,11 @@ from shadow.plans.selection import NO_GUESS, keep_top
 
 class Pass(NamedTuple):
     """Room for N positions, float32. h, x: [N, E]; y: [N + 3, outputs], what a site's readers write; context:
-    [N, H * D]; said: [N, F]; of_width, of_heads, of_neurons: these, and x, rounded. Of each member, turned:
-    [members, D + 16], weights: [members, columns + 32], scores, keep and ranked: [members, most inputs], and
-    kept: int64 [members, L, 4], channels that stayed at real positions."""
+    [N, H * D]; said: [N, F]; of_width, of_heads, of_neurons: these, and x, rounded.
+
+    Of each member, for attention, turned: [members, D + 16], weights: [members, room + 32], queries:
+    [members, 8, D], eights: [members, 8, room + 16] and turned_keys: [members, D * (room + 16)]; scores, keep
+    and ranked: [members, most inputs]; kept: int64 [members, L, 4], channels that stayed where it is real."""
 
     h: np.ndarray
     x: np.ndarray
@@ -36,6 +39,9 @@ class Pass(NamedTuple):
     panels: Panels
     turned: np.ndarray
     weights: np.ndarray
+    queries: np.ndarray
+    eights: np.ndarray
+    turned_keys: np.ndarray
     scores: np.ndarray
     keep: np.ndarray
     ranked: np.ndarray
@@ -190,7 +196,10 @@ def pass_channels(weights, above, written, room, memory, ids, real, whole, befor
             b, column = position // tokens, before + position % tokens
             remember_at(sizes, layer, memory, y, position, b, column, turned)
         meet(board, members)
-        attend_all(sizes, layer, memory, y, tokens, before, context, turned, scores, member, members)
+        if tokens >= EIGHT and sizes.head_width % LANES == 0:
+            attend_in_eights(sizes, layer, memory, y, tokens, before, context, room, member, members)
+        else:
+            attend_all(sizes, layer, memory, y, tokens, before, context, turned, scores, member, members)
         meet(board, members)
         drop_and_round(
             context, inner, room.of_heads, layer, OUTPUT, above, room, real, whole, member, members
