@@ -17,7 +17,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Mean, Zero
-from shadow.scorers.inputs import InputMagnitude
+from shadow.scorers.inputs import InputMagnitude, InputNorm
 
 POLICIES = {
     "top": SparsityPolicy(0.5),
@@ -84,12 +84,19 @@ def test_both_executors_change_what_is_written_behind_the_channels(lm, make_lm, 
 
 
 @pytest.mark.parametrize(
-    ("storage", "rule"), [("int4", rule) for rule in POLICIES] + [("int8", "thresholds")]
+    ("storage", "rule", "recipe"),
+    [
+        *(("int4", rule, InputMagnitude()) for rule in POLICIES),
+        ("int8", "thresholds", InputMagnitude()),
+        ("int4", "thresholds", InputNorm()),
+        ("int4", "some slots", InputNorm()),
+    ],
 )
-def test_both_executors_keep_the_same_channels(lm, make_lm, storage, rule):
+def test_both_executors_keep_the_same_channels(lm, make_lm, storage, rule, recipe):
     """Of a model of the same rounded weights, and with states that are not rounded."""
-    ids, policy, scorer = prompts(2, 18), POLICIES[rule], InputMagnitude()
+    ids, policy = prompts(2, 18), POLICIES[rule]
     weights = of_rounded_weights(lm, make_lm, storage)
+    scorer = recipe.build(weights.model, None)
     if policy.scope == "threshold":
         learnt = learn(weights.model, scorer, policy, "token", Zero(), batches(ids))
         policy = SparsityPolicy(0.4, scope="threshold", thresholds=learnt)
@@ -121,8 +128,9 @@ def test_rounded_states_keep_as_many_and_give_nearly_the_same(tiny_llama):
     ("family", "heads", "rule"), [("llama", 2, "thresholds"), ("opt", 4, "decode"), ("llama", 4, "top")]
 )
 def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, family, heads, rule):
-    """Heads of 16 numbers and of 8; rows that begin later; a draft behind a cache, a token of each row, and what
-    is written behind. States that differ in their last bit may be rounded to other neighbours: not all agree."""
+    """Heads of 16 numbers and of 8; rows that begin later; a draft behind a cache, a token of each row, and
+    what is written behind. States that differ in their last bit may be rounded to other neighbours, or a
+    channel go, which all later positions of the row see: of each call some agree."""
     lm, ids, policy, scorer = make_lm(family, heads=heads), prompts(2, 18), POLICIES[rule], InputMagnitude()
     if policy.scope == "threshold":
         policy = replace(policy, thresholds={site.key: 0.3 for site in find_sites(lm.model, ["channel"])})
@@ -137,12 +145,13 @@ def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, family, 
                 cache = {} if output is None else named_cache(cache_of(output))
                 output = lm.model(ids[:, start:stop], attention_mask=mask[:, :stop], **cache)
                 logits.append(output.logits)
-            found.append(torch.cat(logits, 1)[mask.bool()])
+            found.append(logits)
             read.append((run.bytes()["skipped"], run.achieved("channel")))
     assert read[0] == pytest.approx(read[1], rel=0.01)
-    apart = (found[0] - found[1]).abs().amax(-1) / found[1].std()
-    assert (apart < 1e-4).float().mean() > 0.7
-    assert apart.max() < 0.5
+    for one, other, real in zip(*found, mask.split([12, 5, 1], 1), strict=True):
+        apart = ((one - other).abs().amax(-1) / other.std())[real.bool()]
+        assert (apart < 1e-4).float().mean() > 0.3
+        assert apart.max() < 0.5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from shadow.executors.cpu.block_attention import EIGHT, attend_in_eights
 from shadow.executors.cpu.blocks import add_rounded
 from shadow.executors.cpu.channels import DOWN, GATE_UP, OUTPUT, QKV
 from shadow.executors.cpu.decode import norm, turn
+from shadow.executors.cpu.decode_channels import mark
 from shadow.executors.cpu.panels import Panels
 from shadow.executors.cpu.scoring import ABOVE
 from shadow.executors.cpu.states import States, quantise
@@ -17,7 +18,6 @@ from shadow.executors.cpu.team import meet, share
 from shadow.executors.cpu.vectors import address_of, read_floats, silu, store_floats, times
 from shadow.executors.cpu.widen import widen_row
 from shadow.plans.compiled import compiled
-from shadow.plans.selection import NO_GUESS, keep_top
 
 
 class Pass(NamedTuple):
@@ -54,7 +54,7 @@ def drop(x, position, units, layer, slot, above, scores, keep, ranked):
     way, n, least = above.way[layer, slot], above.keep[layer, slot], above.above[layer, slot]
     if way == 0:
         return units
-    if way == ABOVE:
+    if way == ABOVE and above.factor.shape[2] == 0:
         count = 0
         for unit in range(units):
             count += abs(x[position, unit]) > least
@@ -63,13 +63,11 @@ def drop(x, position, units, layer, slot, above, scores, keep, ranked):
                 if not abs(x[position, unit]) > least:
                     x[position, unit] = 0
             return count
-    for unit in range(units):
-        scores[unit] = abs(x[position, unit])
-    keep_top(scores, 0, units, n, ranked, keep, NO_GUESS)
+    count = mark(x, position, units, layer, slot, above, scores, keep, ranked)
     for unit in range(units):
         if not keep[unit]:
             x[position, unit] = 0
-    return min(n, units)
+    return count
 
 
 @compiled()
