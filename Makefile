@@ -17,8 +17,8 @@ help: ## say what there is
 
 setup: $(INSTALLED) $(if $(WEIGHTS_$(MODEL)),$(VENV)/.weights-$(MODEL)) ## make .venv and install the framework and the default model, or MODEL
 
-demo: setup ## collect, train and evaluate on the embedded model, then draw the accuracy-sparsity curve
-	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true model=$(MODEL)
+demo: setup ## train and measure five methods on the embedded model, then draw their accuracy-sparsity curves
+	$(BIN)/python evaluate.py sweep=demo model=$(MODEL)
 
 test: $(VENV)/.tested ## run the whole suite, on all cores
 	$(TESTS)

@@ -11,7 +11,7 @@ from shadow.artifacts import learnt_stand_ins
 from shadow.artifacts.hub import CONFIG
 from shadow.commands.scripts import spoken
 from shadow.errors import UserError
-from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
+from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces, reads_store
 from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, traces_folder
 from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, ranks_layers
 from shadow.jobs.trace_checks import check_traces
@@ -39,8 +39,7 @@ def check_made(cfg: DictConfig) -> None:
     """That the predictor, what is needed of the traces, and budgets are there or may be made."""
     if cfg.sparsity.level == 0:
         return
-    trained = is_trained(cfg)
-    if trained or needs_traces(cfg) or needs_means(cfg):
+    if reads_store(cfg):
         check_traces(cfg)
         if not cfg.make_missing:
             check_predictor_made(cfg)

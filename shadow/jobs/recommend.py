@@ -70,9 +70,8 @@ def check(cfg: DictConfig) -> None:
     """Everything that is tried, before anything is loaded."""
     from shadow.errors import UserError, meant, require_number, require_whole
     from shadow.jobs import checks
-    from shadow.jobs.calibration import needs_means, needs_traces
+    from shadow.jobs.calibration import reads_store
     from shadow.jobs.export import require_free
-    from shadow.jobs.method import is_trained
 
     require_free(cfg)
     require_number("budget", cfg.budget, "a number of nats above 0", lambda nats: 0 < nats < math.inf)
@@ -94,7 +93,7 @@ def check(cfg: DictConfig) -> None:
         for level in cfg.levels:
             one = asked(cfg, contender, level)
             checks.check_scorer(one)
-            if is_trained(one) or needs_traces(one) or needs_means(one):
+            if reads_store(one):
                 raise UserError(
                     "shadow recommend measures on windows of the calibration that its contenders leave, and "
                     f"{predictor} learns from all of them: name others, or compare by sweep=methods"

@@ -79,7 +79,9 @@ def test_a_sweep_goes_on_once_the_cause_of_its_failed_jobs_is_cured(run, small, 
 
 def test_two_jobs_that_need_the_same_artifacts_make_them_once(start, small, tmp_path):
     logs = [tmp_path / "one.txt", tmp_path / "two.txt"]
-    processes = [start(tmp_path, log, "train.py", *small, "criterion=l2_norm") for log in logs]
+    processes = [
+        start(tmp_path, log, "train.py", *small, "criterion=l2_norm", "predictor=unified") for log in logs
+    ]
     assert [process.wait() for process in processes] == [0, 0], [log.read_text() for log in logs]
     said = [log.read_text() for log in logs]
     assert sum("fitting unified" in text for text in said) == 1
@@ -94,7 +96,7 @@ def test_a_disk_that_is_really_full_is_one_sentence_and_the_rerun_goes_on(run, s
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("only root may mount a small disk here")
     try:
-        job = ["train.py", *small, "criterion=l2_norm"]
+        job = ["train.py", *small, "criterion=l2_norm", "predictor=unified"]
         done = run(disk, *job)
         assert done.returncode == 1
         assert "could not be written (No space left on device): make room there" in done.stdout

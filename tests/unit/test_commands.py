@@ -132,8 +132,19 @@ def test_a_typo_is_answered_in_one_sentence(words, message):
 @pytest.mark.parametrize(
     "words",
     [
-        ["+trainer.enable_progress_bar=false", "+predictor.scale=2", "+alpha=3", "predictor.lr=${alpha}"],
-        ["-m", "model=glob(opt-*)", "predictor.lr=interval(0.1,0.2)", "predictor.rank=range(1,3)"],
+        [
+            "+trainer.enable_progress_bar=false",
+            "+predictor.scale=2",
+            "+alpha=3",
+            "trainer.max_epochs=${alpha}",
+        ],
+        [
+            "-m",
+            "model=glob(opt-*)",
+            "predictor=unified",
+            "predictor.lr=interval(0.1,0.2)",
+            "predictor.rank=range(1,3)",
+        ],
         ["sweep=methods", "contender='[teal,block]'", "sparsity.level=0,0.5", "+predictor@recipe.own=own"],
     ],
     ids=str,

@@ -332,7 +332,7 @@ def test_the_command_of_an_experiment_makes_what_the_job_misses(compose, text_fi
 )
 def test_the_command_leaves_out_what_does_not_concern_it(compose, override):
     compose("evaluate", "model=tiny-opt", override)
-    assert train_command() == "python train.py criterion=l2_norm model=tiny-opt"
+    assert train_command() == "python train.py criterion=l2_norm predictor=unified model=tiny-opt"
 
 
 @pytest.mark.parametrize(
