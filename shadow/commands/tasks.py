@@ -68,6 +68,7 @@ TASKS = {
         "weight bytes within a budget of lost quality: a folder that from_pretrained loads.",
         (
             "budget",
+            "budget_of",
             "contenders",
             "levels",
             "windows",

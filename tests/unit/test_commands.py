@@ -304,12 +304,17 @@ def test_the_recommended_is_what_skips_most_within_the_budget(compose):
     one = recommend.try_all(cfg, [])[0]
     assert one.contender == ("teal", "threshold")
     assert one.skipped > 0.1
-    other = one._replace(contender=("cats", "threshold"), skipped=one.skipped / 2, nats=one.nats - 0.1)
-    assert recommend.choose([other, one], one.nats) is one
-    assert recommend.choose([other, one], other.nats) is other
+    other = one._replace(contender=("cats", "threshold"), skipped=one.skipped / 2, lost=one.lost - 0.1)
+    assert recommend.choose([other, one], one.lost) is one
+    assert recommend.choose([other, one], other.lost) is other
     with pytest.raises(UserError, match=r"nats is less than any of these loses.* at level 0\.5 loses"):
-        recommend.choose([other, one], other.nats - 0.01)
+        recommend.choose([other, one], other.lost - 0.01)
     assert "contender=[cats,threshold]" in recommend.command(cfg, other)
+
+    cfg.budget_of = "kl"
+    diverged = recommend.try_all(cfg, [])[0]
+    assert diverged.skipped == one.skipped
+    assert diverged.lost > 3 * diverged.stderr > 0
 
     lm = loading.load_lm(cfg)
     seen = {tuple(row) for batch in ingredients.calibration_batches(cfg, lm, 4) for row in batch.ids.tolist()}
