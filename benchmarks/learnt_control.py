@@ -57,9 +57,8 @@ def main() -> None:
             found, dropped = measured(plans, within)
             gaps = np.subtract(found.samples or [], dense.samples or [])
             error = gaps.std(ddof=1) / math.sqrt(len(gaps))
-            print(
-                f"{name:<32} {gaps.mean():+.3f} ± {error:.3f} nats, {100 * dropped:.1f} % of the inputs dropped"
-            )
+            share = f"{100 * dropped:.1f} % of inputs dropped"
+            print(f"{name:<32} {gaps.mean():+.3f} ± {error:.3f} nats, {share}")
 
 
 if __name__ == "__main__":
