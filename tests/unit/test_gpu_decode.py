@@ -101,8 +101,11 @@ def both(
     return found, expected
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+@pytest.mark.parametrize(
+    ("lm", "decided_at", "rows"),
+    [("opt", "token", 1), ("opt", "prompt", 4), ("llama", "token", 4), ("llama", "prompt", 1)],
+    indirect=["lm"],
+)
 def test_the_gpus_logits_are_the_masked_executors(lm, decided_at, rows):
     found, expected = both(
         lm,
@@ -143,10 +146,8 @@ def test_channels_that_stay_say_what_the_masked_executor_says(make_lm, family, s
         policy = replace(policy, thresholds={site.key: levels[site.slot] for site in sites})
         stand_in = Learnt([site for site in sites if policy.corrects(site)], Zero())
         for values in stand_in.parameters():
-            values.data += (
-                torch.randn(values.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE) / 9
-            )
-    stand_in.requires_grad_(False) if isinstance(stand_in, Learnt) else None
+            drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(7))
+            values.requires_grad_(False).add_(drawn.to(DEVICE) / 9)
     found, expected = both(lm, scorer, policy, "token", stand_in, **how)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
