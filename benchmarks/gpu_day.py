@@ -22,8 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # one another, and train.py
-
 
 class Part(NamedTuple):
     """module: of this folder, with COLUMNS and run(dry) -> rows; seconds: what it may take."""
@@ -70,7 +68,7 @@ def in_this_process(name: str, dry: bool) -> dict[str, Any]:
         rows = module.run(dry)
     except Exception as error:  # whatever it is: the table says it, and the other parts go on
         traceback.print_exc()
-        rows = [broken(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")]
+        rows = [broken(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
     return {"seconds": time.monotonic() - start, "columns": list(module.COLUMNS), "rows": rows}
 
 
@@ -146,4 +144,5 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))  # train.py
     sys.exit(main())

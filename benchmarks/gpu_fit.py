@@ -16,7 +16,7 @@ def run(dry: bool) -> list[dict]:
     windows, tokens = (8, 16) if dry else (64, 64)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for stage in ("traces", "fit"):
+        for stage in ("traces", "predictor"):
             words = [
                 *(
                     "model=tiny-opt",
@@ -30,7 +30,7 @@ def run(dry: bool) -> list[dict]:
                 *(f"model.source.heads={shape.heads}", f"model.source.neurons={shape.neurons}"),
                 *(f"data.windows={windows}", f"data.tokens={tokens}", "traces.taps=[1]"),
                 *(f"traces.batch_size={windows // 8}", f"traces.shard_windows={windows // 2}"),
-                *("trainer.max_epochs=2", f"stage={'traces' if stage == 'traces' else 'all'}"),
+                *("trainer.max_epochs=2", f"stage={stage}"),
                 f"paths.root_dir={folder}",
             ]
             start = time.perf_counter()

@@ -1,7 +1,7 @@
 """Masked, gathered and dense on one model, with the same tokens: how far their logits lie apart."""
 
 import torch
-from gpu_models import WAYS, Way, build, device, fitting, gathered, ids_of, no_kernels, said, shapes
+from gpu_models import PROMPT, WAYS, Way, build, device, fitting, gathered, ids_of, no_kernels, said, shapes
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,7 +39,7 @@ def model_of(name: str, dry: bool) -> PreTrainedModel:
 
 
 def of_way(name: str, model: PreTrainedModel, way: Way, dry: bool) -> list[dict]:
-    ids = ids_of(model, 1 if dry else 4, 34 if dry else 64)
+    ids = ids_of(model, 1 if dry else 4, PROMPT + (1 if dry else 32))
     about = {
         "model": name,
         "dtype": str(model.dtype)[6:],

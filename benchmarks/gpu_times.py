@@ -45,7 +45,7 @@ def by_turns(
     took: dict[int, list[list[float]]] = {number: [] for number in range(-1, len(ways))}
     skipped = dict.fromkeys(took, 0.0)
     why = no_kernels()
-    for turn in range(rounds + 1):  # the first warms up, and tunes block sizes
+    for turn in range(dry, rounds + 1):  # the first warms up, and tunes block sizes
         for number in took if why is None else [-1]:
             if number < 0:
                 found = generated(stock, ids, tokens)
@@ -53,7 +53,7 @@ def by_turns(
                 with gathered(turned, ways[number]) as run:
                     found = generated(turned, ids, tokens)
                     skipped[number] = float(run.bytes()["skipped"])  # type: ignore[arg-type]
-            if turn or dry:
+            if turn:
                 took[number].append(found)
     rows, dense = [], [statistics.median(one[1:]) for one in took[-1]]
     whole = weights_of(stock).all * stock.dtype.itemsize
