@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -359,16 +358,15 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Callable[
 
 @pytest.fixture(scope="session")
 def compose_once() -> Callable[[str, Sequence[str]], "DictConfig"]:
-    """compose_once(script, overrides): what Hydra makes of them, an eighth of a second each, and once."""
+    """compose_once(script, overrides): what Hydra makes of them, of the same options once."""
+    from composed import Kept
     from hydra import compose as hydra_compose
 
-    kept: dict = {}
+    kept = Kept()
 
     def make(script: str, overrides: Sequence[str]) -> "DictConfig":
-        known = (script, *overrides)
-        if known not in kept:
-            kept[known] = hydra_compose(script, list(overrides), return_hydra_config=True)
-        return deepcopy(kept[known])
+        with kept.used():
+            return hydra_compose(script, list(overrides), return_hydra_config=True)
 
     return make
 
