@@ -106,17 +106,18 @@ def facts_of(cfg: DictConfig, level: float | None = None) -> Facts:
     """level: in place of that of the config."""
     config = shape_of(cfg)
     text = config.get_text_config()
-    policy = policy_of(cfg)
+    policy, traits, stand_in = policy_of(cfg), traits_of(cfg), stand_in_of(cfg)
     return Facts(
         policy if level is None else replace(policy, level=level),
         cfg.sparsity.decided_at,
-        traits_of(cfg),
+        traits,
         config,
         text.num_hidden_layers,
         text.num_attention_heads // key_value_heads(text),
         getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1,
         device_of(cfg).type,
         OmegaConf.select(cfg, "measure.dtype") or cfg.model.dtype,
+        stand_in=traits.stands_in if stand_in == "own" else stand_in,
         corrects=learns_stand_in(cfg),
     )
 
