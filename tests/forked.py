@@ -4,8 +4,8 @@ import atexit
 import multiprocessing
 import os
 import runpy
-import sys
 import signal
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
