@@ -81,6 +81,15 @@ def test_a_stand_in_of_its_own_is_a_jobs_too_and_refused_before_work_where_it_ca
     )
 
 
+def test_a_method_is_made_once_to_be_asked_and_anew_to_be_run(own):
+    """A scorer may remember what it has seen."""
+    cfg, other = (own("predictor._target_=my_method.Growing", f"+predictor.scale={n}") for n in (2.0, 3.0))
+    asked = method.recipe_of(cfg)
+    assert method.recipe_of(cfg) is asked
+    assert method.recipe_of(other).scale == 3.0
+    assert ingredients.get_scorer(cfg, loading.load_lm(cfg)) is not asked
+
+
 def test_its_settings_are_in_the_key_of_a_point(own):
     def key(scale):
         cfg = own("predictor._target_=my_method.Growing", f"+predictor.scale={scale}")
