@@ -22,7 +22,6 @@ from shadow.plans.facts import Facts, Traits
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.recipe import Needs, Recipe
 
-
 RECIPES: dict[tuple[object, str], Recipe] = {}  # by class and settings
 
 
