@@ -1,5 +1,7 @@
 """The command `shadow`: help, typos, names of artifacts and of runs, what lies there, and taking it away."""
 
+import inspect
+import pkgutil
 import shlex
 import subprocess
 import sys
@@ -99,6 +101,12 @@ def test_a_command_that_there_is_not_is_refused(monkeypatch, tmp_path, words, me
     monkeypatch.setattr("sys.argv", ["shadow", *words])
     with pytest.raises(SystemExit, match=message.replace("?", r"\?")):
         main.main()
+
+
+def test_every_command_is_a_function_that_takes_words():
+    for name, command in main.COMMANDS.items():
+        function = pkgutil.resolve_name(command.function)
+        assert len(inspect.signature(function).parameters) == 1, name
 
 
 # Typos
