@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/, page by page, on a tiny model: settings behind it reduce the sizes."""
+"""Every command of README.md and docs/, page by page, on a tiny model; settings behind it reduce the sizes."""
 
 import json
 import os
