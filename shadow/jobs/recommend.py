@@ -18,7 +18,7 @@ log = logging.getLogger("recommend")
 
 
 class Tried(NamedTuple):
-    """skipped: share of the weights' bytes; lost: nats of what the budget is of, with their standard error."""
+    """skipped: share of the weights' bytes; lost: nats of what the budget is of, with standard error."""
 
     contender: tuple[str, str]
     level: float

@@ -5,10 +5,13 @@ import re
 from typing import TYPE_CHECKING
 
 from ..curves.chart import Chart
+from ..differences.nats import NATS
 from ..records.kinds import KINDS
 from ..records.metrics import curve_metrics
 from ..records.record import RecordError
+from ..reports.methods import LEAST, frontier
 from ..reports.report import Written
+from .leaderboard import LEADERBOARD
 from .upload import BYTES, TABLE, logger_settings, series
 
 if TYPE_CHECKING:
@@ -81,26 +84,32 @@ def runs(name: str, group: str | None, job_type: str) -> "Runset":
 
 
 def line_plots(written: Written, chart: Chart) -> list["PanelTypes"]:
-    """The first accuracy, the perplexity, the table of points, and the figures as they were drawn."""
+    """The first accuracy, the perplexity, nats over dense with the least that any loses, the leaderboard, the
+    table of points, and the figures as they were drawn; two in a row."""
     import wandb_workspaces.reports.v2 as wr
 
+    labels = [curve.label for curve in chart.curves]
+    wanted = [(metric, labels) for metric in first_metrics(written._replace(charts=[chart]))]
+    ranked = bool(frontier(chart))
+    wanted += [(NATS, [*labels, LEAST])] if ranked else []
     panels: list[PanelTypes] = [
         wr.LinePlot(
             title=f"{metric} against weight bytes not read",
             x=BYTES,
-            y=[series(chart, curve, metric) for curve in chart.curves],
+            y=[series(chart, label, metric) for label in drawn],
             title_x="weight bytes not read",
             title_y=metric,
             log_y=metric == chart.perplexity,
             smoothing_type="none",
-            layout=wr.Layout(x=12 * place, y=0, w=12, h=10),
         )
-        for place, metric in enumerate(first_metrics(written._replace(charts=[chart])))
+        for metric, drawn in wanted
     ]
-    panels.append(wr.WeavePanelSummaryTable(table_name=TABLE, layout=wr.Layout(x=0, y=10, w=12, h=10)))
+    tables = [*([LEADERBOARD] if ranked else []), TABLE]
+    panels += [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
     if chart.name in written.figures:
-        stem = written.figures[chart.name].stem
-        panels.append(wr.MediaBrowser(media_keys=[stem], layout=wr.Layout(x=12, y=10, w=12, h=10)))
+        panels.append(wr.MediaBrowser(media_keys=[written.figures[chart.name].stem]))
+    for place, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=12 * (place % 2), y=10 * (place // 2), w=12, h=10)
     return panels
 
 
