@@ -52,15 +52,12 @@ def check_made(cfg: DictConfig) -> None:
             if cfg.sparsity.scope == "threshold"
             else ("budgets", "sparsity.budgets=uniform")
         )
-        raise UserError(
-            f"there are no {what} {budgets_file(cfg)}: {cure(METHOD, 'them')}, or give {without}"
-        )
+        raise UserError(f"there are no {what} {budgets_file(cfg)}: {cure(METHOD, 'them')}, or give {without}")
     if learns_stand_in(cfg) and not cfg.make_missing:
         folder = learnt_folder(cfg)
         if not (folder / learnt_stand_ins.CONFIG).is_file():
             raise UserError(
-                f"there is no learnt stand-in {folder}: {cure(METHOD)}, or give "
-                "sparsity.learnt.windows=0"
+                f"there is no learnt stand-in {folder}: {cure(METHOD)}, or give sparsity.learnt.windows=0"
             )
 
 

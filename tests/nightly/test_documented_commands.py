@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/, page by page, on a tiny model; settings behind it reduce the sizes."""
+"""Every command of README.md and docs/, page by page, on a tiny model; settings behind it make it small."""
 
 import json
 import os
@@ -7,11 +7,10 @@ import shlex
 from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 from forked import Script
-
-from shadow.data.texts import builtin_topics
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -96,7 +95,7 @@ def reduced(task: str, given: list[str]) -> list[str]:
 def place(tmp_path_factory: pytest.TempPathFactory, saved_model: Path) -> Path:
     """A folder with the files that the pages speak of."""
     folder = tmp_path_factory.mktemp("place")
-    texts = sorted(builtin_topics().values())
+    texts = [topics[name] for name in sorted(topics)]
     for part, chosen in (("train", texts[::2]), ("test", texts[1::2])):
         lines = "".join(json.dumps({"page": text}) + "\n" for text in chosen)
         (folder / f"{part}.jsonl").write_text(lines, encoding="utf-8")
