@@ -148,7 +148,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds a token: median and quartiles")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(file)
 
 
