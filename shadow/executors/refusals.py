@@ -12,8 +12,9 @@ def gathered_refuses(facts: Facts, storage: str | None, kv_policy: str, compact:
     of_model = _of_model(facts, storage, kv_policy, compact)
     if of_model is not None or facts.policy.level == 0:
         return of_model
-    channels = "channel" in (facts.policy.kinds or ())
-    return (_of_channels(facts, storage) if channels else _of_scorer(facts)) or _of_tokens(facts, compact)
+    if "channel" in (facts.policy.kinds or ()):
+        return _of_channels(facts, storage) or _of_tokens(facts, compact)
+    return _of_scorer(facts) or _of_tokens(facts, compact)
 
 
 def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
@@ -52,9 +53,7 @@ def _of_any(facts: Facts) -> str | None:
 def _of_channels(facts: Facts, storage: str | None) -> str | None:
     if wrong := _of_any(facts):
         return wrong
-    if facts.device == "cuda":
-        return "executor=gathered reads channels on a CPU alone: use executor=masked"
-    if storage not in BITS:
+    if facts.device != "cuda" and storage not in BITS:
         return (
             "executor=gathered reads channels in executor.storage=int8 or int4 alone: give one of them, or "
             f"use executor=masked, got {storage or 'null'}"
@@ -74,6 +73,11 @@ def _of_channels(facts: Facts, storage: str | None) -> str | None:
             "executor=gathered reads all inputs of the lm_head: leave it out of sparsity.slots, or use "
             "executor=masked"
         )
+    if facts.stand_in != "zero":
+        return (
+            "executor=gathered puts nothing in the place of channels that it drops: use "
+            f"sparsity.stand_in=zero, or executor=masked, got {facts.stand_in}"
+        )
     return None
 
 
@@ -85,6 +89,11 @@ def _of_scorer(facts: Facts) -> str | None:
         return (
             "executor=gathered changes what is written behind channels alone, as a learnt stand-in does: use "
             "executor=masked, or sparsity.learnt.windows=0"
+        )
+    if facts.stand_in not in ("zero", "mean"):
+        return (
+            "executor=gathered puts 0 or constants in dropped units' places: use sparsity.stand_in=zero or "
+            f"mean, or executor=masked, got {facts.stand_in}"
         )
     if scorer.looks:
         return (

@@ -17,6 +17,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Mean, Zero
+from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.inputs import InputMagnitude, InputNorm
 
 POLICIES = {
@@ -127,7 +128,7 @@ def test_rounded_states_keep_as_many_and_give_nearly_the_same(tiny_llama):
 @pytest.mark.parametrize(
     ("family", "heads", "rule"), [("llama", 2, "thresholds"), ("opt", 4, "decode"), ("llama", 4, "top")]
 )
-def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, family, heads, rule):
+def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, monkeypatch, family, heads, rule):
     """Heads of 16 numbers and of 8; rows that begin later; a draft behind a cache, a token of each row, and
     what is written behind. States that differ in their last bit may be rounded to other neighbours, or a
     channel go, which all later positions of the row see: of each call some agree."""
@@ -136,6 +137,7 @@ def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, family, 
         policy = replace(policy, thresholds={site.key: 0.3 for site in find_sites(lm.model, ["channel"])})
     mask, found, read = torch.ones_like(ids), [], []
     mask[0, :3] = 0
+    monkeypatch.setattr("shadow.executors.cpu.gathered.MANY", 2)
     for in_blocks in (True, False):
         stand_in = learnt_behind(lm, policy)
         with sparse(lm.model, scorer, policy, stand_in=stand_in, executor=Gathered("int4")) as run:
@@ -147,6 +149,8 @@ def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, family, 
                 logits.append(output.logits)
             found.append(logits)
             read.append((run.bytes()["skipped"], run.achieved("channel")))
+            last = lm.model(ids, attention_mask=mask, logits_to_keep=1).logits
+            torch.testing.assert_close(last, lm.model(ids, attention_mask=mask).logits[:, -1:])
     assert read[0] == pytest.approx(read[1], rel=0.01)
     for one, other, real in zip(*found, mask.split([12, 5, 1], 1), strict=True):
         apart = ((one - other).abs().amax(-1) / other.std())[real.bool()]
@@ -197,9 +201,14 @@ def test_stand_ins_of_ones_own_are_refused_not_left_out(tiny_llama):
         def __call__(self, site, x, keep):
             return x + 1
 
-    for stand_in, message in ((Other(), "or mean, .* got Other"), (lambda *given: given[1], "got function")):
+    of_heads = Fixed(random_scores(find_sites(tiny_llama.model), 0))
+    for scorer, stand_in, message in (
+        (InputMagnitude(), Other(), "nothing in the place of channels.*got Other"),
+        (of_heads, Other(), "use sparsity.stand_in=zero or mean, .* got Other"),
+        (of_heads, lambda *given: given[1], "got function"),
+    ):
         with (
             pytest.raises(UserError, match=message),
-            sparse(tiny_llama.model, InputMagnitude(), policy, stand_in=stand_in, executor=executor),
+            sparse(tiny_llama.model, scorer, policy, stand_in=stand_in, executor=executor),
         ):
             pass

@@ -43,7 +43,7 @@ class ChannelBlocks:
             self.written,
             lines,
             memory,
-            ids.numpy(),
+            np.ascontiguousarray(ids.numpy()),  # of any other layout the code would be compiled anew
             real.flatten().numpy(),
             whole.flatten().numpy(),
             before,

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.errors import UserError
 from shadow.executors.cpu.cache import KeyValues, Remembered
 from shadow.executors.cpu.channel_blocks import ChannelBlocks
 from shadow.executors.cpu.channels import SLOTS, ChannelWeights, above_of, written_of
@@ -27,11 +26,6 @@ class ChannelTokens:
     """Planned at the very input that each projection reads, by |x|, or |x| times a factor of each channel."""
 
     def __init__(self, model: PreTrainedModel, planner: Planner, weights: ChannelWeights, team: Team) -> None:
-        if planner.constants:
-            raise UserError(
-                "executor=gathered puts nothing in the place of channels that it drops: use "
-                "sparsity.stand_in=zero, or executor=masked"
-            )
         sites, stand_in = planner.corrected_sites, planner.stand_in
         self.planner, self.weights = planner, weights
         self.written = written_of(weights, sites, stand_in if isinstance(stand_in, Learnt) else None)
