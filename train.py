@@ -3,6 +3,8 @@
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 
@@ -13,8 +15,9 @@ def main(cfg: DictConfig) -> float | None:
 
     from shadow.artifacts import hub
     from shadow.jobs import checks, estimate, fitting, loading, stores
-    from shadow.jobs.calibration import needs_means, needs_traces
+    from shadow.jobs.calibration import reads_store
     from shadow.jobs.method import is_trained, learns
+    from shadow.jobs.missing import evaluate_command
     from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
 
@@ -25,7 +28,7 @@ def main(cfg: DictConfig) -> float | None:
             log.info("what it will take:\n%s", estimate.in_lines(cfg, estimate.estimate_of(cfg)))
             return None
         lm = loading.load_lm(cfg)
-        if cfg.stage == "traces" or is_trained(cfg) or needs_traces(cfg) or needs_means(cfg):
+        if cfg.stage == "traces" or reads_store(cfg):
             log.info("traces -> %s", stores.get_traces(cfg, lm).folder)
         if cfg.stage == "traces":
             return None
@@ -41,6 +44,8 @@ def main(cfg: DictConfig) -> float | None:
         elif not is_trained(cfg):
             log.info("predictor=%s sparsity.scope=%s: nothing to fit", cfg.predictor.name, cfg.sparsity.scope)
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            log.info("measure it: %s", evaluate_command())
         return metrics.get("val/mass@50")
 
 

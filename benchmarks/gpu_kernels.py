@@ -9,27 +9,11 @@ output. *Roofline* is dense over kept bytes of weights, and of keys and values: 
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from gpu_models import SHAPES, Shape
 from torch import Tensor
-
-
-class Shape(NamedTuple):
-    width: int
-    heads: int
-    groups: int
-    neurons: int
-    gated: bool
-
-
-SHAPES = {
-    "opt-1.3b": Shape(2048, 32, 32, 8192, False),
-    "opt-6.7b": Shape(4096, 32, 32, 16384, False),
-    "llama-2-7b": Shape(4096, 32, 32, 11008, True),
-    "llama-3-8b": Shape(4096, 32, 8, 14336, True),
-}
 
 
 def main() -> None:

@@ -64,16 +64,17 @@ def group(folder: Path) -> str:
     files = sorted(folder.glob("*.yaml"))
     rows = ["| option | what it is for |", "|---|---|"]
     rows += [f"| `{file.stem}` | {plain(about(file))} |" for file in files]
-    seen: set[str] = {"name", "_target_"}
+    seen: set[str] = {"name", "_target_", "defaults"}
     settings = []
-    for file in sorted(files, key=lambda file: (-len(settings_of(file)), file.name)):
+    of_group = [file for file in files if "@package _global_" not in file.read_text(encoding="utf-8")]
+    for file in sorted(of_group, key=lambda file: (-len(settings_of(file)), file.name)):
         for setting in settings_of(file):
             if (setting.meaning or (setting.value and folder.name in SAID_WHOLE)) and setting.key not in seen:
                 seen.add(setting.key)
                 settings.append(
                     f"| `{folder.name}.{setting.key}` | {code(setting.value)} | {plain(setting.meaning)} |"
                 )
-    if settings and not any("@package _global_" in file.read_text() for file in files):
+    if settings:
         rows += ["", SETTINGS, *settings]
     return "\n".join(rows) + "\n"
 

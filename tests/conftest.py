@@ -390,7 +390,7 @@ def compose_once() -> Callable[[str, Sequence[str]], "DictConfig"]:
 def compose(compose_once: Callable, artifacts: Path, tmp_path: Path) -> Iterator[Callable]:
     """compose("train" or "evaluate", *overrides): the config that the script gets, results under tmp_path.
 
-    The criterion is the plainest, l2_norm, where the overrides do not choose one.
+    The criterion is the plainest, l2_norm, and the predictor `unified`, where the overrides choose none.
     """
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
@@ -398,8 +398,10 @@ def compose(compose_once: Callable, artifacts: Path, tmp_path: Path) -> Iterator
     from omegaconf import DictConfig, open_dict
 
     def run(script: str, *overrides: str) -> DictConfig:
-        chosen = any(override.startswith(("criterion=", "sweep=", "experiment=")) for override in overrides)
-        plain = () if chosen else ("criterion=l2_norm",)
+        groups = {override.partition("=")[0] for override in overrides}
+        chosen = groups | {"criterion", "predictor"} if groups & {"sweep", "experiment"} else groups
+        usual = {"criterion": "l2_norm", "predictor": "unified"}
+        plain = [f"{group}={option}" for group, option in usual.items() if group not in chosen]
         cfg = compose_once(script, [*plain, *overrides])
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(tmp_path / "output")

@@ -93,6 +93,8 @@ def run(words: list[str], folder: str, env: dict[str, str], log: str, apart: boo
         fork_beside(log)
     try:
         runpy.run_path(words[0], run_name="__main__")
+    except KeyboardInterrupt as error:  # outside a job; multiprocessing asks no hook
+        sys.excepthook(KeyboardInterrupt, error, error.__traceback__)
     finally:  # multiprocessing leaves without them
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()

@@ -43,7 +43,10 @@ class OneDevice(TorchDispatchMode):
             where: list[Tensor | None] = []
             for one in args[1]:
                 where += everywhere(one).unbind(1) if one is not None and one.dtype == torch.bool else [one]
+            if args[0].is_meta:  # a GPU takes places that lie on the CPU, and brings them itself
+                where = [one if one is None else one.to("meta") for one in where]
             args = (args[0], where, *args[2:])
+            tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
         self.joined += 1
         devices = {one.device.type for one in tensors if one.dim() > 0}
         shapes = [(one.device.type, list(one.shape)) for one in tensors]

@@ -1,10 +1,10 @@
 """The options of conf/, and their settings with the comments that stand in the YAML."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shadow.artifacts.usual import content_of
 from shadow.commands.tasks import SCRIPTS
@@ -27,6 +27,30 @@ def usual_options(task: str) -> dict[str, str | None]:
     return found
 
 
+def chosen_by(options: Mapping[str, str | None]) -> dict[str, str]:
+    """Of other groups the options that these choose, as predictor=recommended chooses sparsity=learnt.
+
+    So do those of its group that an option is made from, as sweep=demo of sweep=methods.
+    """
+    found: dict[str, str] = {}
+    for group, option in options.items():
+        for entry in content_of_option(group, option or "").get("defaults", []):
+            if isinstance(entry, str) and entry != "_self_":
+                found |= chosen_by({group: entry.partition("@")[0]})
+            elif isinstance(entry, dict):
+                found |= {
+                    name.removeprefix("override /"): other
+                    for name, other in entry.items()
+                    if name.startswith("override /")
+                }
+    return found
+
+
+def content_of_option(group: str, option: str) -> dict[str, Any]:
+    file = files("shadow.conf") / group / f"{option}.yaml"
+    return content_of(file) if file.is_file() else {}
+
+
 def lines_of_task(task: str) -> list[Line]:
     """With those of the task that it is made from."""
     parent = [] if task in SCRIPTS else lines_of_task("evaluate")
@@ -43,11 +67,11 @@ def options_of(group: str) -> list[str]:
 def lines_of_option(group: str, option: str) -> list[Line]:
     """With those of the options of the same group that it is made from; its own values win."""
     file = files("shadow.conf") / group / f"{option}.yaml"
-    if not file.is_file():
+    content = content_of_option(group, option)
+    if not content:
         return []
-    content = content_of(file)
     parents = [name for name in content.get("defaults", []) if isinstance(name, str) and name != "_self_"]
-    of_parents = [line for parent in parents for line in lines_of_option(group, parent)]
+    of_parents = [line for name in parents for line in lines_of_option(group, name.partition("@")[0])]
     return commented(lines_of(file, f"{group}."), of_parents)
 
 

@@ -4,7 +4,14 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from shadow.commands.comments import Line, lines_of_option, lines_of_task, options_of, usual_options
+from shadow.commands.comments import (
+    Line,
+    chosen_by,
+    lines_of_option,
+    lines_of_task,
+    options_of,
+    usual_options,
+)
 from shadow.commands.tasks import SCRIPTS, TASKS
 
 
@@ -46,7 +53,13 @@ def choices(task: str, words: Sequence[str]) -> dict[str, str | None]:
     """Of each group of the task the option that is chosen, by these words or as usual."""
     usual = usual_options(task)
     given = {group: option for group, _, option in (word.partition("=") for word in words) if group in usual}
-    return {name: option for name, option in {**usual, **given}.items() if options_of(name)}
+    chosen = {**usual, **given}
+    for _ in range(len(usual)):  # what is chosen so may choose others, or leave off choosing
+        found = {name: option for name, option in chosen_by(chosen).items() if name in usual}
+        if (told := {**usual, **found, **given}) == chosen:
+            break
+        chosen = told
+    return {name: option for name, option in chosen.items() if options_of(name)}
 
 
 def option_lines(group: str, option: str | None) -> str:

@@ -14,8 +14,8 @@ class Task(NamedTuple):
 
 TASKS = {
     "train": Task(
-        "Collect a language model's traces, and fit the predictor of which units a token needs. "
-        "Run again, it goes on from what is finished.",
+        "Make all that a method learns of a language model: traces, predictor, thresholds, budgets, "
+        "stand-ins. Run again, it goes on from what is finished.",
         (
             "stage",
             "model.path",
@@ -25,15 +25,15 @@ TASKS = {
             "traces.tokens_per_window",
             "data.windows",
             "data.tokens",
-            "predictor.taps",
-            "predictor.rank",
-            "predictor.epochs",
+            "sparsity.level",
+            "sparsity.learnt.windows",
+            "trainer.precision",
             "trainer.devices",
         ),
         (
-            ("model=opt-mini", "the small model, in a minute"),
-            ("model.path=/my/model model.name=mine predictor=few_taps", "a model of your own"),
-            ("model=opt-30b stage=estimate", "only say what it will take"),
+            ("model=opt-mini sparsity.level=0.4", "the recommended method for this level"),
+            ("model.path=/my/model model.name=mine predictor=few_taps", "nets for a model of your own"),
+            ("model=opt-30b predictor=unified stage=estimate", "only say what it will take"),
         ),
     ),
     "evaluate": Task(
@@ -68,6 +68,7 @@ TASKS = {
         "weight bytes within a budget of lost quality: a folder that from_pretrained loads.",
         (
             "budget",
+            "budget_of",
             "contenders",
             "levels",
             "windows",
@@ -102,7 +103,7 @@ TASKS = {
         "Write the sparse model of these settings, with its card, as a folder that from_pretrained loads.",
         ("folder", "make_missing", "sparsity.level", "sparsity.decided_at", "measure.dtype"),
         (
-            ("model=opt-mini predictor=teal sparsity=threshold make_missing=true", "at level 0.5"),
+            ("model=opt-mini make_missing=true", "the recommended method at level 0.5"),
             (
                 "model=opt-mini predictor=teal sparsity=threshold sparsity.level=0.4 folder=mine",
                 "in a folder of yours",

@@ -53,9 +53,7 @@ def _of_any(facts: Facts) -> str | None:
 def _of_channels(facts: Facts, storage: str | None) -> str | None:
     if wrong := _of_any(facts):
         return wrong
-    if facts.device == "cuda":
-        return "executor=gathered reads channels on a CPU alone: use executor=masked"
-    if storage not in BITS:
+    if facts.device != "cuda" and storage not in BITS:
         return (
             "executor=gathered reads channels in executor.storage=int8 or int4 alone: give one of them, or "
             f"use executor=masked, got {storage or 'null'}"

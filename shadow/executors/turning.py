@@ -23,9 +23,11 @@ def straighten(model: PreTrainedModel) -> None:
     A copy, as others may hold the rows; role by role, so that the rows of one are free before the next.
     """
     layers = describe(model)[1].layers
-    for linears in ([layer.output for layer in layers], [layer.down for layer in layers]):
-        for linear in linears:
-            linear.weight.data = linear.weight.data.contiguous()
+    for roles in (("output",), ("down",), ("query", "key", "value"), ("gate", "up")):
+        for layer in layers:
+            for linear in (getattr(layer, role) for role in roles):
+                if linear is not None:
+                    linear.weight.data = linear.weight.data.contiguous()
 
 
 @contextmanager

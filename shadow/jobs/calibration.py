@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from shadow.criteria import CRITERIA, RANDOM
 from shadow.data.calibration import CalibrationData, TaskPrompts
 from shadow.errors import UserError
-from shadow.jobs.method import needs_of, ranks_layers, stand_in_of
+from shadow.jobs.method import is_trained, needs_of, ranks_layers, stand_in_of
 from shadow.traces.shards import FEATURES, MEANS, covered, reach
 
 GROWS = ("windows", "examples_per_task")  # of the data: a store of fewer becomes one of more
@@ -39,6 +39,11 @@ def needs_traces(cfg: DictConfig) -> bool:
 def needs_means(cfg: DictConfig) -> bool:
     """Whether the sparse pass takes the calibration's means from the traces."""
     return cfg.sparsity.level > 0 and (needs_of(cfg).means or stand_in_of(cfg) == "mean")
+
+
+def reads_store(cfg: DictConfig) -> bool:
+    """Whether the method is made of what collecting leaves."""
+    return is_trained(cfg) or needs_traces(cfg) or needs_means(cfg)
 
 
 def asked_criteria(cfg: DictConfig) -> list[str]:

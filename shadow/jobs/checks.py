@@ -8,6 +8,7 @@ from shadow import criteria
 from shadow.data.batches import Loss
 from shadow.errors import UserError, require_choice, require_number, require_whole
 from shadow.executors.gathered import Gathered
+from shadow.executors.masked import Masked
 from shadow.fit.block_budgets import MOST
 from shadow.fit.thresholds import OF_THE_SITE
 from shadow.front import Named
@@ -46,6 +47,7 @@ def check_evaluate(cfg: DictConfig) -> None:
     policy_of(cfg)  # refuses what is no policy before anything long begins
     check_measure(cfg)
     check_latency(cfg)
+    check_divergence(cfg)
     check_scorer(cfg)
     check_disjoint(cfg)
 
@@ -191,6 +193,14 @@ def check_latency(cfg: DictConfig) -> None:
     for name, least in (("prompt_tokens", 2), ("new_tokens", 2), ("rounds", 2)):
         if measure[name] < least:
             raise UserError(f"measure.{name} must be at least {least}, got {measure[name]}")
+
+
+def check_divergence(cfg: DictConfig) -> None:
+    if cfg.measure.divergence and not isinstance(executor_of(cfg), Masked):
+        raise UserError(
+            "measure.divergence lets the same model run dense and sparse, and "
+            f"executor={executor_label(cfg)} has no dense pass: give executor=masked"
+        )
 
 
 def is_single(cfg: DictConfig) -> bool:

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from shadow.errors import UserError
-from shadow.jobs.calibration import calibration_data, needs_means, needs_traces
+from shadow.jobs.calibration import calibration_data, reads_store
 from shadow.jobs.measure_checks import running_text
-from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, needs_of
+from shadow.jobs.method import learns_budgets, learns_stand_in, needs_of
 
 
 def check_disjoint(cfg: DictConfig) -> None:
     """Refuse to measure on what was calibrated on. Of tasks lm-eval's splits see to that."""
     measure = cfg.measure
     learnt = learns_budgets(cfg) or learns_stand_in(cfg) or needs_of(cfg).sample
-    calibrated = is_trained(cfg) or needs_traces(cfg) or needs_means(cfg) or learnt
+    calibrated = reads_store(cfg) or learnt
     if cfg.sparsity.level == 0 or not calibrated:
         return
     if "tasks" in cfg.data or not (measure.perplexity or measure.choices):

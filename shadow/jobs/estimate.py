@@ -6,9 +6,9 @@ from omegaconf import DictConfig
 
 from shadow.errors import UserError
 from shadow.jobs import resources
-from shadow.jobs.calibration import asked_parts, asked_size, trace_taps
+from shadow.jobs.calibration import asked_parts, asked_size, reads_store, trace_taps
 from shadow.jobs.config import model_label, shape_of
-from shadow.jobs.method import is_trained, net_of
+from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, net_of
 from shadow.models.kinds import find_sites, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.sites import count_units
@@ -61,6 +61,7 @@ def estimate_of(cfg: DictConfig) -> dict[str, Any]:
     stored_bytes = {
         part: size.of(windows, sampled, 1 if part == MEANS else shards) for part, size in stored.items()
     }
+    forward, backward = resources.forward_flops(model, tokens), resources.backward_flops(model, tokens)
     found: dict[str, Any] = {
         "parameters": model.num_parameters(),
         "layers": layers,
@@ -70,9 +71,13 @@ def estimate_of(cfg: DictConfig) -> dict[str, Any]:
         "token_rows": sampled,
         "row_bytes": {part: max(size.window, size.token) for part, size in stored.items() if part != MEANS},
         "bytes": stored_bytes,
-        "forward_flops": windows * resources.forward_flops(model, tokens),
-        "backward_flops": windows * resources.backward_flops(model, tokens),
+        "forward_flops": windows * forward,
+        "backward_flops": windows * backward,
     }
+    if learns_stand_in(cfg):
+        learnt = cfg.sparsity.learnt
+        found["learnt_windows"] = min(learnt.windows, windows)
+        found["learnt_flops"] = learnt.epochs * found["learnt_windows"] * (2 * forward + backward)
     if is_trained(cfg):
         net = net_of(cfg)
         read = net.taps_in(layers)
@@ -93,16 +98,16 @@ def in_lines(cfg: DictConfig, found: dict[str, Any]) -> str:
     lines = [
         f"{model_label(cfg)}: {found['parameters'] / 1e6:,.1f} M parameters; {found['layers']} layers: "
         f"{units}",
-        f"collecting: {at_most}{found['windows']} windows, {found['tokens']:,} tokens",
-        f"  forward  {found['forward_flops']:.3g} FLOPs",
-        f"  backward {found['backward_flops']:.3g} FLOPs, to activations, where a criterion needs gradients",
-        f"store: {at_most}{sum(found['bytes'].values()) / 1e9:.4g} GB",
     ]
-    lines += [
-        f"  {part:<17} {found['bytes'][part] / 1e9:10.4g} GB, {size / 1e6:.4g} MB for each of "
-        f"{found['windows']} windows and {found['token_rows']:,} tokens"
-        for part, size in found["row_bytes"].items()
-    ]
+    if cfg.stage == "traces" or reads_store(cfg):
+        lines += collecting_in_lines(found, at_most)
+    if "learnt_flops" in found:
+        lines.append(
+            f"stand-ins: {cfg.sparsity.learnt.epochs} epochs over {at_most}{found['learnt_windows']} "
+            f"windows, dense and sparse: {found['learnt_flops']:.3g} FLOPs"
+        )
+    if learns_budgets(cfg):
+        lines.append(f"budgets and thresholds: forward passes over {cfg.sparsity.budget_windows} windows")
     if "predictor_parameters" in found:
         count = found["predictor_parameters"]
         share = 100 * count / found["parameters"]
@@ -115,3 +120,18 @@ def in_lines(cfg: DictConfig, found: dict[str, Any]) -> str:
                 f"over the windows, {found['pruned_bytes'] / 1e9:.4g} GB of states"
             )
     return "\n".join(lines)
+
+
+def collecting_in_lines(found: dict[str, Any], at_most: str) -> list[str]:
+    lines = [
+        f"collecting: {at_most}{found['windows']} windows, {found['tokens']:,} tokens",
+        f"  forward  {found['forward_flops']:.3g} FLOPs",
+        f"  backward {found['backward_flops']:.3g} FLOPs, to activations, where a criterion needs gradients",
+        f"store: {at_most}{sum(found['bytes'].values()) / 1e9:.4g} GB",
+    ]
+    lines += [
+        f"  {part:<17} {found['bytes'][part] / 1e9:10.4g} GB, {size / 1e6:.4g} MB for each of "
+        f"{found['windows']} windows and {found['token_rows']:,} tokens"
+        for part, size in found["row_bytes"].items()
+    ]
+    return lines

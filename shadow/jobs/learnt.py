@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from shadow.artifacts import learnt_stand_ins
 from shadow.artifacts.learnt_policies import rows_of, thresholds_of
-from shadow.errors import UserError
 from shadow.executors.masked import Masked, MaskedRun
 from shadow.fit.checkpoints import resumable
 from shadow.fit.stand_ins import StandInModule, loader
@@ -68,13 +67,9 @@ def fit(
 ) -> None:
     start, settings = time.monotonic(), cfg.sparsity.learnt
     windows = calibration_data(cfg).examples(lm)[: settings.windows]
-    if len(windows) < settings.windows:
-        raise UserError(
-            f"sparsity.learnt.windows must be at most the {len(windows)} windows of the calibration, got "
-            f"{settings.windows}: give fewer, or a larger data.windows"
-        )
     stand_in = unlearnt(lm, scorer, policy, within)
     trainer = trainer_of(cfg, folder, loggers, max_epochs=settings.epochs, gradient_clip_val=None)
+    log.info("fitting stand-ins on %d windows, %d epochs", len(windows), settings.epochs)
     with open_run(lm.model, scorer, policy, cfg.sparsity.decided_at, stand_in, Masked()) as run:
         assert isinstance(run, MaskedRun)
         moves = settings.move_thresholds and policy.scope == "threshold"
@@ -94,4 +89,7 @@ def fit(
         "versions": versions(),
     }
     learnt_stand_ins.write(folder, stand_in, config)
-    log.info("stand-in: %d numbers, %.0f s -> %s", stand_in.weights, config["seconds"], folder)
+    log.info(
+        "stand-in: %d numbers from %d windows, %.0f s -> %s",
+        *(stand_in.weights, len(windows), config["seconds"], folder),
+    )

@@ -8,7 +8,7 @@ from shadow.errors import UserError, require_int, require_name
 from shadow.jobs.calibration import calibration_data
 from shadow.models.numbers import require_dtype
 
-OF_TEXT = ("perplexity", "choices", "quality", "latency", "context")  # measured on running text
+OF_TEXT = ("perplexity", "divergence", "choices", "quality", "latency", "context")  # measured on running text
 MEASURES = (*OF_TEXT, "tasks")
 NUMBERS = (
     "windows",

@@ -52,6 +52,11 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
     if settings.perplexity:
         windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, prompt_share(cfg))
         metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
+    if settings.divergence:
+        from shadow.measures.divergence import divergence
+
+        windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, prompt_share(cfg))
+        metrics |= divergence(run, windows, settings.batch_size)
     if settings.choices:
         asked = questions(
             texts,

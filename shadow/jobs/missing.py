@@ -11,7 +11,7 @@ from shadow.artifacts import learnt_stand_ins
 from shadow.artifacts.hub import CONFIG
 from shadow.commands.scripts import spoken
 from shadow.errors import UserError
-from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces
+from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces, reads_store
 from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, traces_folder
 from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, ranks_layers
 from shadow.jobs.trace_checks import check_traces
@@ -32,34 +32,32 @@ TRAINS = [
     "paths",
     "experiment",
     "debug",
+    "hydra.searchpath",  # where options of one's own lie
 ]
+METHOD = [*TRAINS, "sparsity"]  # and what a method without a net learns
 
 
 def check_made(cfg: DictConfig) -> None:
     """That the predictor, what is needed of the traces, and budgets are there or may be made."""
     if cfg.sparsity.level == 0:
         return
-    trained = is_trained(cfg)
-    if trained or needs_traces(cfg) or needs_means(cfg):
+    if reads_store(cfg):
         check_traces(cfg)
         if not cfg.make_missing:
             check_predictor_made(cfg)
             check_traces_made(cfg)
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
         what, without = (
-            ("thresholds", "sparsity.scope=layer")
+            ("thresholds", "sparsity=layer")
             if cfg.sparsity.scope == "threshold"
             else ("budgets", "sparsity.budgets=uniform")
         )
-        raise UserError(
-            f"there are no {what} {budgets_file(cfg)}: {cure([*TRAINS, 'sparsity'])}, or give {without}"
-        )
+        raise UserError(f"there are no {what} {budgets_file(cfg)}: {cure(METHOD, 'them')}, or give {without}")
     if learns_stand_in(cfg) and not cfg.make_missing:
         folder = learnt_folder(cfg)
         if not (folder / learnt_stand_ins.CONFIG).is_file():
             raise UserError(
-                f"there is no learnt stand-in {folder}: {cure([*TRAINS, 'sparsity'])}, or give "
-                "sparsity.learnt.windows=0"
+                f"there is no learnt stand-in {folder}: {cure(METHOD)}, or give sparsity.learnt.windows=0"
             )
 
 
@@ -78,18 +76,29 @@ def check_traces_made(cfg: DictConfig) -> None:
         )
 
 
-def cure(groups: Sequence[str] = TRAINS) -> str:
-    return f"make it with `{train_command(groups)}`, or set make_missing=true"
+def cure(groups: Sequence[str] = TRAINS, it: str = "it") -> str:
+    if HydraConfig.get().runtime.choices.get("sweep"):  # which has settings that train.py would not have
+        return "set make_missing=true"
+    return f"make {it} with `{train_command(groups)}`, or set make_missing=true"
 
 
 def train_command(groups: Sequence[str] = TRAINS) -> str:
     """What makes what this job misses, from this job's own overrides of these, as this job was started."""
-    kept = [
+    return command("train", given(groups))
+
+
+def evaluate_command() -> str:
+    """What measures what this job has made."""
+    return command("evaluate", given(METHOD))
+
+
+def given(groups: Sequence[str]) -> list[str]:
+    """This job's own overrides of these."""
+    return [
         override
-        for override in HydraConfig.get().overrides.task
+        for override in [*HydraConfig.get().overrides.hydra, *HydraConfig.get().overrides.task]
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in groups)
     ]
-    return command("train", kept)
 
 
 def dense_command() -> str:

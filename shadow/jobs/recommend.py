@@ -18,20 +18,21 @@ log = logging.getLogger("recommend")
 
 
 class Tried(NamedTuple):
-    """skipped: share of the weights' bytes; nats: over dense, with their standard error."""
+    """skipped: share of the weights' bytes; lost: nats of what the budget is of, with standard error."""
 
     contender: tuple[str, str]
     level: float
     skipped: float
-    nats: float
+    lost: float
     stderr: float
 
     def row(self) -> str:
         method = ", ".join(self.contender)
-        return f"{method:<18} {self.level:>5g} {self.skipped:>8.3f}   {self.nats:.3f} ± {self.stderr:.3f}"
+        return f"{method:<18} {self.level:>5g} {self.skipped:>8.3f}   {self.lost:.3f} ± {self.stderr:.3f}"
 
 
-HEADER = f"{'method':<18} {'level':>5} {'skipped':>8}   nats over dense"
+BUDGETS = {"nats": "nats over dense", "kl": "nats of KL from dense"}  # what a budget may be of
+HEADER = f"{'method':<18} {'level':>5} {'skipped':>8}   "
 
 
 @hydra.main(version_base="1.3", config_path="pkg://shadow.conf", config_name="recommend")
@@ -46,14 +47,15 @@ def run(cfg: DictConfig) -> None:
         folder = make(asked(cfg, best.contender, best.level), this.loggers)
         this.record |= {"tried": [one._asdict() for one in tried], "recommended": best._asdict()}
         this.record["checkpoint"] = str(folder)
-        log.info("%s", "\n".join([HEADER, *(one.row() for one in tried)]))
+        log.info("%s", "\n".join([HEADER + BUDGETS[cfg.budget_of], *(one.row() for one in tried)]))
         log.info(
-            "recommended: %s at level %g, which skips %.1f %% of the weight bytes and loses %.3f nats\n"
+            "recommended: %s at level %g, which skips %.1f %% of the weight bytes and loses %.3f %s\n"
             "in Python, after import shadow: AutoModelForCausalLM.from_pretrained(%r)\nmeasured: %s",
             ", ".join(best.contender),
             best.level,
             100 * best.skipped,
-            best.nats,
+            best.lost,
+            BUDGETS[cfg.budget_of],
             str(folder),
             command(cfg, best),
         )
@@ -68,14 +70,14 @@ def asked(cfg: DictConfig, contender: Sequence[str], level: float) -> DictConfig
 
 def check(cfg: DictConfig) -> None:
     """Everything that is tried, before anything is loaded."""
-    from shadow.errors import UserError, meant, require_number, require_whole
+    from shadow.errors import UserError, meant, require_choice, require_number, require_whole
     from shadow.jobs import checks
-    from shadow.jobs.calibration import needs_means, needs_traces
+    from shadow.jobs.calibration import reads_store
     from shadow.jobs.export import require_free
-    from shadow.jobs.method import is_trained
 
     require_free(cfg)
     require_number("budget", cfg.budget, "a number of nats above 0", lambda nats: 0 < nats < math.inf)
+    require_choice("budget_of", cfg.budget_of, tuple(BUDGETS))
     require_whole("windows", cfg.windows, 2)
     pairs = isinstance(cfg.contenders, ListConfig) and all(
         isinstance(pair, ListConfig) and len(pair) == 2 for pair in cfg.contenders
@@ -94,7 +96,7 @@ def check(cfg: DictConfig) -> None:
         for level in cfg.levels:
             one = asked(cfg, contender, level)
             checks.check_scorer(one)
-            if is_trained(one) or needs_traces(one) or needs_means(one):
+            if reads_store(one):
                 raise UserError(
                     "shadow recommend measures on windows of the calibration that its contenders leave, and "
                     f"{predictor} learns from all of them: name others, or compare by sweep=methods"
@@ -106,14 +108,14 @@ def try_all(cfg: DictConfig, loggers: list) -> list[Tried]:
 
     lm = loading.placed(cfg, loading.load_lm(cfg))
     windows = held_out(cfg, lm)
-    dense, _ = measured(asked(cfg, cfg.contenders[0], 0.0), lm, windows, loggers)
+    dense, _ = measured(asked(cfg, cfg.contenders[0], 0.0), lm, windows, loggers)  # of KL nothing is lost
     tried: list[Tried] = []
     for contender in cfg.contenders:
         for level in sorted(cfg.levels):
             found, skipped = measured(asked(cfg, contender, level), lm, windows, loggers)
             tried.append(Tried(tuple(contender), level, skipped, *over(found, dense)))
             log.info("%s", tried[-1].row())
-            if tried[-1].nats > cfg.budget:
+            if tried[-1].lost > cfg.budget:
                 break  # more would lose more
     return tried
 
@@ -137,25 +139,29 @@ def held_out(cfg: DictConfig, lm: "LM") -> list["Example"]:
 
 
 def measured(cfg: DictConfig, lm: "LM", windows: list["Example"], loggers: list) -> tuple["Metric", float]:
-    """-> the perplexity, and the share of the weights' bytes that was skipped."""
+    """-> what the budget is of, and the share of the weights' bytes that was skipped."""
     from shadow.front import sparse
     from shadow.jobs import loading
     from shadow.jobs.method import executor_of
     from shadow.jobs.prepared import prepared
+    from shadow.measures.divergence import divergence
     from shadow.measures.evaluation import perplexity
 
     scorer, policy, stand_in = prepared(cfg, lm, loggers)
     lm = loading.measured_lm(cfg)  # as the checkpoint will hold it
     executor, decided_at = executor_of(cfg), cfg.sparsity.decided_at
     with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in, executor=executor) as run:
-        found = perplexity(run, lm, windows, cfg.measure.batch_size)["perplexity"]
+        if cfg.budget_of == "kl":
+            found = divergence(run, windows, cfg.measure.batch_size)["kl"]
+        else:
+            found = perplexity(run, lm, windows, cfg.measure.batch_size)["perplexity"]
     skipped = run.bytes()["skipped"]
     assert isinstance(skipped, float)
     return found, skipped
 
 
 def over(found: "Metric", dense: "Metric") -> tuple[float, float]:
-    """-> nats over dense and their standard error, window by window."""
+    """-> nats more than dense and their standard error, window by window."""
     import numpy as np
 
     gaps = np.subtract(found.samples or [], dense.samples or [])
@@ -165,12 +171,12 @@ def over(found: "Metric", dense: "Metric") -> tuple[float, float]:
 def choose(tried: Sequence[Tried], budget: float) -> Tried:
     from shadow.errors import UserError
 
-    within = [one for one in tried if one.nats <= budget]
+    within = [one for one in tried if one.lost <= budget]
     if not within:
-        least = min(tried, key=lambda one: one.nats)
+        least = min(tried, key=lambda one: one.lost)
         raise UserError(
             f"budget={budget:g} nats is less than any of these loses: {', '.join(least.contender)} at level "
-            f"{least.level:g} loses {least.nats:.3f}: give budget={least.nats * 1.1:.2g}, or lower levels"
+            f"{least.level:g} loses {least.lost:.3f}: give budget={least.lost * 1.1:.2g}, or lower levels"
         )
     return max(within, key=lambda one: one.skipped)
 
@@ -179,7 +185,7 @@ def command(cfg: DictConfig, best: Tried) -> str:
     """How the winner is measured on text that it has not seen."""
     from hydra.core.hydra_config import HydraConfig
 
-    own = ("budget", "contender", "contenders", "levels", "windows", "folder", "sparsity.level")
+    own = ("budget", "budget_of", "contender", "contenders", "levels", "windows", "folder", "sparsity.level")
     kept = [word for word in HydraConfig.get().overrides.task if word.partition("=")[0] not in own]
     contender = f"contender=[{','.join(best.contender)}]"
     words = ["methods", *kept, contender, f"sparsity.level=0,{best.level:g}"]

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-import os
 import platform
 import subprocess
 import time
@@ -76,7 +75,7 @@ class Job:
             if name == "wandb":
                 node["offline"] = is_offline(node["offline"])
                 if node["group"] is None and hydra.mode == RunMode.MULTIRUN:
-                    node["group"] = os.path.relpath(hydra.sweep.dir, settings["paths"]["root_dir"])
+                    node["group"] = Path(hydra.sweep.dir).name  # no path of this machine goes out
             self.loggers.append(instantiate(node))
             begin(self.loggers[-1], settings)
 

@@ -189,7 +189,8 @@ def are_levels(given: object) -> bool:
     if given is None:
         return True
     return isinstance(given, Mapping) and all(
-        isinstance(level, Real) and not isinstance(level, bool) and 0 <= level < 1 for level in given.values()
+        isinstance(level, Real) and not isinstance(level, bool) and 0 <= float(level) < 1
+        for level in given.values()
     )
 
 

@@ -11,6 +11,9 @@ GEOMETRIC_MEAN = "geometric_mean/acc"  # of the same tasks, as the paper compare
 MEANS = (MEAN_ACCURACY, GEOMETRIC_MEAN)
 
 
+BESIDE_DENSE = {"kl": "KL from dense", "top1": "same likeliest token %"}  # metrics, as tables call them
+
+
 def is_accuracy(metric: str) -> bool:
     return metric.endswith("/acc")
 

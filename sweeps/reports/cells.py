@@ -8,7 +8,7 @@ from ..differences.nats import NATS
 from ..differences.paired import Difference
 from ..figures.panels import Axis
 from ..records.kinds import kinds_in, plural
-from ..records.metrics import GEOMETRIC_MEAN, MEAN_ACCURACY, is_accuracy
+from ..records.metrics import BESIDE_DENSE, GEOMETRIC_MEAN, MEAN_ACCURACY, is_accuracy
 from ..records.record import Measured, Record
 
 MISSING = "-"
@@ -36,7 +36,9 @@ def metric_cell(measured: Measured | None, metric: str) -> str:
     if metric == NATS and measured is not None:
         value = round(measured.value, 3) + 0.0  # no -0.000
         return f"{'' if value < 0 else '+'}{cell(Measured(value, measured.stderr), '{:.3f}'.format)}"
-    return cell(measured, percent if is_accuracy(metric) else perplexity)
+    if metric == "kl":
+        return cell(measured, "{:.3f}".format)
+    return cell(measured, percent if is_accuracy(metric) or metric == "top1" else perplexity)
 
 
 def over_dense(mark: Mark) -> str:
@@ -59,7 +61,7 @@ def metric_name(metric: str) -> str:
     if is_accuracy(metric):
         means = {MEAN_ACCURACY: "mean accuracy", GEOMETRIC_MEAN: "geometric mean"}
         return f"{means.get(metric, metric)} %"
-    return "nats" if metric == NATS else metric
+    return "nats" if metric == NATS else BESIDE_DENSE.get(metric, metric)
 
 
 def axis_of(metric: str) -> Axis:

@@ -9,7 +9,7 @@ from ..differences.nats import NATS
 from ..figures.panels import Figure, Level, Line, Panel, Plot, Spot, in_rows
 from ..records import points_csv
 from ..records.merging import one_per_point
-from ..records.metrics import MEAN_ACCURACY, MEANS
+from ..records.metrics import BESIDE_DENSE, MEAN_ACCURACY, MEANS
 from ..records.record import Measured, Record
 from . import paired_table
 from .answers import at_equal_bytes
@@ -20,7 +20,6 @@ from .cells import (
     hover,
     metric_cell,
     over_dense,
-    percent,
     perplexity,
     share_cells,
     share_columns,
@@ -145,13 +144,15 @@ def points_table(chart: Chart) -> Table:
     several_seeds = any(len(mark.seeds) > 1 for _, mark in labelled)
     header = ["scorer", *parts, "nominal level", *(["seeds"] if several_seeds else []), *share_header(kinds)]
     header += [chart.perplexity, "nats over dense"] if chart.perplexity else []
-    table = [[*header, *(f"{name} %" for name in chart.accuracies)]]
+    beside = [name for name in BESIDE_DENSE if any(name in mark.metrics for _, mark in labelled)]
+    table = [[*header, *(BESIDE_DENSE[name] for name in beside), *(f"{name} %" for name in chart.accuracies)]]
     for label, mark in labelled:
         row = [label, *(getattr(mark, part) for part in parts), f"{mark.level:g}"]
         row += [str(len(mark.seeds))] if several_seeds else []
         row += share_cells(mark, kinds)
         row += quality(chart, mark)
-        table.append(row + [cell(mark.metrics.get(name), percent) for name in chart.accuracies])
+        row += [metric_cell(mark.metrics.get(name), name) for name in [*beside, *chart.accuracies]]
+        table.append(row)
     return Table("Points", table, console_columns=len(header) + 1)
 
 

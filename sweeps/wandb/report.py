@@ -5,14 +5,17 @@ import re
 from typing import TYPE_CHECKING
 
 from ..curves.chart import Chart
+from ..differences.nats import NATS
 from ..records.kinds import KINDS
 from ..records.metrics import curve_metrics
 from ..records.record import RecordError
+from ..reports.methods import LEAST, frontier
 from ..reports.report import Written
+from .leaderboard import LEADERBOARD
 from .upload import BYTES, TABLE, logger_settings, series
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report, Runset
+    from wandb_workspaces.reports.v2 import Layout, Report, Runset
     from wandb_workspaces.reports.v2.interface import BlockTypes, PanelTypes
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ def build(written: Written) -> "Report":
         project=settings["project"],
         **({"entity": entity} if entity else {}),
         title=title[:TITLE_LENGTH],
-        description=f"Made by `python -m sweeps --wandb-report` of the runs of group {group}.",
+        description=f"Made by `shadow report --wandb-report` of the runs of group {group}.",
         blocks=blocks,
         width="fluid",
     )
@@ -81,27 +84,41 @@ def runs(name: str, group: str | None, job_type: str) -> "Runset":
 
 
 def line_plots(written: Written, chart: Chart) -> list["PanelTypes"]:
-    """The first accuracy, the perplexity, the table of points, and the figures as they were drawn."""
+    """The first accuracy, the perplexity, nats over dense with the least that any loses, the leaderboard, the
+    table of points, and the figures as they were drawn; two in a row."""
     import wandb_workspaces.reports.v2 as wr
 
+    labels = [curve.label for curve in chart.curves]
+    wanted = [(metric, labels) for metric in first_metrics(written._replace(charts=[chart]))]
+    ranked = bool(frontier(chart))
+    wanted += [(NATS, [*labels, LEAST])] if ranked else []
     panels: list[PanelTypes] = [
         wr.LinePlot(
             title=f"{metric} against weight bytes not read",
             x=BYTES,
-            y=[series(chart, curve, metric) for curve in chart.curves],
+            y=[series(chart, label, metric) for label in drawn],
             title_x="weight bytes not read",
             title_y=metric,
             log_y=metric == chart.perplexity,
             smoothing_type="none",
-            layout=wr.Layout(x=12 * place, y=0, w=12, h=10),
+            layout=at(place),
         )
-        for place, metric in enumerate(first_metrics(written._replace(charts=[chart])))
+        for place, (metric, drawn) in enumerate(wanted)
     ]
-    panels.append(wr.WeavePanelSummaryTable(table_name=TABLE, layout=wr.Layout(x=0, y=10, w=12, h=10)))
+    tables = [*([LEADERBOARD] if ranked else []), TABLE]
+    for name in tables:
+        panels.append(wr.WeavePanelSummaryTable(table_name=name, layout=at(len(panels))))
     if chart.name in written.figures:
         stem = written.figures[chart.name].stem
-        panels.append(wr.MediaBrowser(media_keys=[stem], layout=wr.Layout(x=12, y=10, w=12, h=10)))
+        panels.append(wr.MediaBrowser(media_keys=[stem], layout=at(len(panels))))
     return panels
+
+
+def at(place: int) -> "Layout":
+    """Of a grid of two in a row."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.Layout(x=12 * (place % 2), y=10 * (place // 2), w=12, h=10)
 
 
 def scatter_plots(written: Written) -> list["PanelTypes"]:

@@ -4,10 +4,12 @@ import logging
 from collections.abc import Iterator
 
 from ..curves.chart import Chart
-from ..curves.curve import Curve
+from ..differences.nats import NATS
 from ..records.points_csv import COLUMNS, rows_of
 from ..records.record import Record, RecordError
+from ..reports.methods import LEAST, frontier
 from ..reports.report import Written
+from . import leaderboard
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ def upload(written: Written) -> None:
         for row in history(written.charts):
             run.log(row)
         run.log({TABLE: wandb.Table(columns=list(COLUMNS), data=rows_of(written.points))})
+        board = leaderboard.rows_of(written.charts)
+        if board:
+            run.log({leaderboard.LEADERBOARD: wandb.Table(columns=list(leaderboard.COLUMNS), data=board)})
         run.log({figure.stem: wandb.Image(str(figure)) for figure in written.figures.values()})
         run.log({written.page.stem: wandb.Html(written.page.read_text(encoding="utf-8"))})
     finally:
@@ -42,17 +47,24 @@ def upload(written: Written) -> None:
 
 
 def history(charts: list[Chart]) -> Iterator[dict[str, float]]:
-    """A row for each mark, the dense one first of each curve, so that W&B can draw lines itself."""
+    """A row for each mark, the dense one first of each curve, so that W&B can draw lines itself; then what
+    the best of all methods lose."""
     for chart in charts:
         for curve in chart.curves:
             for mark in [*([chart.dense] if chart.dense else []), *curve.marks]:
-                figures = {series(chart, curve, name): one.value for name, one in mark.metrics.items()}
+                figures = {series(chart, curve.label, n): one.value for n, one in mark.metrics.items()}
+                if mark.over_dense is not None:
+                    figures[series(chart, curve.label, NATS)] = mark.over_dense.value
+                elif mark is chart.dense:
+                    figures[series(chart, curve.label, NATS)] = 0.0
                 yield {BYTES: mark.bytes.skipped, **figures}
+        for spot in reversed(frontier(chart)):
+            yield {BYTES: spot.x, series(chart, LEAST, NATS): spot.y}
 
 
-def series(chart: Chart, curve: Curve, metric: str) -> str:
+def series(chart: Chart, label: str, metric: str) -> str:
     """What W&B calls a metric of a curve."""
-    return f"{TABLE}/{chart.name}/{curve.label}/{metric}"
+    return f"{TABLE}/{chart.name}/{label}/{metric}"
 
 
 def logger_settings(points: list[Record]) -> dict:

@@ -35,10 +35,11 @@ SMALL = [
 MEASURED = [*SMALL, "measure.windows=4", "measure.choices=null", "make_missing=true"]
 WORK = {
     "collect": ["train.py", *SMALL, "stage=traces", "traces.criteria=[l2_norm,plainact]"],
-    "fit": ["train.py", *SMALL, "predictor.epochs=6"],
+    "fit": ["train.py", *SMALL, "predictor=unified", "predictor.epochs=6"],
     "thresholds": [
         "evaluate.py",
         *MEASURED,
+        "predictor=unified",
         "sparsity=threshold",
         "sparsity.level=0.4",
         "predictor.epochs=2",

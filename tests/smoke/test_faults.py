@@ -1,13 +1,17 @@
-"""Faults of whole processes: a sweep that is killed, two at once, a disk that is really full."""
+"""Faults of whole processes: a sweep that is stopped, two at once, a disk that is really full."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 
 import pytest
 from run_records import csv_rows
+
+from shadow.terminal.stops import STOPPED
 
 pytestmark = pytest.mark.slow
 SWEEP = ["-m", "predictor=static", "sparsity.level=0.2,0.4,0.6", "make_missing=true", "criterion=l2_norm"]
@@ -30,14 +34,19 @@ def levels_of(sweep):
     return levels
 
 
-def test_a_killed_sweep_measures_no_point_twice(run, start, small, small_measure, tmp_path):
+def test_a_sweep_ends_at_ctrl_c_in_one_line_and_then_measures_no_point_twice(
+    run, start, small, small_measure, tmp_path
+):
     job = ["evaluate.py", *SWEEP, *small, *small_measure, "measure.choices=false"]
     process = start(tmp_path, tmp_path / "output.txt", *job)
     while not [file for file in points(tmp_path) if "samples" not in file.name]:
         assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    os.kill(process.process.pid, signal.SIGINT)
+    assert process.wait() == 128 + signal.SIGINT
+    said = (tmp_path / "output.txt").read_text()
+    assert said.count(STOPPED) == 1, said[-3000:]
+    assert "Traceback" not in said, said[-3000:]
     before = points(tmp_path)
     done = run(tmp_path, *job)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -79,7 +88,9 @@ def test_a_sweep_goes_on_once_the_cause_of_its_failed_jobs_is_cured(run, small, 
 
 def test_two_jobs_that_need_the_same_artifacts_make_them_once(start, small, tmp_path):
     logs = [tmp_path / "one.txt", tmp_path / "two.txt"]
-    processes = [start(tmp_path, log, "train.py", *small, "criterion=l2_norm") for log in logs]
+    processes = [
+        start(tmp_path, log, "train.py", *small, "criterion=l2_norm", "predictor=unified") for log in logs
+    ]
     assert [process.wait() for process in processes] == [0, 0], [log.read_text() for log in logs]
     said = [log.read_text() for log in logs]
     assert sum("fitting unified" in text for text in said) == 1
@@ -94,7 +105,7 @@ def test_a_disk_that_is_really_full_is_one_sentence_and_the_rerun_goes_on(run, s
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("only root may mount a small disk here")
     try:
-        job = ["train.py", *small, "criterion=l2_norm"]
+        job = ["train.py", *small, "criterion=l2_norm", "predictor=unified"]
         done = run(disk, *job)
         assert done.returncode == 1
         assert "could not be written (No space left on device): make room there" in done.stdout

@@ -75,7 +75,13 @@ def test_what_two_processes_left_one_goes_on_with(folders, run):
     ]
 
 
-FIT = ["stage=predictor", "predictor.epochs=3", "predictor.rank=4", "predictor.batch_size=32"]
+FIT = [
+    "stage=predictor",
+    "predictor=unified",
+    "predictor.epochs=3",
+    "predictor.rank=4",
+    "predictor.batch_size=32",
+]
 
 
 def predictor(folder):

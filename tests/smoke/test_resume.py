@@ -18,6 +18,7 @@ JOB = [
     "traces.shard_windows=4",
     "traces.tokens_per_window=8",
     "traces.criteria=[plainact_weight,fisher,nwot,jacov]",  # and l2_norm, which the predictor learns
+    "predictor=unified",
     "predictor.epochs=8",
     "predictor.batch_size=128",
     "predictor.rank=8",

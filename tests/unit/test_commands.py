@@ -1,5 +1,7 @@
 """The command `shadow`: help, typos, names of artifacts and of runs, what lies there, and taking it away."""
 
+import inspect
+import pkgutil
 import shlex
 import subprocess
 import sys
@@ -62,6 +64,26 @@ def test_help_of_an_option_has_the_comments_of_what_it_is_made_from():
     assert "predictor.floor=3.0" in text  # of unified
 
 
+@pytest.mark.parametrize(
+    ("task", "words", "chosen"),
+    [
+        ("train", [], ["predictor=      recommended (", "sparsity=       learnt (", "learnt.windows=256 "]),
+        (
+            "train",
+            ["predictor=teal"],
+            ["predictor=      teal (", "sparsity=       layer (", "learnt.windows=0 "],
+        ),
+        ("train", ["sparsity=threshold"], ["predictor=      recommended (", "sparsity=       threshold ("]),
+        ("evaluate", ["sweep=demo"], ["predictor=      teal (", "sparsity=       layer ("]),  # of methods
+        ("recommend", [], ["predictor=      teal (", "sparsity=       layer ("]),  # by sweep=methods
+    ],
+    ids=str,
+)
+def test_help_tells_the_options_that_the_chosen_ones_choose(task, words, chosen):
+    text = describe.of_task(task, words)
+    assert [one for one in chosen if one not in text] == []
+
+
 def test_help_imports_no_torch():
     """Else it takes seconds."""
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
@@ -101,6 +123,12 @@ def test_a_command_that_there_is_not_is_refused(monkeypatch, tmp_path, words, me
         main.main()
 
 
+def test_every_command_is_a_function_that_takes_words():
+    for name, command in main.COMMANDS.items():
+        function = pkgutil.resolve_name(command.function)
+        assert len(inspect.signature(function).parameters) == 1, name
+
+
 # Typos
 
 
@@ -132,8 +160,19 @@ def test_a_typo_is_answered_in_one_sentence(words, message):
 @pytest.mark.parametrize(
     "words",
     [
-        ["+trainer.enable_progress_bar=false", "+predictor.scale=2", "+alpha=3", "predictor.lr=${alpha}"],
-        ["-m", "model=glob(opt-*)", "predictor.lr=interval(0.1,0.2)", "predictor.rank=range(1,3)"],
+        [
+            "+trainer.enable_progress_bar=false",
+            "+predictor.scale=2",
+            "+alpha=3",
+            "trainer.max_epochs=${alpha}",
+        ],
+        [
+            "-m",
+            "model=glob(opt-*)",
+            "predictor=unified",
+            "predictor.lr=interval(0.1,0.2)",
+            "predictor.rank=range(1,3)",
+        ],
         ["sweep=methods", "contender='[teal,block]'", "sparsity.level=0,0.5", "+predictor@recipe.own=own"],
     ],
     ids=str,
@@ -293,12 +332,17 @@ def test_the_recommended_is_what_skips_most_within_the_budget(compose):
     one = recommend.try_all(cfg, [])[0]
     assert one.contender == ("teal", "threshold")
     assert one.skipped > 0.1
-    other = one._replace(contender=("cats", "threshold"), skipped=one.skipped / 2, nats=one.nats - 0.1)
-    assert recommend.choose([other, one], one.nats) is one
-    assert recommend.choose([other, one], other.nats) is other
+    other = one._replace(contender=("cats", "threshold"), skipped=one.skipped / 2, lost=one.lost - 0.1)
+    assert recommend.choose([other, one], one.lost) is one
+    assert recommend.choose([other, one], other.lost) is other
     with pytest.raises(UserError, match=r"nats is less than any of these loses.* at level 0\.5 loses"):
-        recommend.choose([other, one], other.nats - 0.01)
+        recommend.choose([other, one], other.lost - 0.01)
     assert "contender=[cats,threshold]" in recommend.command(cfg, other)
+
+    cfg.budget_of = "kl"
+    diverged = recommend.try_all(cfg, [])[0]
+    assert diverged.skipped == one.skipped
+    assert diverged.lost > 3 * diverged.stderr > 0
 
     lm = loading.load_lm(cfg)
     seen = {tuple(row) for batch in ingredients.calibration_batches(cfg, lm, 4) for row in batch.ids.tolist()}

@@ -189,7 +189,7 @@ def test_every_data_gives_calibration_examples(compose, text_files, task_root, t
 
 
 @pytest.mark.parametrize(
-    "option", [option for group, option in OPTIONS if group == "predictor" and option != "own"]
+    "option", [name for group, name in OPTIONS if group == "predictor" and name not in ("own", "recommended")]
 )
 def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, shelf, batch, option):
     more = {
@@ -217,6 +217,26 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, shelf, b
     assert scorer.kinds == {*scored}
     shares = {kind: pytest.approx(128 / 257 if kind == "row" else 0.375) for kind in scored}
     assert {kind: run.achieved(kind) for kind in scored} == shares
+
+
+@pytest.mark.usefixtures("compose")
+@pytest.mark.parametrize(
+    ("words", "name", "scope", "budgets", "learnt"),
+    [
+        ([], "teal", "threshold", "divergence", 256),
+        (["sparsity=threshold"], "teal", "threshold", "uniform", 0),
+        (["predictor=unified"], "unified", "layer", "uniform", 0),
+        (["predictor=teal"], "teal", "layer", "uniform", 0),
+        (["predictor=recommended", "sparsity=layer"], "teal", "layer", "uniform", 0),
+    ],
+    ids=str,
+)
+def test_the_recommended_rule_is_the_default_of_the_recommended_predictor_alone(
+    compose_once, words, name, scope, budgets, learnt
+):
+    cfg = compose_once("train", words)
+    assert (cfg.predictor.name, cfg.sparsity.scope, cfg.sparsity.budgets) == (name, scope, budgets)
+    assert cfg.sparsity.learnt.windows == learnt
 
 
 def test_a_predictor_decides_at_the_prompt_with_every_pooling(compose, batch):

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from pairwise import pairwise
 
-from shadow.data.batches import Example
+from shadow.data.batches import Example, collate
 from shadow.data.texts import Question, builtin_topics, questions
 from shadow.front import sparse
+from shadow.measures.divergence import divergence
 from shadow.measures.evaluation import choice_accuracy, perplexity
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
@@ -54,6 +55,26 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(lm, text_windows, batch_
     error = math.sqrt(sum(x * x for x in beyond) / 9 * 10) / tokens
     assert found["perplexity"].stderr == pytest.approx(error * math.exp(total / tokens), rel=1e-3)
     assert math.exp(statistics.fmean(found["perplexity"].samples)) == pytest.approx(found["perplexity"].value)
+
+
+def test_divergence_is_kl_over_the_scored_tokens_and_how_often_the_likeliest_agrees(lm, text_windows):
+    scorer = Fixed(random_scores(find_sites(lm.model), 0))
+    with sparse(lm.model, scorer, DENSE) as run:
+        none = divergence(run, text_windows, 4)
+    assert (none["kl"].value, none["top1"].value) == (0.0, 1.0)
+    with sparse(lm.model, scorer, HALF) as run:
+        found = divergence(run, text_windows, 4)
+        sparsely = [run.logits(collate([window]))[0] for window in text_windows]
+    far, same = [], []
+    for window, row in zip(text_windows, sparsely, strict=True):
+        dense = lm.model(input_ids=torch.tensor([window.ids])).logits[0]
+        scored = slice(max(window.prompt, 1) - 1, -1)
+        wanted, got = (one[scored].log_softmax(-1) for one in (dense, row))
+        far += (wanted.exp() * (wanted - got)).sum(-1).tolist()
+        same += (wanted.argmax(-1) == got.argmax(-1)).tolist()
+    assert found["kl"].value == pytest.approx(statistics.fmean(far), rel=1e-4)
+    assert found["top1"].value == pytest.approx(statistics.fmean(same))
+    assert 0 < found["top1"].value < 1
 
 
 def test_perplexity_without_a_prompt_counts_every_token_but_the_first(lm, text_windows):

@@ -15,10 +15,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shadow.executors.gpu import attention, choice, units
+from shadow.executors.gpu import attention, channels, choice, units
 
 TYPES = {
-    "fp32": "fill above scores parts base stream said highest total turns".split(),
+    "fp32": "fill above scores parts base factor before said highest total turns".split(),
     "i8": ["keep"],
     "i32": "listed count kept way least start end".split(),
 }
@@ -43,6 +43,9 @@ check(units.read_kernel, WIDTH=1, LINES=16, ACTIVATION="silu", **tile)
 check(units.read_kernel, WIDTH=64, LINES=1, **opt, **tile)
 check(units.write_kernel, WIDTH=1, LINES=16, SPLITS=16, **tile)
 check(units.add_kernel, SPLITS=4, BLOCK=256)
+check(channels.pick_kernel, LEAST=1, TOP=False, BLOCK=4096)
+check(channels.sum_kernel, LINES=1, SPLITS=16, **tile)
+check(channels.sum_kernel, LINES=16, SPLITS=16, **tile)
 attend = {"EACH": 4, "DOT": tl.bfloat16, "BLOCK_H": 16, "BLOCK_D": 64, "BLOCK_T": 64, "SPAN": 256}
 check(attention.attend_kernel, **attend)
 check(attention.remember_kernel, turns=None, BLOCK_D=64)
@@ -61,4 +64,4 @@ def test_every_kernel_compiles_for_a_gpu(root: Path, tmp_path: Path):
         [sys.executable, "-c", COMPILE], cwd=root, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 9
+    assert len(done.stdout.split()) == 12

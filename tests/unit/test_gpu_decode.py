@@ -22,8 +22,9 @@ from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.models.sites import KINDS, count_units
 from shadow.plans.policy import SparsityPolicy
-from shadow.plans.stand_ins import Zero
+from shadow.plans.stand_ins import Learnt, Zero
 from shadow.scorers.fixed import Fixed, random_scores
+from shadow.scorers.inputs import InputMagnitude
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
@@ -89,17 +90,22 @@ def both(
     lm: LM, scorer: Scorer, policy: SparsityPolicy, decided_at: str, stand_in="zero", **how: int
 ) -> tuple[Tensor, Tensor]:
     """-> logits of the masked executor and of the GPU's, after checking that they skip the same share."""
+    kinds = [kind for kind in (*KINDS, "channel") if kind in (policy.kinds or KINDS)]
     with sparse(lm.model, scorer, policy, decided_at, stand_in=stand_in) as run, torch.no_grad():
-        expected, gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
+        expected, gone = read_on(lm.model, **how), [run.achieved(kind) for kind in kinds]
     planner = Planner(lm.model, scorer, policy, decided_at, stand_in_of(stand_in, scorer))
     with on_device(lm.model, planner) as run:
-        found, also_gone = read_on(lm.model, **how), [run.achieved(kind) for kind in KINDS]
+        found, also_gone = read_on(lm.model, **how), [run.achieved(kind) for kind in kinds]
     assert also_gone == gone
+    assert all(gone)
     return found, expected
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("decided_at", ["token", "prompt"])
+@pytest.mark.parametrize(
+    ("lm", "decided_at", "rows"),
+    [("opt", "token", 1), ("opt", "prompt", 4), ("llama", "token", 4), ("llama", "prompt", 1)],
+    indirect=["lm"],
+)
 def test_the_gpus_logits_are_the_masked_executors(lm, decided_at, rows):
     found, expected = both(
         lm,
@@ -118,6 +124,31 @@ def test_rows_that_are_padded_follow_thresholds(lm):
     thresholds = {(site.layer, site.kind): 0.1 * site.layer - (site.kind == "head") * 0.4 for site in sites}
     policy = SparsityPolicy(0.5, scope="threshold", thresholds=thresholds)
     found, expected = both(lm, net(lm, [1]), policy, "token", rows=2, padding=3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "scope", "how"),
+    [
+        ("opt", "threshold", {"rows": 1, "tokens": 3}),
+        ("llama", "threshold", {"rows": 4, "padding": 3}),
+        ("llama", "layer", {"rows": 2}),
+    ],
+)
+def test_channels_that_stay_say_what_the_masked_executor_says(make_lm, family, scope, how):
+    """Above thresholds, with learnt factors behind them, or the highest at each token; layer 0 is dense."""
+    lm = on(make_lm(family, layers=LAYERS))
+    sites = find_sites(lm.model, ["channel"])
+    scorer, policy = InputMagnitude(), SparsityPolicy(0.5, scope, kinds=("channel",))
+    stand_in = Zero()
+    if scope == "threshold":
+        levels = {"qkv": 0.6, "o": 0.01, "gate_up": 0.6, "down": 0.001, "lm_head": 0.0}
+        policy = replace(policy, thresholds={site.key: levels[site.slot] for site in sites})
+        stand_in = Learnt([site for site in sites if policy.corrects(site)], Zero())
+        for values in stand_in.parameters():
+            drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(7))
+            values.requires_grad_(False).add_(drawn.to(DEVICE) / 9)
+    found, expected = both(lm, scorer, policy, "token", stand_in, **how)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -178,6 +209,10 @@ def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
     policy = SparsityPolicy(0.5, "global", kinds=["head", "neuron"])
     facts = replace(facts_of(lm.model, net(lm, [1]), policy, "token", Zero()), device="cuda")
     assert "scope=layer or threshold" in str(Gathered().refuses(facts))
+    channels = SparsityPolicy(0.5, kinds=["channel"])
+    for policy, said in [(channels, "None"), (replace(channels, slots=["lm_head"]), "inputs of the lm_head")]:
+        facts = replace(facts_of(lm.model, InputMagnitude(), policy, "token"), device="cuda")
+        assert said in str(Gathered().refuses(facts))
     double = on(make_lm("opt", layers=LAYERS, dtype=torch.float64))
     with pytest.raises(UserError, match="got float64"):
         DeviceRun(double.model, Planner(double.model, net(double, [1]), SparsityPolicy(0.5), "token", Zero()))

@@ -11,6 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed: pip install -e .[gpu] (Linux)")
 
 from shadow.executors.gpu.attention import attend, remember
+from shadow.executors.gpu.channels import pick, write_channels
 from shadow.executors.gpu.choice import Choice
 from shadow.executors.gpu.units import Units, read_units, write_units
 from shadow.plans.rules import keep_top
@@ -83,6 +84,29 @@ def test_rows_of_kept_heads_are_read_and_written(rows):
     stream = torch.zeros(rows, width, device=DEVICE)
     write_units(said, weight, units, torch.zeros(width, device=DEVICE), stream)
     torch.testing.assert_close(stream, expected @ weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float32), (3, torch.bfloat16)])
+@pytest.mark.parametrize("top", [False, True])
+def test_inputs_that_stay_are_picked_and_added_up(rows, dtype, top):
+    """Above a threshold, or among the highest; of one row nothing is above it, and the highest few stay. What
+    is written is multiplied by learnt factors."""
+    units, width, least = 150, 70, 40 if top else 3
+    x, weight = draw(rows, units, dtype=dtype), draw(units, width, seed=1, dtype=dtype)
+    x[-1] /= 1 if top else 100
+    factor, base, before = draw(width, seed=2), draw(width, seed=3), draw(rows, width, seed=4)
+    kept = torch.zeros(rows, dtype=torch.int32, device=DEVICE)
+    found = pick(x, torch.tensor([0.5], device=DEVICE), least, top, kept)
+    stays = keep_top(x.float().abs(), least)
+    if not top:
+        stays |= x.float().abs() > 0.5
+    assert torch.equal(found, torch.where(stays, x, 0))
+    assert torch.equal(kept, stays.sum(1).int())
+    weight[~stays.any(0)] = torch.nan  # not read
+    expected = before + base + factor * (found.float() @ weight.float().nan_to_num())
+    written = torch.empty_like(before)
+    write_channels(found, weight, factor, base, before, written)
+    assert_near(written, expected, torch.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 2])

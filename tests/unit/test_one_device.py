@@ -9,8 +9,12 @@ from one_device import OneDevice
 from shadow.criteria import CONTEXTUAL, STATISTICS
 from shadow.criteria.one_pass import score, token_losses
 from shadow.data.batches import Batch, collate
+from shadow.data.calibration import Numbered
 from shadow.fit import block_budgets, thresholds
-from shadow.fit.stand_ins import divergence
+from shadow.fit.module import Descent, PredictorModule
+from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise
+from shadow.fit.rows import Sample
+from shadow.fit.stand_ins import StandInModule, divergence
 from shadow.front import sparse
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
@@ -24,12 +28,16 @@ from shadow.scorers.modes import ModeDistance
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.oracle import Oracle
 from shadow.scorers.own_input import SignBits, TruncatedNeurons
+from shadow.scorers.paper_nets import MinMax
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.prompt import PromptActivation
 from shadow.scorers.rank_aware import RankAware
 from shadow.scorers.rotated import RotatedInput
 from shadow.scorers.statics import Fluctuation, WandaSp
 from shadow.scorers.two_step import TwoStepHead
+from shadow.traces.collector import CriterionCollector, Keeping
+from shadow.traces.shards import CONTEXTS, EMBEDDINGS, FEATURES, MEANS
+from shadow.traces.sparse_states import PrunedStates
 
 UNITS = {"head": 4, "neuron": 48}
 HALF = SparsityPolicy(0.5)
@@ -66,6 +74,18 @@ SCORERS = {
     "oracle": (lambda model: Oracle("l2_norm", "answer"), {"decided_at": "prompt"}),
     "prompt_activation": (lambda model: PromptActivation("l2_norm"), {"decided_at": "prompt"}),
 }
+
+
+PARTS = [FEATURES, CONTEXTS, EMBEDDINGS, MEANS, *CONTEXTUAL[:2], "l2_deviation", *STATISTICS]
+OBJECTIVES = {
+    "log_squares": LogSquares(0.0),
+    "listwise": Listwise(0.0),
+    "pairwise": Pairwise(0.0),
+    "cutoff": Cutoff(0.0, [0.5]),
+    "active": Active([0.5]),
+    "min_max": MinMax("layer"),
+}
+DESCENT = Descent(0.01, 0.0, 0.0, 0.98, 0.1, "cosine")
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +164,53 @@ def test_thresholds_budgets_and_learnt_stand_ins_are_found_there(small):
         ):
             said = model(**batch.arguments()).logits
         divergence(said.detach(), said, batch.real()).backward()
+
+
+def test_a_store_is_collected_where_the_model_lies(small):
+    """Every part of it in one batch, and the states that a pruned pass leaves; arrays come to the CPU."""
+    model, numbers = there("llama"), [Numbered(0, small.to("meta"), PARTS, PARTS)]
+    means = {site.key: torch.rand(site.units, site.width) for site in find_sites(model)}
+    keeping = Keeping((0, 1, 2), 5, 4, "answer", "all", "float16", None, 3)
+    pruned = PrunedStates(model, keeping, on_cpu(model), HALF, Zero())
+    with OneDevice() as seen:
+        found = CriterionCollector(model, keeping, means).predict_step(numbers[0], 0)
+        pruned.predict_step(numbers[0], 0)
+    assert set(found) == set(PARTS)
+    assert not any(values.is_meta for arrays in found.values() for values in arrays.values())
+    assert seen.joined > 100
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_net_is_fitted_where_its_rows_lie(name):
+    """Its loss and what is reported of it, with norms on the CPU as they are read from the model."""
+    objective = OBJECTIVES[name]
+    norms = {kind: torch.rand(3, units) for kind, units in UNITS.items()}
+    net = TapNet([1, 2], 3, 32, UNITS, NetShape(4, 8, 1))
+    module = PredictorModule(net, dict.fromkeys(UNITS, objective), DESCENT, norms).to("meta")
+    scores = {kind: torch.rand(6, 2, units, device="meta") for kind, units in UNITS.items()}
+    sample = Sample(torch.rand(6, 2, 32, device="meta"), scores)
+    with OneDevice() as seen:
+        said, targets = net(sample.states, None), module.targets(sample)
+        module.loss(said, targets).backward()
+        if objective.alone:
+            module.loss_by_layers(sample).backward()
+        for kind in UNITS:
+            static = torch.cat([net.reader(tap).static[kind] for tap in net.taps])
+            module.ranked(kind, sample, said[kind], static)
+    assert seen.joined > 50
+
+
+def test_learnt_stand_ins_are_fitted_where_the_model_lies_and_thresholds_move(small, monkeypatch):
+    model = there("llama")
+    sites = [site for site in find_sites(model, ["channel"]) if HALF.corrects(site)]
+    learnt = Learnt(sites, Zero())
+    policy = SparsityPolicy(0.5, "threshold", kinds=("channel",), thresholds={s.key: 0.1 for s in sites})
+    monkeypatch.setattr(StandInModule, "log", lambda *args, **named: None)
+    with OneDevice(), sparse(model, InputMagnitude(), policy, stand_in=learnt) as run:
+        module = StandInModule(run, learnt, 0.01, moves=True)
+        module.training_step(small.to("meta"), 0).backward()
+        module.on_train_epoch_end()
+    assert all(values.grad is not None and values.grad.is_meta for values in learnt.parameters())
 
 
 def test_criteria_of_a_batch_come_from_where_the_model_lies(small):

@@ -332,7 +332,7 @@ def test_the_command_of_an_experiment_makes_what_the_job_misses(compose, text_fi
 )
 def test_the_command_leaves_out_what_does_not_concern_it(compose, override):
     compose("evaluate", "model=tiny-opt", override)
-    assert train_command() == "python train.py criterion=l2_norm model=tiny-opt"
+    assert train_command() == "python train.py criterion=l2_norm predictor=unified model=tiny-opt"
 
 
 @pytest.mark.parametrize(
@@ -344,6 +344,12 @@ def test_what_is_missing_is_answered_with_the_command_and_the_other_way(compose,
         check_scorer(cfg)
     assert f"predictor={predictor}" in str(error.value)
     assert "model=tiny-opt" in str(error.value)
+
+
+def test_what_a_sweeps_job_misses_is_not_made_by_a_command_without_the_sweeps_settings(compose):
+    cfg = compose("evaluate", "sweep=methods", "model=tiny-llama", "sparsity.level=0.5", "make_missing=false")
+    with pytest.raises(UserError, match=r"there are no thresholds .*: set make_missing=true, or give"):
+        check_scorer(cfg)
 
 
 @pytest.mark.parametrize(

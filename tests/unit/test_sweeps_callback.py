@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from run_records import csv_rows, write_job
+from run_records import csv_rows, write_job, write_report
 from shadow.sweeps.__main__ import main
 from shadow.sweeps.callback import ReportCallback
+from shadow.sweeps.wandb.upload import history
+from wandb.proto import wandb_internal_pb2
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,8 +90,8 @@ def test_of_a_sweep_that_broke_off_it_is_said_what_is_not_drawn_and_how_to_draw_
         callback.log_unended(tmp_path, with_wandb=True)
     assert "l2_norm" in caplog.text
     lacks = " (without the last jobs)" if patience else ""
-    assert f"criteria.md{lacks}; anew: python -m shadow.sweeps --criteria {tmp_path}" in caplog.text
-    assert f"python -m shadow.sweeps --criteria {tmp_path} --wandb" in caplog.text
+    assert f"criteria.md{lacks}; anew: shadow report --criteria {tmp_path}" in caplog.text
+    assert f"shadow report --criteria {tmp_path} --wandb" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -214,6 +218,22 @@ def write_app(folder: Path) -> None:
     (folder / "app.py").write_text(APP)
 
 
+def records_in(log: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """What `wandb sync` would send of a run: LevelDB's log format, in blocks of 32768 bytes."""
+    data, at, parts = log.read_bytes(), 7, b""  # behind a header of 7
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            yield wandb_internal_pb2.Record.FromString(parts)
+            parts = b""
+
+
 @pytest.mark.slow
 def test_a_sweep_with_a_failed_job_ends_with_the_table(tmp_path: Path) -> None:
     write_app(tmp_path)
@@ -221,7 +241,7 @@ def test_a_sweep_with_a_failed_job_ends_with_the_table(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ValueError: boom" in done.stderr
     assert done.stdout.count("neurons %") == 1, done.stdout
-    assert f"python -m shadow.sweeps {tmp_path / 'swept'} --wandb" in done.stdout
+    assert f"shadow report {tmp_path / 'swept'} --wandb" in done.stdout
     assert len(csv_rows(tmp_path / "swept" / "curve.csv")) == 4
 
 
@@ -232,5 +252,18 @@ def test_a_sweep_that_logs_to_wandb_uploads_its_curve_once(tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     assert "could not redraw" not in done.stdout, done.stdout
     assert done.stdout.count("neurons %") == 1, done.stdout
-    assert len(list((tmp_path / "swept" / "wandb").glob("offline-run-*"))) == 1
+    (log,) = (tmp_path / "swept" / "wandb").glob("offline-run-*/run-*.wandb")
     assert "of group swept" in done.stdout
+    sent = list(records_in(log))
+    (run_record,) = [one.run for one in sent if one.WhichOneof("record_type") == "run"]
+    assert (run_record.project, run_record.run_group, run_record.job_type) == ("shadow", "swept", "curve")
+    logged = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in one.history.item}
+        for one in sent
+        if one.WhichOneof("record_type") == "history"
+    ]
+    figures = [{k: v for k, v in row.items() if not k.startswith("_")} for row in logged]
+    expected = list(history(write_report(tmp_path / "swept").charts))
+    assert figures[: len(expected)] == expected
+    rest = {key: value for row in figures[len(expected) :] for key, value in row.items()}
+    assert (rest["curve/_type"], rest["report/_type"]) == ("table-file", "html-file")

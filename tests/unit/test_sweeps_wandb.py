@@ -1,6 +1,7 @@
 """W&B's own sweeps start the scripts with overrides that compose; a Report finds what was logged."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from run_records import write_job, write_report
 from shadow.sweeps import __main__
 from shadow.sweeps.records.record import RecordError
 from shadow.sweeps.reports.report import Written
+from shadow.sweeps.wandb import leaderboard
 from shadow.sweeps.wandb import report as wandb_report
 from shadow.sweeps.wandb.upload import BYTES, history
 
@@ -46,7 +48,7 @@ def test_the_command_of_a_wandb_sweep_composes(file: Path, compose: Callable) ->
     assert first != last
 
 
-GROUP = "logs/evaluate/multiruns/it's one"
+GROUP = "it's one"
 
 
 @pytest.fixture
@@ -70,15 +72,34 @@ def test_a_report_draws_lines_that_an_upload_logs(swept: Written) -> None:
         block for block in spec_of(wandb_report.build(swept))["blocks"] if block["type"] == "panel-grid"
     )
     panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
-    accuracy, perplexity = [panel["config"] for panel in panels if "Line Plot" in panel["viewType"]]
-    assert (accuracy["yLogScale"], perplexity["yLogScale"]) == (False, True)
-    for plot in (accuracy, perplexity):
+    plots = [panel["config"] for panel in panels if "Line Plot" in panel["viewType"]]
+    assert [plot["yLogScale"] for plot in plots] == [False, True, False]
+    assert [len(plot["metrics"]) for plot in plots] == [2, 2, 3]  # nats, and the least of them
+    for plot in plots:
         assert plot["xAxis"] == BYTES
-        assert len(plot["metrics"]) == 2
         for name in plot["metrics"]:  # from the dense model on, to the right
             x = [row[BYTES] for row in logged if name in row]
             assert x == sorted(x)
             assert (x[0], len(x)) == (0, 3)
+
+
+def test_the_leaderboard_marks_what_loses_least_at_equal_bytes(tmp_path: Path) -> None:
+    losses = {"static": {0.3: 0.5, 0.5: 0.6}, "teal": {0.3: 0.1, 0.5: 0.9}, "oracle": {0.3: 0.01, 0.5: 0.02}}
+    write_job(tmp_path / "dense", 0, "static", {"perplexity": (100, 1)})
+    for scorer, of in losses.items():
+        for level, nats in of.items():
+            figures = {"perplexity": (100 * math.exp(nats), 1.0)}
+            write_job(tmp_path / f"{scorer}{level}", level, scorer, figures)
+    written = write_report(tmp_path, "methods")
+    rows = [(row[1], row[2], round(row[4], 6), row[-1]) for row in leaderboard.rows_of(written.charts)]
+    assert rows == [
+        ("oracle", 0.5, 0.02, 0),
+        ("static", 0.5, 0.6, 1),
+        ("teal", 0.5, 0.9, 0),
+        ("oracle", 0.3, 0.01, 0),
+        ("teal", 0.3, 0.1, 1),
+        ("static", 0.3, 0.5, 0),
+    ]
 
 
 def test_the_run_sets_of_a_report_are_the_sweeps_own(swept: Written) -> None:

@@ -10,10 +10,10 @@ from shadow.executors.gpu.cache import DeviceKeyValues
 from shadow.executors.gpu.units import read_units, write_units
 from shadow.executors.gpu.weights import DeviceWeights, LayerRows, Norm
 
-Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, E], just before it
+Through = Callable[[int, Tensor], None]  # adds to the state [B, E] what a layer writes
 
 
-def step(weights: DeviceWeights, memory: DeviceKeyValues, enter: Enter, ids: Tensor) -> Tensor:
+def step(weights: DeviceWeights, memory: DeviceKeyValues, through: Through, ids: Tensor) -> Tensor:
     """ids: int64 [B], the token at the memory's `end` of each row -> logits, float32 [B, V].
 
     Nothing here waits for the device, and all that differs between tokens lies in its memory. The stream is
@@ -23,10 +23,8 @@ def step(weights: DeviceWeights, memory: DeviceKeyValues, enter: Enter, ids: Ten
     h = F.embedding(ids, weights.embedding).float()
     if weights.positions is not None:
         h += F.embedding(sizes.first + memory.end - memory.start, weights.positions)
-    for index, layer in enumerate(weights.layers):
-        enter(index, h)
-        attention(weights, layer, index, memory, h)
-        neurons(weights, layer, index, memory, h)
+    for index in range(sizes.layers):
+        through(index, h)
     x = normed(weights, weights.last_norm, h)
     return F.linear(x, weights.vocabulary, weights.vocabulary_bias).float()
 

@@ -21,8 +21,9 @@ from shadow.executors.calls import (
 from shadow.executors.cpu.scoring import TOP, Rule, rule_of
 from shadow.executors.given import Given
 from shadow.executors.gpu.cache import DeviceKeyValues, taken_from
+from shadow.executors.gpu.channel_layers import ChannelLayers
 from shadow.executors.gpu.choice import Choice
-from shadow.executors.gpu.decode import step
+from shadow.executors.gpu.decode import attention, neurons, step
 from shadow.executors.gpu.tuning import INTERPRETED
 from shadow.executors.gpu.weights import place
 from shadow.executors.masked import dropping
@@ -49,9 +50,12 @@ class DeviceRun(Answering):
     def __init__(self, model: PreTrainedModel, planner: Planner) -> None:
         """planner: makes the plans of prompts, and counts."""
         super().__init__(model)
-        self.model, self.planner, self.weights = model, planner, place(model, planner.constants)
+        self.model, self.planner = model, planner
+        by_channel = any(site.kind == "channel" for site in planner.sites.values())
+        self.weights = place(model, None if by_channel else planner.constants)
+        self.channels = ChannelLayers(model, planner) if by_channel else None
         self.own_forward = model.forward
-        self.each_token = planner.decides_each_token
+        self.each_token = planner.decides_each_token and not by_channel
         self.rule: Rule | None = rule_of(model, planner.policy) if self.each_token else None
         sizes, device = self.weights.sizes, model.device
         self.units: dict[Kind, tuple[int, int]] = {
@@ -63,9 +67,14 @@ class DeviceRun(Answering):
             for index, kind in enumerate(KINDS):
                 way, least, above = (torch.from_numpy(part[:, index]).to(device) for part in self.rule)
                 self.rules[kind] = DeviceRule(way.int(), least.int(), above.contiguous())
+        self.counted: dict[str, int] = {slot: units for slot, (units, _) in self.units.items()}
+        if self.channels is not None:
+            self.counted = self.channels.units
         # of new tokens, counted on the device until somebody asks: rows, and units kept of each layer
         self.rows = torch.zeros((), dtype=torch.int64, device=device)
-        self.kept = {kind: torch.zeros(sizes.layers, dtype=torch.int64, device=device) for kind in KINDS}
+        self.kept = {
+            slot: torch.zeros(sizes.layers, dtype=torch.int64, device=device) for slot in self.counted
+        }
 
     @property
     def scorer(self) -> Scorer:
@@ -79,11 +88,11 @@ class DeviceRun(Answering):
         """Tell the planner of the tokens since it was told last."""
         rows = int(self.rows)
         self.planner.counts.tokens += rows
-        for counted, (units, _) in self.units.items():
-            for layer, kept in enumerate(self.kept[counted].tolist()):
-                self.planner.total[layer, counted] += rows * units
-                self.planner.kept[layer, counted] += kept
-            self.kept[counted].zero_()
+        for slot, units in self.counted.items():
+            for layer, kept in enumerate(self.kept[slot].tolist()):
+                self.planner.total[layer, slot] += rows * units
+                self.planner.kept[layer, slot] += kept
+            self.kept[slot].zero_()
         self.rows.zero_()
 
     def achieved(self, kind: Kind) -> float:
@@ -203,14 +212,23 @@ class DeviceRun(Answering):
     def step(self, memory: DeviceKeyValues, ids: Tensor, real: Tensor) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
         taps = {signal.layer for signal in self.planner.signals} if self.each_token else set()
+        weights, channels = self.weights, self.channels
 
-        def enter(layer: int, state: Tensor) -> None:
-            if layer in taps:
-                self.choose(memory.choices, layer, state)
+        def through(index: int, h: Tensor) -> None:
+            if channels is not None:
+                channels.run(weights, memory, index, h)
+                return
+            if index in taps:
+                self.choose(memory.choices, index, h)
+            attention(weights, weights.layers[index], index, memory, h)
+            neurons(weights, weights.layers[index], index, memory, h)
 
-        logits = step(self.weights, memory, enter, ids)
+        logits = step(weights, memory, through, ids)
         memory.advance()
         self.rows += real.sum()
+        if channels is not None:
+            channels.add_kept(self.kept, real)
+            return logits
         for kind, choice in memory.choices.items():
             self.kept[kind] += (choice.kept * real).sum(1)
         return logits

@@ -164,15 +164,22 @@ def write_kernel(
 
 
 @triton.jit
-def add_kernel(stream, parts, base, size, E, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """stream += base + the parts, in their order, so that the sum does not vary."""
+def add_kernel(
+    parts, factor, base, before, out, size, E, SPLITS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out: the parts, in their order, so that the sum does not vary, times factor, plus base and what was
+    before; factor and before may be None."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    total = tl.load(base + at % E, mask=inside, other=0.0)
+    total = tl.zeros((BLOCK,), tl.float32)
     for split in tl.static_range(SPLITS):
         total += tl.load(parts + split * size + at, mask=inside, other=0.0)
-    total += tl.load(stream + at, mask=inside, other=0.0)
-    tl.store(stream + at, total, mask=inside)
+    if factor is not None:
+        total *= tl.load(factor + at % E, mask=inside, other=0.0)
+    total += tl.load(base + at % E, mask=inside, other=0.0)
+    if before is not None:
+        total += tl.load(before + at, mask=inside, other=0.0)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
 def read_units(
@@ -212,8 +219,7 @@ def write_units(x: Tensor, weight: Tensor, units: Units, base: Tensor, stream: T
     float32 [E]; stream: float32 [B, E].
     """
     (rows, count), width = x.shape, weight.shape[1]
-    wanted = triton.cdiv(PROGRAMS, triton.cdiv(width, 128))
-    splits = triton.next_power_of_2(min(32, wanted, triton.cdiv(units.most * units.width, 64)))
+    splits = splits_of(width, units.most * units.width)
     parts = torch.empty(splits, rows, width, device=x.device)
 
     def grid(meta: dict[str, int]) -> tuple[int, int]:
@@ -224,5 +230,20 @@ def write_units(x: Tensor, weight: Tensor, units: Units, base: Tensor, stream: T
         rows, width, count, triton.next_power_of_2(units.most),
         WIDTH=units.width, DOT=dot_type(x.dtype), LINES=lines_of(rows), SPLITS=splits,
     )  # fmt: skip
-    size, block = rows * width, 256
-    add_kernel[(triton.cdiv(size, block),)](stream, parts, base, size, width, SPLITS=splits, BLOCK=block)
+    add(parts, None, base, stream, stream)
+
+
+def splits_of(width: int, most: int) -> int:
+    """Into how many parts a sum over so many rows of weights is cut."""
+    wanted = triton.cdiv(PROGRAMS, triton.cdiv(width, 128))
+    return triton.next_power_of_2(min(32, wanted, triton.cdiv(most, 64)))
+
+
+def add(parts: Tensor, factor: Tensor | None, base: Tensor, before: Tensor | None, out: Tensor) -> None:
+    """out = before + base + factor * the sum of parts. parts: float32 [splits, B, E]; factor, base: float32
+    [E]; before: float32 [B, E], may be out itself; out: [B, E]."""
+    (splits, rows, width), block = parts.shape, 256
+    size = rows * width
+    add_kernel[(triton.cdiv(size, block),)](
+        parts, factor, base, before, out, size, width, SPLITS=splits, BLOCK=block
+    )

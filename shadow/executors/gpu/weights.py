@@ -61,9 +61,10 @@ class DeviceWeights(NamedTuple):
     turns: tuple[Tensor, float] | None
 
 
-def place(model: PreTrainedModel, fill: Mapping[SiteKey, Tensor]) -> DeviceWeights:
+def place(model: PreTrainedModel, fill: Mapping[SiteKey, Tensor] | None) -> DeviceWeights:
     """Nothing is copied but what is turned over, whose parameters become views of it: the model works as
-    before. fill: [U, D] of the layers and kinds where something stands in a dropped unit's place."""
+    before. fill: [U, D] of the layers and kinds where something stands in a dropped unit's place; None: the
+    layers are left out."""
     if model.dtype not in DTYPES:
         raise UserError(
             "executor=gathered on a GPU needs a model of dtype float32, bfloat16 or float16, got "
@@ -78,7 +79,7 @@ def place(model: PreTrainedModel, fill: Mapping[SiteKey, Tensor]) -> DeviceWeigh
     sizes, parts = describe(model)
     return DeviceWeights(
         sizes=sizes,
-        layers=[rows_of(index, layer, fill) for index, layer in enumerate(parts.layers)],
+        layers=[] if fill is None else [rows_of(n, layer, fill) for n, layer in enumerate(parts.layers)],
         last_norm=Norm(*norm_of(parts.last_norm)),
         embedding=parts.embedding.weight.detach(),
         vocabulary=parts.head.weight.detach(),
@@ -116,12 +117,15 @@ def rows_of(index: int, layer: LayerParts, fill: Mapping[SiteKey, Tensor]) -> La
     )
 
 
-def turn_over(linear: nn.Linear) -> Tensor:
-    """-> the weight, transposed, its rows one behind the other; the parameter becomes a view of it."""
-    rows = linear.weight.detach().T
-    if not rows.is_contiguous():
-        rows = rows.contiguous()
-        linear.weight.data = rows.T
+def turn_over(*linears: nn.Linear) -> Tensor:
+    """-> the weights, transposed, side by side, [inputs, outputs of all], its rows one behind the other; the
+    parameters become views of it."""
+    weights = [linear.weight.detach().T for linear in linears]
+    if len(weights) == 1 and weights[0].is_contiguous():
+        return weights[0]
+    rows = torch.cat(weights, 1).contiguous()
+    for linear, part in zip(linears, rows.split([linear.out_features for linear in linears], 1)):
+        linear.weight.data = part.T
     return rows
 
 
