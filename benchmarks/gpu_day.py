@@ -4,8 +4,8 @@
     python benchmarks/gpu_day.py FOLDER --dry      # the same code with tiny models on a CPU: shows no speed
     python benchmarks/gpu_day.py FOLDER --part same times
 
-Writes gpu_day.md, gpu_day.json and gpu_day.png. A part that fails or takes too long says so in its table, the
-others go on, and the exit code is 1.
+Writes gpu_day.md, gpu_day.json and gpu_day.png. A part that fails or takes too long says so below what it had
+found, the others go on, and the exit code is 1.
 """
 
 import argparse
@@ -52,7 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
         raise SystemExit("benchmarks/gpu_day.py needs CUDA, which torch does not find here: give --dry")
     asked.folder.mkdir(parents=True, exist_ok=True)
     if asked.alone:
-        write(asked.folder / f"{asked.part[0]}.json", in_this_process(asked.part[0], asked.dry))
+        file = asked.folder / f"{asked.part[0]}.json"
+        write(file, in_this_process(asked.part[0], asked.dry, file))
         return 0
     found = {
         name: in_this_process(name, True) if asked.dry else in_its_own(name, asked.folder)
@@ -62,19 +63,26 @@ def main(words: Sequence[str] | None = None) -> int:
     return int(any(row.get("broken") for part in found.values() for row in part["rows"]))
 
 
-def in_this_process(name: str, dry: bool) -> dict[str, Any]:
+def in_this_process(name: str, dry: bool, file: Path | None = None) -> dict[str, Any]:
+    """file: is written again with each row, for whoever must end this."""
     module, start = importlib.import_module(PARTS[name].module), time.monotonic()
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"seconds": 0.0, "columns": list(module.COLUMNS), "rows": rows}
     try:
-        rows = module.run(dry)
+        for row in module.run(dry):
+            rows.append(row)
+            found["seconds"] = time.monotonic() - start
+            if file is not None:
+                write(file, found)
     except Exception as error:  # whatever it is: the table says it, and the other parts go on
         traceback.print_exc()
-        rows = [broken(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
-    return {"seconds": time.monotonic() - start, "columns": list(module.COLUMNS), "rows": rows}
+        rows.append(broken(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+    return found | {"seconds": time.monotonic() - start}
 
 
 def in_its_own(name: str, folder: Path) -> dict[str, Any]:
-    """So that a part which hangs, or takes the device down, leaves the others theirs."""
-    start, file = time.monotonic(), folder / f"{name}.json"
+    """So that a part which hangs, or takes the device down, leaves what it has found, and others go on."""
+    start, file, why = time.monotonic(), folder / f"{name}.json", None
     file.unlink(missing_ok=True)
     command = [sys.executable, __file__, str(folder), "--part", name, "--alone"]
     with (folder / f"{name}.log").open("w") as log:
@@ -82,13 +90,14 @@ def in_its_own(name: str, folder: Path) -> dict[str, Any]:
             code = subprocess.run(
                 command, stdout=log, stderr=subprocess.STDOUT, timeout=PARTS[name].seconds, check=False
             ).returncode
-            why = f"ended with exit code {code}, see {name}.log"
+            if code:
+                why = f"ended with exit code {code}, see {name}.log"
         except subprocess.TimeoutExpired:
             why = f"took more than its {PARTS[name].seconds} s"
-    print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
-    if file.is_file():
-        return json.loads(file.read_text())
-    return {"seconds": time.monotonic() - start, "columns": ["why"], "rows": [broken(why)]}
+    seconds = time.monotonic() - start
+    print(f"{name}: {seconds:.0f} s", flush=True)
+    found = {"columns": ["why"], "rows": []} if not file.is_file() else json.loads(file.read_text())
+    return found | {"seconds": seconds, "rows": [*found["rows"], *([broken(why)] if why else [])]}
 
 
 def broken(why: str) -> dict[str, Any]:
@@ -139,7 +148,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds a token: median and quartiles")
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(file)
 
 

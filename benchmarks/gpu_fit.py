@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,10 +12,9 @@ COLUMNS = ("model", "layers", "windows", "stage", "seconds", "peak, GB", "what",
 NAME = "opt-13b"
 
 
-def run(dry: bool) -> list[dict]:
+def run(dry: bool) -> Iterator[dict]:
     shape = fitting((DRY if dry else SHAPES)[NAME], torch.bfloat16, 2)
     windows, tokens = (8, 16) if dry else (64, 64)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for stage in ("traces", "predictor"):
             words = [
@@ -38,7 +38,7 @@ def run(dry: bool) -> list[dict]:
                 torch.cuda.reset_peak_memory_stats()
             trained(words, Path(folder))
             peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-            rows.append(
+            yield (
                 {
                     "model": NAME,
                     "layers": shape.layers,
@@ -50,7 +50,6 @@ def run(dry: bool) -> list[dict]:
                     "why": None if torch.cuda.is_available() else "memory not measured: no GPU",
                 }
             )
-    return rows
 
 
 def trained(words: list[str], folder: Path) -> None:

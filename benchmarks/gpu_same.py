@@ -1,5 +1,7 @@
 """Masked, gathered and dense on one model, with the same tokens: how far their logits lie apart."""
 
+from collections.abc import Iterator
+
 import torch
 from gpu_models import PROMPT, WAYS, Way, build, device, fitting, gathered, ids_of, no_kernels, said, shapes
 from torch import Tensor
@@ -14,19 +16,16 @@ COLUMNS = ("model", "dtype", "layers", "plan", "level", "skipped %", "compared",
 LEVEL = 0.5
 
 
-def run(dry: bool) -> list[dict]:
+def run(dry: bool) -> Iterator[dict]:
     """Both executors at level 0.5, and both beside dense at level 0."""
-    rows = []
     for name in (*(() if dry else ("opt-mini",)), *shapes(dry)):
         model = model_of(name, dry)
         for way in WAYS.values():
-            rows += of_way(name, model, way(model, LEVEL), dry)
-        rows += of_way(
-            name, model, Way("everything", WAYS["channels"](model, LEVEL).scorer, SparsityPolicy(0)), dry
-        )
+            yield from of_way(name, model, way(model, LEVEL), dry)
+        scorer = WAYS["channels"](model, LEVEL).scorer
+        yield from of_way(name, model, Way("everything", scorer, SparsityPolicy(0)), dry)
         del model
         torch.cuda.empty_cache()
-    return rows
 
 
 def model_of(name: str, dry: bool) -> PreTrainedModel:

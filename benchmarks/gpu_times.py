@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -18,8 +19,8 @@ COLUMNS = ("model", "layers", "rows", "plan", "level", "ms a token", "from", "to
 LEVELS = (0.0, 0.5, 0.7)
 
 
-def run(dry: bool) -> list[dict]:
-    speed, rows = bandwidth(dry), []
+def run(dry: bool) -> Iterator[dict]:
+    speed = bandwidth(dry)
     note = f"device to device {speed / 1e9:.0f} GB/s"
     for name, shape in shapes(dry).items():
         dtype = torch.float32 if dry else torch.bfloat16
@@ -30,10 +31,10 @@ def run(dry: bool) -> list[dict]:
             levels = LEVELS[1:2] if dry else LEVELS
             ways = [make(turned, level)._replace(name=plan) for level in levels]
             for batch in (1,) if dry else (1, 4):
-                rows += by_turns(name, stock, turned, ways, batch, speed, dry)
+                for row in by_turns(name, stock, turned, ways, batch, speed, dry):
+                    yield row | {"note": note}
             del stock, turned, ways
             torch.cuda.empty_cache()
-    return [row | {"note": note} for row in rows]
 
 
 def by_turns(

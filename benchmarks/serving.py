@@ -111,7 +111,17 @@ def main() -> None:
     if asked.dense:
         with listen(HERE, 0) as free:
             port = str(free.getsockname()[1])
-        dense = ["transformers.cli.transformers", "serve", asked.dense, "--device", "cpu", "--port", port]
+        dense = [
+            "transformers.cli.transformers",
+            "serve",
+            asked.dense,
+            "--device",
+            "cpu",
+            "--host",
+            HERE,
+            "--port",
+            port,
+        ]
         rated("transformers serve, dense", [sys.executable, "-m", *dense], asked.dense, right, asked.at_once)
     if asked.gguf:
         llama = [sys.executable, "-c", LLAMA, asked.gguf, str(max(asked.at_once))]
@@ -168,7 +178,7 @@ def address_in(log: IO[str], server: subprocess.Popen) -> str:
         ended = server.poll() is not None
         log.seek(0)
         said = log.read()
-        if found := re.search(r"http://[\d.]+:\d+", said):
+        if found := re.search(r"http://[\w.]+:\d+", said):
             return found.group()
         if ended:
             sys.exit(f"{' '.join(server.args)[:200]} ended before it listened:\n{said[-2000:]}")

@@ -15,7 +15,7 @@ from .leaderboard import LEADERBOARD
 from .upload import BYTES, TABLE, logger_settings, series
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report, Runset
+    from wandb_workspaces.reports.v2 import Layout, Report, Runset
     from wandb_workspaces.reports.v2.interface import BlockTypes, PanelTypes
 
 log = logging.getLogger(__name__)
@@ -101,16 +101,24 @@ def line_plots(written: Written, chart: Chart) -> list["PanelTypes"]:
             title_y=metric,
             log_y=metric == chart.perplexity,
             smoothing_type="none",
+            layout=at(place),
         )
-        for metric, drawn in wanted
+        for place, (metric, drawn) in enumerate(wanted)
     ]
     tables = [*([LEADERBOARD] if ranked else []), TABLE]
-    panels += [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
+    for name in tables:
+        panels.append(wr.WeavePanelSummaryTable(table_name=name, layout=at(len(panels))))
     if chart.name in written.figures:
-        panels.append(wr.MediaBrowser(media_keys=[written.figures[chart.name].stem]))
-    for place, panel in enumerate(panels):
-        panel.layout = wr.Layout(x=12 * (place % 2), y=10 * (place // 2), w=12, h=10)
+        stem = written.figures[chart.name].stem
+        panels.append(wr.MediaBrowser(media_keys=[stem], layout=at(len(panels))))
     return panels
+
+
+def at(place: int) -> "Layout":
+    """Of a grid of two in a row."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.Layout(x=12 * (place % 2), y=10 * (place // 2), w=12, h=10)
 
 
 def scatter_plots(written: Written) -> list["PanelTypes"]:

@@ -1,6 +1,7 @@
 """What is prepared for a GPU runs on a CPU with tiny models, and tells of a part that fails."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -47,11 +48,13 @@ def test_a_part_that_fails_says_so_and_the_others_go_on(
 ) -> None:
     import gpu_same
 
-    def run(dry: bool) -> list[dict]:
+    def run(dry: bool) -> Iterator[dict]:
+        yield {"model": "one that went well"}
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(gpu_same, "run", run)
     assert gpu_day.main([str(tmp_path), "--dry", "--part", "same", "tests"]) == 1
     said = (tmp_path / "gpu_day.md").read_text()
+    assert "one that went well" in said
     assert "RuntimeError: out of memory" in said
     assert "tests/unit/test_gpu_kernels.py" in said

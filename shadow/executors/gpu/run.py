@@ -67,7 +67,7 @@ class DeviceRun(Answering):
             for index, kind in enumerate(KINDS):
                 way, least, above = (torch.from_numpy(part[:, index]).to(device) for part in self.rule)
                 self.rules[kind] = DeviceRule(way.int(), least.int(), above.contiguous())
-        self.counted = {slot: units for slot, (units, _) in self.units.items()}
+        self.counted: dict[str, int] = {slot: units for slot, (units, _) in self.units.items()}
         if self.channels is not None:
             self.counted = self.channels.units
         # of new tokens, counted on the device until somebody asks: rows, and units kept of each layer
