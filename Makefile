@@ -26,7 +26,7 @@ test: $(VENV)/.tested ## run the whole suite, on all cores
 fast: $(VENV)/.tested ## run the suite without what takes the real model or several processes
 	$(TESTS) -m "not slow and not nightly"
 
-nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill jobs and compare what they end in
+nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill jobs and compare what they end in; run the documented commands
 	$(BIN)/python -m pytest -m nightly
 
 fuzz: $(VENV)/.tested ## try 5,000 inputs of each kind, or SHADOW_FUZZ

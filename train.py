@@ -3,6 +3,8 @@
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 
@@ -15,6 +17,7 @@ def main(cfg: DictConfig) -> float | None:
     from shadow.jobs import checks, estimate, fitting, loading, stores
     from shadow.jobs.calibration import reads_store
     from shadow.jobs.method import is_trained, learns
+    from shadow.jobs.missing import evaluate_command
     from shadow.jobs.prepared import prepared
     from shadow.jobs.run import job
 
@@ -41,6 +44,8 @@ def main(cfg: DictConfig) -> float | None:
         elif not is_trained(cfg):
             log.info("predictor=%s sparsity.scope=%s: nothing to fit", cfg.predictor.name, cfg.sparsity.scope)
         this.record["metrics"] = {name: {"value": value, "stderr": None} for name, value in metrics.items()}
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            log.info("measure it: %s", evaluate_command())
         return metrics.get("val/mass@50")
 
 

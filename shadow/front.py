@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,7 +20,7 @@ from shadow.models.sites import SiteKey
 from shadow.plans.facts import DecidedAt, Facts
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.refusals import refusal
-from shadow.plans.stand_ins import Corrects, Mean, StandIn, Zero
+from shadow.plans.stand_ins import Corrects, Mean, StandIn, Zero, kind_of_stand_in
 from shadow.scorers.protocol import Brings, Scorer, traits_of
 
 Named = Literal["auto", "mean", "zero"]
@@ -87,7 +86,7 @@ def open_run(
         )
     if policy.level > 0:
         policy = policy.of(scorer.kinds)
-    facts = replace(facts_of(model, scorer, policy, decided_at), corrects=isinstance(stand_in, Corrects))
+    facts = facts_of(model, scorer, policy, decided_at, stand_in)
     require_eager(model)
     reason = refusal(facts) or executor.refuses(facts)
     if reason is not None:
@@ -129,7 +128,13 @@ def chosen(policy: SparsityPolicy | None, level: float | None) -> SparsityPolicy
     return policy
 
 
-def facts_of(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, decided_at: DecidedAt) -> Facts:
+def facts_of(
+    model: PreTrainedModel,
+    scorer: Scorer,
+    policy: SparsityPolicy,
+    decided_at: DecidedAt,
+    stand_in: StandIn,
+) -> Facts:
     sites = find_sites(model, sorted(scorer.kinds))
     return Facts(
         policy=policy,
@@ -141,6 +146,8 @@ def facts_of(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy, dec
         experts=max((site.ranking.experts for site in sites), default=1),
         device=model.device.type,
         dtype=str(model.dtype)[6:],
+        stand_in=kind_of_stand_in(stand_in),
+        corrects=isinstance(stand_in, Corrects),
     )
 
 

@@ -1,7 +1,8 @@
-"""python -m sweeps FOLDER...: curves, or another report, from the run records below the folders."""
+"""`shadow report FOLDER...`: curves, or another report, from the run records below the folders."""
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from .records.record import RecordError
@@ -10,9 +11,10 @@ from .reports.write import require_known, summary, write
 from .wandb.upload import upload
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    """words: None: those of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m sweeps",
+        prog="shadow report",
         description="Redraw curves, or another report, from run.json files: CSV, PNG, Markdown and HTML.",
     )
     parser.add_argument(
@@ -41,7 +43,7 @@ def main() -> None:
         action="store_true",
         help="make a W&B Report of the runs that the jobs and --wandb have logged (extra: wandb-reports)",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     report = find_report(args.report)
     try:

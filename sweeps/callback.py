@@ -85,7 +85,7 @@ class ReportCallback(Callback):
     @property
     def command(self) -> str:
         """Does by hand what this does."""
-        return f"python -m {__package__}" + ("" if self.report == "curve" else f" --{self.report}")
+        return "shadow report" + ("" if self.report == "curve" else f" --{self.report}")
 
     def finish(self, folder: Path, with_wandb: bool) -> None:
         from .wandb.upload import upload

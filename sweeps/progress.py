@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from .duration import duration
 from .records.variants import SAME_CURVE_GROUPS, split_override
 
 ASIDE = ("tags", "launch", *SAME_CURVE_GROUPS)  # overrides that change nothing of a point
@@ -109,13 +110,3 @@ def usual_seconds(records: Iterable[dict[str, Any]], config: DictConfig) -> floa
 
 def plain_of(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def duration(seconds: float) -> str:
-    """As one says it."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} minutes"
-    return f"{minutes / 60:.1f} hours"

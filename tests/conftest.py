@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are im
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, whoever does it first
 
+from shadow.artifacts.files import key_of  # noqa: E402
 from shadow.data.batches import Batch, Example, collate  # noqa: E402
 from shadow.models.kinds import find_sites  # noqa: E402
 from shadow.models.load import LM, from_package, random_llama, random_opt  # noqa: E402
@@ -337,15 +337,16 @@ def kill_while_writing() -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Callable[[], object]], None]:
-    """shelf(folder, make): let the artifact `folder` be there, made once in a test run, afterwards copied.
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """shelf(folder, make, state=()): let the artifact `folder` be there, made once in a test run, afterwards
+    copied; state: what tells apart what one folder may hold.
 
     A test of making it calls `make` itself.
     """
     kept = tmp_path_factory.mktemp("shelf")
 
-    def put(folder: Path, make: Callable[[], object]) -> None:
-        copy = kept / folder.parent.name / folder.name
+    def put(folder: Path, make: Callable[[], object], state: Sequence[str] = ()) -> None:
+        copy = kept / key_of(list(state)) / folder.parent.name / folder.name
         if folder.exists():
             return
         if copy.exists():
@@ -359,16 +360,15 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, Callable[
 
 @pytest.fixture(scope="session")
 def compose_once() -> Callable[[str, Sequence[str]], "DictConfig"]:
-    """compose_once(script, overrides): what Hydra makes of them, an eighth of a second each, and once."""
+    """compose_once(script, overrides): what Hydra makes of them, of the same options once."""
+    from composed import Kept
     from hydra import compose as hydra_compose
 
-    kept: dict = {}
+    kept = Kept()
 
     def make(script: str, overrides: Sequence[str]) -> "DictConfig":
-        known = (script, *overrides)
-        if known not in kept:
-            kept[known] = hydra_compose(script, list(overrides), return_hydra_config=True)
-        return deepcopy(kept[known])
+        with kept.used():
+            return hydra_compose(script, list(overrides), return_hydra_config=True)
 
     return make
 

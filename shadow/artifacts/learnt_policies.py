@@ -16,8 +16,8 @@ PATTERN = "thresholds-*.json"
 TOLD = [field.name for field in fields(SparsityPolicy) if field.name not in ("scope", "levels", "thresholds")]
 
 CURE = (
-    "`python evaluate.py sparsity=threshold make_missing=true`, with this level and the settings of the "
-    "predictor, leaves them in its folder"
+    "`shadow evaluate predictor=NAME sparsity=threshold make_missing=true`, with this level and the "
+    "settings of the predictor, leaves them in its folder"
 )
 Case = tuple[str, float]  # decided_at and level
 

@@ -10,7 +10,7 @@ from shadow.checkpoint.method import Method
 TAGS = ("contextual-sparsity", "shadow-llm", "text-generation")
 AT_PROMPT = (
     "Plans are made once, of the prompt that `generate` is given. lm-eval's `hf` scores texts by calling the "
-    "model, which shows it prompt and answer as one: score by `shadow-lm-eval --model shadow` instead."
+    "model, which shows it prompt and answer as one: score by `shadow lm-eval --model shadow` instead."
 )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from shadow.errors import UserError
 from shadow.executors.replaced import replace_method
 from shadow.executors.run import Executor, Run
 from shadow.front import facts_of, open_run
-from shadow.plans.stand_ins import Corrects
 
 
 class Opened:
@@ -50,9 +48,9 @@ class Opened:
     def refuses(self, executor: Executor) -> str | None:
         """One sentence; None: the executor can run this method."""
         method = self.method
-        facts = facts_of(self.model, method.scorer, method.policy.of(method.scorer.kinds), method.decided_at)
-        corrects = isinstance(method.stand_in, Corrects)
-        return executor.refuses(replace(facts, corrects=corrects))
+        policy = method.policy.of(method.scorer.kinds)
+        facts = facts_of(self.model, method.scorer, policy, method.decided_at, method.stand_in)
+        return executor.refuses(facts)
 
     def close(self) -> None:
         """The model is dense from now on."""

@@ -28,11 +28,16 @@ def usual_options(task: str) -> dict[str, str | None]:
 
 
 def chosen_by(options: Mapping[str, str | None]) -> dict[str, str]:
-    """Of other groups the options that these choose, as predictor=recommended chooses sparsity=learnt."""
+    """Of other groups the options that these choose, as predictor=recommended chooses sparsity=learnt.
+
+    So do those of its group that an option is made from, as sweep=demo of sweep=methods.
+    """
     found: dict[str, str] = {}
     for group, option in options.items():
         for entry in content_of_option(group, option or "").get("defaults", []):
-            if isinstance(entry, dict):
+            if isinstance(entry, str) and entry != "_self_":
+                found |= chosen_by({group: entry.partition("@")[0]})
+            elif isinstance(entry, dict):
                 found |= {
                     name.removeprefix("override /"): other
                     for name, other in entry.items()

@@ -54,7 +54,11 @@ def choices(task: str, words: Sequence[str]) -> dict[str, str | None]:
     usual = usual_options(task)
     given = {group: option for group, _, option in (word.partition("=") for word in words) if group in usual}
     chosen = {**usual, **given}
-    chosen |= {group: option for group, option in chosen_by(chosen).items() if group in usual.keys() - given}
+    for _ in range(len(usual)):  # what is chosen so may choose others, or leave off choosing
+        found = {name: option for name, option in chosen_by(chosen).items() if name in usual}
+        if (told := {**usual, **found, **given}) == chosen:
+            break
+        chosen = told
     return {name: option for name, option in chosen.items() if options_of(name)}
 
 

@@ -40,7 +40,7 @@ def ls(words: Sequence[str]) -> None:
     if "runs" in asked:
         print("\n".join(runs(root() / "logs")))
     elif not artifacts:
-        print(f"nothing is made yet in {root() / 'artifacts'}: `shadow train` makes a predictor")
+        print(f"nothing is made yet in {root() / 'artifacts'}: `shadow train` makes what a method learns")
     else:
         points = points_in(root() / "artifacts")
         print(f"{len(points)} measured points, which no job measures again")

@@ -1,91 +1,33 @@
 """`shadow NAME ...`: one command for all that the framework does."""
 
+import pkgutil
 import sys
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from shadow.errors import UserError, meant
 
-Words = Sequence[str]
-
 
 class Command(NamedTuple):
+    """function: takes the words behind the command; sought when it is asked for, as torch takes seconds."""
+
     about: str
-    run: Callable[[Words], None]
-
-
-def train(words: Words) -> None:
-    from shadow.commands.scripts import run
-
-    run("train.py", words)
-
-
-def evaluate(words: Words) -> None:
-    from shadow.commands.scripts import run
-
-    run("evaluate.py", words)
-
-
-def sweep(words: Words) -> None:
-    from shadow.commands.sweep import sweep as chosen
-
-    chosen(words)
-
-
-def lm_eval(words: Words) -> None:
-    from shadow.measures.lm_eval import main as run
-
-    sys.argv = ["shadow lm-eval", *words]
-    run()
-
-
-def compare(words: Words) -> None:
-    from shadow.jobs.compare import main as run
-
-    run(words)
-
-
-def export(words: Words) -> None:
-    from shadow.jobs.export import main as run
-
-    run(words)
-
-
-def recommend(words: Words) -> None:
-    from shadow.jobs.recommend import main as run
-
-    run(words)
-
-
-def serve(words: Words) -> None:
-    from shadow.serving.command import main as run
-
-    run(words)
-
-
-def ls(words: Words) -> None:
-    from shadow.commands.ls import ls as tell
-
-    tell(words)
-
-
-def rm(words: Words) -> None:
-    from shadow.commands.rm import rm as remove
-
-    remove(words)
+    function: str
 
 
 COMMANDS = {
-    "train": Command("collect a model's traces and fit a predictor", train),
-    "evaluate": Command("make a model sparse and measure it", evaluate),
-    "sweep": Command("measure many settings, and draw the curve", sweep),
-    "compare": Command("put dense and sparse text side by side, and which units stayed", compare),
-    "recommend": Command("find the method that skips most within a budget", recommend),
-    "export": Command("write a checkpoint that is sparse when it is loaded", export),
-    "serve": Command("serve such a checkpoint by an OpenAI-compatible API", serve),
-    "ls": Command("tell what was made and run", ls),
-    "rm": Command("take artifacts away", rm),
-    "lm-eval": Command("lm-eval's own command, with --model shadow", lm_eval),
+    "train": Command("make all that a method learns of a model", "shadow.commands.scripts:train"),
+    "evaluate": Command("make a model sparse and measure it", "shadow.commands.scripts:evaluate"),
+    "sweep": Command("measure many settings, and draw the curve", "shadow.commands.sweep:sweep"),
+    "report": Command("draw anew what sweeps have measured", "shadow.sweeps.__main__:main"),
+    "compare": Command(
+        "put dense and sparse text side by side, and which units stayed", "shadow.jobs.compare:main"
+    ),
+    "recommend": Command("find the method that skips most within a budget", "shadow.jobs.recommend:main"),
+    "export": Command("write a checkpoint that is sparse when it is loaded", "shadow.jobs.export:main"),
+    "serve": Command("serve such a checkpoint by an OpenAI-compatible API", "shadow.serving.command:main"),
+    "ls": Command("tell what was made and run", "shadow.commands.ls:ls"),
+    "rm": Command("take artifacts away", "shadow.commands.rm:rm"),
+    "lm-eval": Command("lm-eval's own command, with --model shadow", "shadow.measures.lm_eval:main"),
 }
 
 
@@ -98,7 +40,7 @@ def main() -> None:
         near = meant(name, COMMANDS) or f": give one of {', '.join(COMMANDS)}"
         sys.exit(f"there is no command shadow {name}{near}")
     try:
-        COMMANDS[name].run(words)
+        pkgutil.resolve_name(COMMANDS[name].function)(words)
     except UserError as error:
         sys.exit(str(error))
 

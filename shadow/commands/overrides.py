@@ -74,11 +74,12 @@ def first_of(override: Override) -> str:
         return f"{key}=null"  # whichever number it will be
     first = next(override.sweep_string_iterator(), None)
     if first is None:
-        raise UserError(f"{key}={text} matches none of {', '.join(options_of(key))}")
+        raise UserError(f"{key}={text} matches none of {', '.join(hydras_options(key))}")
     return f"{key}={first}"
 
 
-def options_of(group: str) -> list[str]:
+def hydras_options(group: str) -> list[str]:
+    """Of its own groups and its plugins' too, which comments.options_of, without Hydra, does not know."""
     return list(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
@@ -90,8 +91,8 @@ def refuse_unknown_options(overrides: Sequence[Override], cfg: DictConfig) -> No
         if own or not override.is_choice_sweep() or group not in cfg.hydra.runtime.choices:
             continue
         for value in override.sweep_string_iterator():
-            if value not in options_of(group):
-                raise UserError(no_option(group, value, options_of(group)))
+            if value not in hydras_options(group):
+                raise UserError(no_option(group, value, hydras_options(group)))
 
 
 def refuse_unread(overrides: Sequence[Override], cfg: DictConfig) -> None:
@@ -151,7 +152,7 @@ def settings_alone(task: str, overrides: Sequence[Override]) -> DictConfig:
     chosen = []
     for override in overrides:
         group = override.key_or_group
-        if not override.is_add() and options_of(group):
+        if not override.is_add() and hydras_options(group):
             chosen.append(first_of(override))
     return compose(task, chosen, return_hydra_config=True)
 

@@ -8,6 +8,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent
 
 
+def train(words: Sequence[str]) -> None:
+    run("train.py", words)
+
+
+def evaluate(words: Sequence[str]) -> None:
+    run("evaluate.py", words)
+
+
 def run(name: str, words: Sequence[str]) -> None:
     """As if Python had been started with this script and these words."""
     file = str(script(name))

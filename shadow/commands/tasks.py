@@ -103,7 +103,7 @@ TASKS = {
         "Write the sparse model of these settings, with its card, as a folder that from_pretrained loads.",
         ("folder", "make_missing", "sparsity.level", "sparsity.decided_at", "measure.dtype"),
         (
-            ("model=opt-mini predictor=teal sparsity=threshold make_missing=true", "at level 0.5"),
+            ("model=opt-mini make_missing=true", "the recommended method at level 0.5"),
             (
                 "model=opt-mini predictor=teal sparsity=threshold sparsity.level=0.4 folder=mine",
                 "in a folder of yours",

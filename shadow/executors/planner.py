@@ -23,7 +23,7 @@ from shadow.models.sites import Kind, Site, SiteKey
 from shadow.plans.facts import DecidedAt
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.rules import Plan
-from shadow.plans.stand_ins import Corrects, Guesses, Learnt, Mean, StandIn, Zero
+from shadow.plans.stand_ins import Corrects, Guesses, Learnt, Mean, StandIn
 from shadow.scorers.protocol import ONCE, Looks, Scorer
 from shadow.signals import Signal
 
@@ -94,11 +94,6 @@ class Planner:
     def constants(self) -> dict[SiteKey, Tensor]:
         """What stands in dropped units' places, [U, D] of the sites that are pruned; none where it is 0."""
         one = self.stand_in.within if isinstance(self.stand_in, Learnt) else self.stand_in
-        if type(one) not in (Zero, Mean) and self.policy.level > 0:
-            raise UserError(
-                "executor=gathered puts 0 or constants in dropped units' places: use sparsity.stand_in=zero "
-                f"or mean, or executor=masked, got {type(one).__name__}"
-            )
         values = one.values if isinstance(one, Mean) else {}
         return {key: constant for key, constant in values.items() if self.policy.prunes(key)}
 

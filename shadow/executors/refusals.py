@@ -12,8 +12,9 @@ def gathered_refuses(facts: Facts, storage: str | None, kv_policy: str, compact:
     of_model = _of_model(facts, storage, kv_policy, compact)
     if of_model is not None or facts.policy.level == 0:
         return of_model
-    channels = "channel" in (facts.policy.kinds or ())
-    return (_of_channels(facts, storage) if channels else _of_scorer(facts)) or _of_tokens(facts, compact)
+    if "channel" in (facts.policy.kinds or ()):
+        return _of_channels(facts, storage) or _of_tokens(facts, compact)
+    return _of_scorer(facts) or _of_tokens(facts, compact)
 
 
 def _of_model(facts: Facts, storage: str | None, kv_policy: str, compact: bool) -> str | None:
@@ -72,6 +73,11 @@ def _of_channels(facts: Facts, storage: str | None) -> str | None:
             "executor=gathered reads all inputs of the lm_head: leave it out of sparsity.slots, or use "
             "executor=masked"
         )
+    if facts.stand_in != "zero":
+        return (
+            "executor=gathered puts nothing in the place of channels that it drops: use "
+            f"sparsity.stand_in=zero, or executor=masked, got {facts.stand_in}"
+        )
     return None
 
 
@@ -83,6 +89,11 @@ def _of_scorer(facts: Facts) -> str | None:
         return (
             "executor=gathered changes what is written behind channels alone, as a learnt stand-in does: use "
             "executor=masked, or sparsity.learnt.windows=0"
+        )
+    if facts.stand_in not in ("zero", "mean"):
+        return (
+            "executor=gathered puts 0 or constants in dropped units' places: use sparsity.stand_in=zero or "
+            f"mean, or executor=masked, got {facts.stand_in}"
         )
     if scorer.looks:
         return (

@@ -43,7 +43,7 @@ def learn(
     average plan removes `level`. The average is over tokens, or over rows where a plan is made for a row.
     """
     policy = policy.of(scorer.kinds)
-    reason = refusal(facts_of(model, scorer, policy, decided_at))
+    reason = refusal(facts_of(model, scorer, policy, decided_at, stand_in))
     if reason is not None:
         raise UserError(reason)
     sites = {site.key: site for site in find_sites(model, sorted(scorer.kinds))}

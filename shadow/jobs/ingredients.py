@@ -11,7 +11,7 @@ from shadow.criteria import RANDOM, random_scores_of
 from shadow.data.batches import Batch, Loss, batched
 from shadow.jobs.calibration import budget_data
 from shadow.jobs.fitting import get_predictor, load_predictor
-from shadow.jobs.method import recipe_of
+from shadow.jobs.method import new_recipe
 from shadow.jobs.stores import get_means, get_traces
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM
@@ -67,4 +67,4 @@ def calibration_batches(cfg: DictConfig, lm: LM, windows: int) -> list[Batch]:
 def get_scorer(cfg: DictConfig, lm: LM, loggers: Sequence[Any] = ()) -> Scorer:
     if cfg.sparsity.level == 0:
         return Fixed({})  # nothing is pruned, and nobody asked
-    return recipe_of(cfg).build(lm.model, JobIngredients(cfg, lm, loggers))
+    return new_recipe(cfg).build(lm.model, JobIngredients(cfg, lm, loggers))

@@ -22,10 +22,23 @@ from shadow.plans.facts import Facts, Traits
 from shadow.plans.policy import SparsityPolicy
 from shadow.scorers.recipe import Needs, Recipe
 
+RECIPES: dict[tuple[object, str], Recipe] = {}  # by class and settings
+
 
 def recipe_of(cfg: DictConfig) -> Recipe:
+    """For what a job asks again and again, traits, needs and rules: made once of the same settings."""
     settings = plain(cfg.predictor)
     del settings["name"]  # a label
+    key = class_of("predictor", settings), repr(settings)
+    if key not in RECIPES:
+        RECIPES[key] = new_recipe(cfg)
+    return RECIPES[key]
+
+
+def new_recipe(cfg: DictConfig) -> Recipe:
+    """To build a scorer, which may be the recipe itself and remember what it has seen."""
+    settings = plain(cfg.predictor)
+    del settings["name"]
     recipe = made("predictor", settings)
     missing = [name for name in ("traits", "needs", "refuses", "build") if not hasattr(recipe, name)]
     if missing:
@@ -40,19 +53,23 @@ def executor_of(cfg: DictConfig) -> Executor:
     return cast(Executor, made("executor", plain(cfg.executor)))
 
 
-def made(group: str, settings: Mapping[str, Any]) -> object:
-    """The object of a group's `_target_`, which may also lie in the folder that the job was started from."""
+def class_of(group: str, settings: Mapping[str, Any]) -> Any:
+    """A group's `_target_`, which may also lie in the folder that the job was started from."""
     here, target = HydraConfig.get().runtime.cwd, settings["_target_"]
     if here not in sys.path:
         sys.path.append(here)  # last: no file there hides an installed module
-    others = {name: value for name, value in settings.items() if name != "_target_"}
     try:
-        found = get_object(target or "")
+        return get_object(target or "")
     except (ImportError, ValueError) as error:
         raise UserError(
             f"{group}._target_ must name a class, as my_file.Mine of a file my_file.py in {here}, got "
             f"{target!r} ({error})"
         ) from error
+
+
+def made(group: str, settings: Mapping[str, Any]) -> object:
+    found, target = class_of(group, settings), settings["_target_"]
+    others = {name: value for name, value in settings.items() if name != "_target_"}
     try:
         inspect.signature(found).bind(**others)
     except TypeError as error:
@@ -106,17 +123,18 @@ def facts_of(cfg: DictConfig, level: float | None = None) -> Facts:
     """level: in place of that of the config."""
     config = shape_of(cfg)
     text = config.get_text_config()
-    policy = policy_of(cfg)
+    policy, traits, stand_in = policy_of(cfg), traits_of(cfg), stand_in_of(cfg)
     return Facts(
         policy if level is None else replace(policy, level=level),
         cfg.sparsity.decided_at,
-        traits_of(cfg),
+        traits,
         config,
         text.num_hidden_layers,
         text.num_attention_heads // key_value_heads(text),
         getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1,
         device_of(cfg).type,
         OmegaConf.select(cfg, "measure.dtype") or cfg.model.dtype,
+        stand_in=traits.stands_in if stand_in == "own" else stand_in,
         corrects=learns_stand_in(cfg),
     )
 

@@ -32,7 +32,9 @@ TRAINS = [
     "paths",
     "experiment",
     "debug",
+    "hydra.searchpath",  # where options of one's own lie
 ]
+METHOD = [*TRAINS, "sparsity"]  # and what a method without a net learns
 
 
 def check_made(cfg: DictConfig) -> None:
@@ -46,19 +48,16 @@ def check_made(cfg: DictConfig) -> None:
             check_traces_made(cfg)
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
         what, without = (
-            ("thresholds", "sparsity.scope=layer")
+            ("thresholds", "sparsity=layer")
             if cfg.sparsity.scope == "threshold"
             else ("budgets", "sparsity.budgets=uniform")
         )
-        raise UserError(
-            f"there are no {what} {budgets_file(cfg)}: {cure([*TRAINS, 'sparsity'])}, or give {without}"
-        )
+        raise UserError(f"there are no {what} {budgets_file(cfg)}: {cure(METHOD, 'them')}, or give {without}")
     if learns_stand_in(cfg) and not cfg.make_missing:
         folder = learnt_folder(cfg)
         if not (folder / learnt_stand_ins.CONFIG).is_file():
             raise UserError(
-                f"there is no learnt stand-in {folder}: {cure([*TRAINS, 'sparsity'])}, or give "
-                "sparsity.learnt.windows=0"
+                f"there is no learnt stand-in {folder}: {cure(METHOD)}, or give sparsity.learnt.windows=0"
             )
 
 
@@ -77,18 +76,29 @@ def check_traces_made(cfg: DictConfig) -> None:
         )
 
 
-def cure(groups: Sequence[str] = TRAINS) -> str:
-    return f"make it with `{train_command(groups)}`, or set make_missing=true"
+def cure(groups: Sequence[str] = TRAINS, it: str = "it") -> str:
+    if HydraConfig.get().runtime.choices.get("sweep"):  # which has settings that train.py would not have
+        return "set make_missing=true"
+    return f"make {it} with `{train_command(groups)}`, or set make_missing=true"
 
 
 def train_command(groups: Sequence[str] = TRAINS) -> str:
     """What makes what this job misses, from this job's own overrides of these, as this job was started."""
-    kept = [
+    return command("train", given(groups))
+
+
+def evaluate_command() -> str:
+    """What measures what this job has made."""
+    return command("evaluate", given(METHOD))
+
+
+def given(groups: Sequence[str]) -> list[str]:
+    """This job's own overrides of these."""
+    return [
         override
-        for override in HydraConfig.get().overrides.task
+        for override in [*HydraConfig.get().overrides.hydra, *HydraConfig.get().overrides.task]
         if any(re.match(rf"[+~]*{re.escape(start)}[=.@]", override) for start in groups)
     ]
-    return command("train", kept)
 
 
 def dense_command() -> str:

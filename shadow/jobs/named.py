@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from shadow.commands.comments import options_of as options_in
+from shadow.commands.comments import options_of
 from shadow.errors import UserError
 from shadow.models.load import Source, from_folder, load
 
@@ -25,16 +25,16 @@ def load_model(name: str, dtype: str | None = None) -> tuple[PreTrainedModel, Pr
             {"path": str(folder), "dtype": "float32", "device_map": None, "source": None}
         )
     else:
-        options = options_of(name)
+        options = options_of_model(name)
     source: Source = from_folder if options.source is None else instantiate(options.source)
     found = load(source, options.path, dtype or options.dtype, options.device_map)
     return found.model, found.tokenizer
 
 
-def options_of(name: str) -> DictConfig:
+def options_of_model(name: str) -> DictConfig:
     """What conf/model/NAME.yaml says, and where artifacts lie."""
     conf = files("shadow.conf")
-    known = options_in("model")
+    known = options_of("model")
     if name not in known:
         near = get_close_matches(str(name), known, n=1)
         cure = f"did you mean {near[0]!r}?" if near else f"give one of {known}, or a folder"

@@ -19,8 +19,9 @@ class Traits(NamedTuple):
     many times it scores in one pass, each time other layers. first: the first layer that it scores. pooled:
     whether it reads whole prompts and scores no single token. compiled: whether a compiled step can ask it:
     nets of this framework's own, and |x| of channels. by_criterion: whether it goes by the criterion of the
-    job, so that what a dropped unit says may be the mean that the criterion measures from. stands_in: whether
-    it brings a stand-in of its own.
+    job, so that what a dropped unit says may be the mean that the criterion measures from. stands_in: what a
+    stand-in that it brings puts in dropped units' places: `zero`, `mean` for constants, or that stand-in's
+    name; empty: it brings none.
     """
 
     name: str
@@ -32,13 +33,14 @@ class Traits(NamedTuple):
     pooled: bool = False
     compiled: bool = False
     by_criterion: bool = True
-    stands_in: bool = False
+    stands_in: str = ""
 
 
 @dataclass(frozen=True)
 class Facts:
     """config: the model's own. group: query heads that share a key-value head. experts: of a layer; 1 where
-    there are none. device: `cpu` or `cuda`. dtype: of the weights as they are run, as `float32`. corrects:
+    there are none. device: `cpu` or `cuda`. dtype: of the weights as they are run, as `float32`. stand_in:
+    what is put in dropped units' places: `zero`, `mean` for constants, or the stand-in's name. corrects:
     whether the stand-in also changes what is written behind dropped units."""
 
     policy: SparsityPolicy
@@ -50,4 +52,5 @@ class Facts:
     experts: int = 1
     device: str = "cpu"
     dtype: str = "float32"
+    stand_in: str = "zero"
     corrects: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, Self, get_args
 
 from torch import Tensor
@@ -74,8 +75,8 @@ class SparsityPolicy:
             )
         if self.levels is not None and self.scope == "global":
             raise UserError("levels of single layers need sparsity.scope=layer or threshold, got global")
-        if any(not 0 <= level < 1 for level in (self.levels or {}).values()):
-            raise UserError(f"levels of single layers must be in [0, 1), got {dict(self.levels or {})}")
+        if not are_levels(self.levels):
+            raise UserError(f"levels of single layers must be in [0, 1), got {self.levels!r}")
         self._check_slot_levels()
         if self.thresholds is not None and self.scope != "threshold":
             raise UserError(f"thresholds need sparsity.scope=threshold, got {self.scope}")
@@ -103,11 +104,11 @@ class SparsityPolicy:
             )
 
     def _check_slot_levels(self) -> None:
-        given = dict(self.slot_levels or {})
-        if not set(given) <= {*KINDS, *CHANNELS, *BEHIND} or any(not 0 <= n < 1 for n in given.values()):
+        given = self.slot_levels
+        if not are_levels(given) or not set(given or {}) <= {*KINDS, *CHANNELS, *BEHIND}:
             raise UserError(
                 f"sparsity.slot_levels must be levels in [0, 1) of some of {[*KINDS, *CHANNELS, BEHIND[-1]]}"
-                f", got {given}"
+                f", got {given!r}"
             )
         if given and self.scope == "global":
             raise UserError("sparsity.slot_levels are levels of sites: give sparsity.scope=layer, got global")
@@ -181,6 +182,16 @@ class SparsityPolicy:
             elif (size := self.grouped(sites[key])) > 1:
                 plan[key] = keep.repeat_interleave(size, -1)
         return plan
+
+
+def are_levels(given: object) -> bool:
+    """Whether these are numbers in [0, 1) of anything, or None."""
+    if given is None:
+        return True
+    return isinstance(given, Mapping) and all(
+        isinstance(level, Real) and not isinstance(level, bool) and 0 <= float(level) < 1
+        for level in given.values()
+    )
 
 
 def are_listed(values: object, kind: type) -> bool:

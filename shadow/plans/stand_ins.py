@@ -84,6 +84,12 @@ class Learnt(nn.Module):
         return y * self.factors[name].to(y.dtype) + self.addends[name].to(y.dtype)
 
 
+def kind_of_stand_in(stand_in: StandIn) -> str:
+    """What it puts in dropped units' places: `zero`, `mean` for constants, or else the stand-in's name."""
+    one = stand_in.within if isinstance(stand_in, Learnt) else stand_in
+    return {Zero: "zero", Mean: "mean"}.get(type(one), type(one).__name__)
+
+
 def name_of(site: Site, reader: int) -> str:
     return f"{site.layer}/{site.slot}/{reader}"
 

@@ -38,7 +38,7 @@ class Joined:
             first=max(one.first for one in each),
             pooled=any(one.pooled for one in each),
             by_criterion=any(one.by_criterion for one in each),
-            stands_in=True,
+            stands_in=ByKind.__name__,
         )
 
     def needs(self, criterion: str) -> Needs:

@@ -39,7 +39,7 @@ class ModeDistance(TrainingFree):
         self.level, self.tokens = level, tokens
 
     def traits(self, criterion: str, layers: int) -> Traits:
-        return super().traits(criterion, layers)._replace(stands_in=True)
+        return super().traits(criterion, layers)._replace(stands_in="mean")
 
     def needs(self, criterion: str) -> Needs:
         return Needs(sample=True)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from shadow.data.batches import Batch
 from shadow.models.sites import Kind, Site, SiteKey
 from shadow.plans.facts import Traits
-from shadow.plans.stand_ins import StandIn
+from shadow.plans.stand_ins import StandIn, kind_of_stand_in
 from shadow.signals import Signal
 
 
@@ -61,8 +61,13 @@ def traits_of(scorer: Scorer, sites: Sequence[Site]) -> Traits:
         first=getattr(scorer, "first", first),
         pooled=getattr(scorer, "pooled", False),
         compiled=getattr(scorer, "compiled", False),
-        stands_in=isinstance(scorer, Brings),
+        stands_in=brought_by(scorer),
     )
+
+
+def brought_by(scorer: object) -> str:
+    """What kind of stand-in it brings; empty: none."""
+    return kind_of_stand_in(scorer.stand_in) if isinstance(scorer, Brings) else ""
 
 
 ONCE = Signal(0, "layer_input")  # what a scorer that sees nothing is asked with

@@ -29,7 +29,7 @@ class RankAware(TrainingFree):
         self.level, self.alpha = level, alpha
 
     def traits(self, criterion: str, layers: int) -> Traits:
-        return super().traits(criterion, layers)._replace(stands_in=True)
+        return super().traits(criterion, layers)._replace(stands_in=LowRankRest.__name__)
 
     def refuses(self, criterion: str, facts: Facts) -> str | None:
         if facts.policy.level > 0 and self.level < 1 - self.alpha:

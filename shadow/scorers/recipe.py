@@ -10,7 +10,7 @@ from shadow.data.batches import Batch, Loss
 from shadow.models.sites import Kind, Point, Site, SiteKey
 from shadow.plans.facts import Facts, Traits
 from shadow.scorers.predicted import Predicted
-from shadow.scorers.protocol import Scorer
+from shadow.scorers.protocol import Scorer, brought_by
 from shadow.signals import Signal
 
 
@@ -88,8 +88,15 @@ class TrainingFree:
 
     def traits(self, criterion: str, layers: int) -> Traits:
         steps = layers if self.points else 0
-        name, compiled = type(self).__name__, getattr(self, "compiled", False)
-        return Traits(name, self.kinds, self.points, steps=steps, compiled=compiled, by_criterion=False)
+        return Traits(
+            name=type(self).__name__,
+            kinds=self.kinds,
+            points=self.points,
+            steps=steps,
+            compiled=getattr(self, "compiled", False),
+            by_criterion=False,
+            stands_in=brought_by(self),
+        )
 
     def needs(self, criterion: str) -> Needs:
         return Needs()

@@ -63,7 +63,7 @@ class Fluctuation(Once):
     """
 
     def traits(self, criterion: str, layers: int) -> Traits:
-        return super().traits(criterion, layers)._replace(stands_in=True)
+        return super().traits(criterion, layers)._replace(stands_in="mean")
 
     def refuses(self, criterion: str, facts: Facts) -> str | None:
         return sent_elsewhere(facts)

@@ -34,7 +34,7 @@ class TwoStepHead(TrainingFree):
         self.rank = rank
 
     def traits(self, criterion: str, layers: int) -> Traits:
-        return super().traits(criterion, layers)._replace(stands_in=True)
+        return super().traits(criterion, layers)._replace(stands_in=CopiedLogits.__name__)
 
     def needs(self, criterion: str) -> Needs:
         return Needs(sample=True)

@@ -31,7 +31,8 @@ def raise_terminated(number: int, frame: FrameType | None) -> None:
 
 
 def in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if exit_code(error) is None:
+    if (code := exit_code(error)) is None:
         sys.__excepthook__(kind, error, trace)
-    else:
-        print(STOPPED, file=sys.stderr)
+        return
+    print(STOPPED, file=sys.stderr)
+    raise SystemExit(code)  # from a hook it is what the process ends with; without, 1 for SIGTERM

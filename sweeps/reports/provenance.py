@@ -1,11 +1,11 @@
 """Where points come from: what was run, with which settings, and what failed."""
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..curves.chart import POSITIONS, Chart, varying
+from ..duration import duration
 from ..records.record import Record, Records
 from .markdown import beside, markdown
 from .report import Table
@@ -112,10 +112,3 @@ def flatten(settings: dict, prefix: str = "") -> dict[str, str]:
 
 def distinct(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(math.ceil(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

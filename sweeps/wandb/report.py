@@ -66,7 +66,7 @@ def build(written: Written) -> "Report":
         project=settings["project"],
         **({"entity": entity} if entity else {}),
         title=title[:TITLE_LENGTH],
-        description=f"Made by `python -m sweeps --wandb-report` of the runs of group {group}.",
+        description=f"Made by `shadow report --wandb-report` of the runs of group {group}.",
         blocks=blocks,
         width="fluid",
     )

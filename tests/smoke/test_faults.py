@@ -1,13 +1,17 @@
-"""Faults of whole processes: a sweep that is killed, two at once, a disk that is really full."""
+"""Faults of whole processes: a sweep that is stopped, two at once, a disk that is really full."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 
 import pytest
 from run_records import csv_rows
+
+from shadow.terminal.stops import STOPPED
 
 pytestmark = pytest.mark.slow
 SWEEP = ["-m", "predictor=static", "sparsity.level=0.2,0.4,0.6", "make_missing=true", "criterion=l2_norm"]
@@ -30,14 +34,19 @@ def levels_of(sweep):
     return levels
 
 
-def test_a_killed_sweep_measures_no_point_twice(run, start, small, small_measure, tmp_path):
+def test_a_sweep_ends_at_ctrl_c_in_one_line_and_then_measures_no_point_twice(
+    run, start, small, small_measure, tmp_path
+):
     job = ["evaluate.py", *SWEEP, *small, *small_measure, "measure.choices=false"]
     process = start(tmp_path, tmp_path / "output.txt", *job)
     while not [file for file in points(tmp_path) if "samples" not in file.name]:
         assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    os.kill(process.process.pid, signal.SIGINT)
+    assert process.wait() == 128 + signal.SIGINT
+    said = (tmp_path / "output.txt").read_text()
+    assert said.count(STOPPED) == 1, said[-3000:]
+    assert "Traceback" not in said, said[-3000:]
     before = points(tmp_path)
     done = run(tmp_path, *job)
     assert done.returncode == 0, done.stdout[-3000:]

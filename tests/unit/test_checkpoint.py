@@ -160,7 +160,7 @@ def test_a_prompt_decides_for_all_that_follows_it(tmp_path, tiny_llama):
     with sparse(model, scorer, level=0.5, **others):
         expected = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(loaded(folder).generate(ids, max_new_tokens=8, do_sample=False), expected)
-    assert "score by `shadow-lm-eval" in (folder / "README.md").read_text()
+    assert "score by `shadow lm-eval" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,7 @@
 """The command `shadow`: help, typos, names of artifacts and of runs, what lies there, and taking it away."""
 
+import inspect
+import pkgutil
 import shlex
 import subprocess
 import sys
@@ -62,6 +64,26 @@ def test_help_of_an_option_has_the_comments_of_what_it_is_made_from():
     assert "predictor.floor=3.0" in text  # of unified
 
 
+@pytest.mark.parametrize(
+    ("task", "words", "chosen"),
+    [
+        ("train", [], ["predictor=      recommended (", "sparsity=       learnt (", "learnt.windows=256 "]),
+        (
+            "train",
+            ["predictor=teal"],
+            ["predictor=      teal (", "sparsity=       layer (", "learnt.windows=0 "],
+        ),
+        ("train", ["sparsity=threshold"], ["predictor=      recommended (", "sparsity=       threshold ("]),
+        ("evaluate", ["sweep=demo"], ["predictor=      teal (", "sparsity=       layer ("]),  # of methods
+        ("recommend", [], ["predictor=      teal (", "sparsity=       layer ("]),  # by sweep=methods
+    ],
+    ids=str,
+)
+def test_help_tells_the_options_that_the_chosen_ones_choose(task, words, chosen):
+    text = describe.of_task(task, words)
+    assert [one for one in chosen if one not in text] == []
+
+
 def test_help_imports_no_torch():
     """Else it takes seconds."""
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); "
@@ -99,6 +121,12 @@ def test_a_command_that_there_is_not_is_refused(monkeypatch, tmp_path, words, me
     monkeypatch.setattr("sys.argv", ["shadow", *words])
     with pytest.raises(SystemExit, match=message.replace("?", r"\?")):
         main.main()
+
+
+def test_every_command_is_a_function_that_takes_words():
+    for name, command in main.COMMANDS.items():
+        function = pkgutil.resolve_name(command.function)
+        assert len(inspect.signature(function).parameters) == 1, name
 
 
 # Typos

@@ -20,10 +20,12 @@ from shadow.jobs import (
     config,
     fitting,
     ingredients,
+    keys,
     loading,
     measure_checks,
     measures,
     method,
+    stores,
     trace_checks,
 )
 from shadow.jobs.command_line import refuse_null_groups
@@ -69,6 +71,11 @@ def groups_of(script: str) -> set[str]:
     return {name.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for name in entry}
 
 
+def script_with(group: str) -> str:
+    """train, or of the groups that it lacks, evaluate."""
+    return next(script for script in SCRIPTS if group in groups_of(script))
+
+
 def plugins(group: str) -> list[str]:
     """What there is to choose from of a group of Hydra's own."""
     return GlobalHydra.instance().config_loader().get_group_options(group)
@@ -96,7 +103,7 @@ def test_every_option_composes_and_resolves(compose, group, option):
 
     What needs the extra `launchers` is refused by its name where that is not installed.
     """
-    script = next(script for script in SCRIPTS if group in groups_of(script))
+    script = script_with(group)
     chosen, plugin = PLUGINS.get((group, option), (None, None))
     if chosen and plugin not in plugins(chosen):
         with pytest.raises(MissingConfigException, match=f"Could not find '{chosen}/{plugin}'"):
@@ -130,12 +137,13 @@ def test_the_defaults_compose_and_every_default_is_an_option(compose, script):
 def test_the_options_of_a_group_have_the_same_keys(compose, group):
     """So that a sweep over the options can set any of them. (Data, loggers, predictors and executors are
     classes of their own.)"""
-    keys = {
-        option: set(compose("evaluate", f"{group}={option}")[group])
+    script = script_with(group)
+    found = {
+        option: set(compose(script, f"{group}={option}")[group])
         for other, option in OPTIONS
         if other == group
     }
-    assert len({frozenset(found) for found in keys.values()}) == 1, keys
+    assert len({frozenset(each) for each in found.values()}) == 1, found
 
 
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] == "model"])
@@ -183,7 +191,7 @@ def test_every_data_gives_calibration_examples(compose, text_files, task_root, t
 @pytest.mark.parametrize(
     "option", [name for group, name in OPTIONS if group == "predictor" and name not in ("own", "recommended")]
 )
-def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, option):
+def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, shelf, batch, option):
     more = {
         "prompt_activation": ["sparsity.decided_at=prompt"],
         "unified_paper": ["sparsity.decided_at=prompt"],
@@ -198,6 +206,8 @@ def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, batch, o
     assert cfg.predictor.name == option
     checks.check_method(cfg)
     lm = loading.load_lm(cfg)
+    if calibration.needs_traces(cfg):
+        shelf(keys.traces_folder(cfg), lambda: stores.get_traces(cfg, lm), calibration.asked_parts(cfg))
     scorer = ingredients.get_scorer(cfg, lm, [])
     with sparse(lm.model, scorer, method.policy_of(cfg), cfg.sparsity.decided_at) as run:
         run.logits(batch)

@@ -7,7 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -102,6 +104,17 @@ def commands() -> list[tuple[str, str, list[str]]]:
                 if match is not None and not line.lstrip().startswith("#"):
                     found.append((name_of(page), match[1], shlex.split(match[2], comments=True)))
     return found
+
+
+def test_a_sweep_has_as_many_jobs_as_its_command_says():
+    lines = [line for page in PAGES for code in blocks(page, "bash") for line in code.splitlines()]
+    told = [match for line in lines if (match := re.search(r"sweep=(\w+).*# (\d+) jobs", line))]
+    assert told
+    for name, number in (match.groups() for match in told):
+        params = OmegaConf.load(ROOT / "conf" / "sweep" / f"{name}.yaml").hydra.sweeper.params
+        words = [f"{key}={value}" for key, value in params.items()]
+        jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+        assert sum(map(len, jobs)) == int(number), name
 
 
 def options_script() -> ModuleType:

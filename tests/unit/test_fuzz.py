@@ -97,7 +97,8 @@ def test_json_lines_of_any_values_are_read_or_refused(folder, rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = TextFiles(str(file), None, "text", 1, 4, 0.5, 0)
     found = right_or_refused(lambda: data.documents("train"))
-    assert found is None or found == [row["text"] for row in rows]
+    array = len(rows) == 1 and isinstance(rows[0], list)  # the whole file is one, whatever its name
+    assert found is None or found == [row["text"] for row in (rows[0] if array else rows)]
 
 
 @pytest.fixture(params=["train", "evaluate"])

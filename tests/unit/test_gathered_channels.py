@@ -17,6 +17,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Mean, Zero
+from shadow.scorers.fixed import Fixed, random_scores
 from shadow.scorers.inputs import InputMagnitude
 
 POLICIES = {
@@ -157,9 +158,14 @@ def test_stand_ins_of_ones_own_are_refused_not_left_out(tiny_llama):
         def __call__(self, site, x, keep):
             return x + 1
 
-    for stand_in, message in ((Other(), "or mean, .* got Other"), (lambda *given: given[1], "got function")):
+    of_heads = Fixed(random_scores(find_sites(tiny_llama.model), 0))
+    for scorer, stand_in, message in (
+        (InputMagnitude(), Other(), "nothing in the place of channels.*got Other"),
+        (of_heads, Other(), "use sparsity.stand_in=zero or mean, .* got Other"),
+        (of_heads, lambda *given: given[1], "got function"),
+    ):
         with (
             pytest.raises(UserError, match=message),
-            sparse(tiny_llama.model, InputMagnitude(), policy, stand_in=stand_in, executor=executor),
+            sparse(tiny_llama.model, scorer, policy, stand_in=stand_in, executor=executor),
         ):
             pass

@@ -200,14 +200,14 @@ def test_the_model_is_its_own_again_and_a_batch_is_read_as_by_the_masked_executo
 )
 def test_settings_of_the_cpu_are_refused_on_a_gpu(lm, settings):
     policy = SparsityPolicy(0.5, kinds=["head", "neuron"])
-    facts = replace(facts_of(lm.model, net(lm, [1]), policy, "token"), device="cuda")
+    facts = replace(facts_of(lm.model, net(lm, [1]), policy, "token", Zero()), device="cuda")
     assert "leave storage, kv_policy and compact out" in str(Gathered(*settings).refuses(facts))
     assert Gathered().refuses(facts) is None
 
 
 def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
     policy = SparsityPolicy(0.5, "global", kinds=["head", "neuron"])
-    facts = replace(facts_of(lm.model, net(lm, [1]), policy, "token"), device="cuda")
+    facts = replace(facts_of(lm.model, net(lm, [1]), policy, "token", Zero()), device="cuda")
     assert "scope=layer or threshold" in str(Gathered().refuses(facts))
     channels = SparsityPolicy(0.5, kinds=["channel"])
     for policy, said in [(channels, "None"), (replace(channels, slots=["lm_head"]), "inputs of the lm_head")]:

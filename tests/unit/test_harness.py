@@ -153,11 +153,9 @@ def test_lm_evals_command_line_runs_it(saved, task_root, tmp_path, monkeypatch, 
         "doc_to_text: '{{sentence1}}'\ndoc_to_target: label\ndoc_to_choice: [' True', ' False']\n"
         "metric_list: [{metric: acc}]\n"
     )
-    command = f"shadow-lm-eval --model shadow --model_args pretrained={model},predictor={predictor},level=0.5"
-    monkeypatch.setattr(
-        sys, "argv", [*command.split(), "--tasks", str(tmp_path / "mine" / "mine.yaml"), "--device", "cpu"]
-    )
-    main()
+    words = f"--model shadow --model_args pretrained={model},predictor={predictor},level=0.5 --device cpu"
+    monkeypatch.setattr(sys, "argv", list(sys.argv))  # lm-eval reads them, and so main sets them
+    main([*words.split(), "--tasks", str(tmp_path / "mine" / "mine.yaml")])
     assert re.search(r"mine.*acc", capsys.readouterr().out)
 
 

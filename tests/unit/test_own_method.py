@@ -7,7 +7,7 @@ import torch
 
 from shadow.errors import UserError
 from shadow.front import sparse
-from shadow.jobs import checks, ingredients, loading, measures, method, point_records
+from shadow.jobs import checks, ingredients, loading, measures, method, point_records, stores
 from shadow.scorers.recipe import TrainingFree
 
 OWN = """
@@ -24,6 +24,16 @@ class Growing(TrainingFree):
         return [Signal(site.layer, "layer_input", site.slot) for site in sites]
     def scores(self, signal, x, pool):
         return {(signal.layer, signal.slot): self.scale * torch.arange(64.0).expand(*x.shape[:2], 64)}
+
+class Half(TrainingFree):
+    '''Units that go say half of what they said.'''
+    kinds, points = frozenset({"neuron"}), frozenset()
+    def signals(self, sites):
+        return []
+    def scores(self, signal, x, pool):
+        return {(layer, "neuron"): torch.arange(64.0) for layer in range(4)}
+    def stand_in(self, site, x, keep):
+        return torch.where(keep[..., None], x, x / 2)
 
 class Nothing:
     pass
@@ -51,6 +61,33 @@ def test_a_class_in_the_folder_of_the_job_is_a_method(own, batch):
     with sparse(lm.model, scorer, policy) as run:
         run.logits(batch)
     assert torch.equal(run.plan[3, "neuron"][0, 0], torch.arange(64) >= 32)
+
+
+def test_a_stand_in_of_its_own_is_a_jobs_too_and_refused_before_work_where_it_cannot_be(own, batch):
+    cfg = own("predictor._target_=my_method.Half")
+    checks.check_evaluate(cfg)
+    lm = loading.load_lm(cfg)
+    scorer = ingredients.get_scorer(cfg, lm)
+    assert stores.get_stand_in(cfg, lm, scorer) == scorer.stand_in
+    found = []
+    for stand_in in ("auto", "zero"):
+        with sparse(lm.model, scorer, method.policy_of(cfg), stand_in=stand_in) as run:
+            found.append(run.logits(batch))
+    assert not torch.equal(*found)
+    with pytest.raises(UserError, match=r"sparsity\.stand_in=zero or mean, or executor=masked, got method"):
+        checks.check_evaluate(own("predictor._target_=my_method.Half", "executor=gathered"))
+    checks.check_evaluate(
+        own("predictor._target_=my_method.Half", "executor=gathered", "sparsity.stand_in=zero")
+    )
+
+
+def test_a_method_is_made_once_to_be_asked_and_anew_to_be_run(own):
+    """A scorer may remember what it has seen."""
+    cfg, other = (own("predictor._target_=my_method.Growing", f"+predictor.scale={n}") for n in (2.0, 3.0))
+    asked = method.recipe_of(cfg)
+    assert method.recipe_of(cfg) is asked
+    assert method.recipe_of(other).scale == 3.0
+    assert ingredients.get_scorer(cfg, loading.load_lm(cfg)) is not asked
 
 
 def test_its_settings_are_in_the_key_of_a_point(own):

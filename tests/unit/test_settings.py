@@ -346,6 +346,12 @@ def test_what_is_missing_is_answered_with_the_command_and_the_other_way(compose,
     assert "model=tiny-opt" in str(error.value)
 
 
+def test_what_a_sweeps_job_misses_is_not_made_by_a_command_without_the_sweeps_settings(compose):
+    cfg = compose("evaluate", "sweep=methods", "model=tiny-llama", "sparsity.level=0.5", "make_missing=false")
+    with pytest.raises(UserError, match=r"there are no thresholds .*: set make_missing=true, or give"):
+        check_scorer(cfg)
+
+
 @pytest.mark.parametrize(
     ("found", "enough"),
     [(manifest(features=20, l2_norm=20), True), (manifest(features=20, fisher=20), False)],

@@ -90,8 +90,8 @@ def test_of_a_sweep_that_broke_off_it_is_said_what_is_not_drawn_and_how_to_draw_
         callback.log_unended(tmp_path, with_wandb=True)
     assert "l2_norm" in caplog.text
     lacks = " (without the last jobs)" if patience else ""
-    assert f"criteria.md{lacks}; anew: python -m shadow.sweeps --criteria {tmp_path}" in caplog.text
-    assert f"python -m shadow.sweeps --criteria {tmp_path} --wandb" in caplog.text
+    assert f"criteria.md{lacks}; anew: shadow report --criteria {tmp_path}" in caplog.text
+    assert f"shadow report --criteria {tmp_path} --wandb" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_sweep_with_a_failed_job_ends_with_the_table(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ValueError: boom" in done.stderr
     assert done.stdout.count("neurons %") == 1, done.stdout
-    assert f"python -m shadow.sweeps {tmp_path / 'swept'} --wandb" in done.stdout
+    assert f"shadow report {tmp_path / 'swept'} --wandb" in done.stdout
     assert len(csv_rows(tmp_path / "swept" / "curve.csv")) == 4
 
 

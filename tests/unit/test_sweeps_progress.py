@@ -11,7 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from run_records import write_job
 from shadow.sweeps import best_trial
-from shadow.sweeps.progress import Progress, begin, duration
+from shadow.sweeps.duration import duration
+from shadow.sweeps.progress import Progress, begin
 from shadow.sweeps.progress_callback import ProgressCallback
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -83,7 +84,13 @@ def test_what_is_left_is_told_by_the_jobs_that_measured_something(monkeypatch):
     assert progress.left(ended=2, fresh=0) == ""  # two that were known
     assert progress.left(ended=4, fresh=2) == "about 2 minutes left"  # 30 s each, and one more is known
     assert progress.left(ended=10, fresh=7) == ""
-    assert [duration(seconds) for seconds in (0.2, 89, 5400)] == ["1 s", "89 s", "1.5 hours"]
+    assert [duration(seconds) for seconds in (0, 0.2, 89, 5340, 5400)] == [
+        "0 s",
+        "1 s",
+        "89 s",
+        "89 minutes",
+        "1.5 hours",
+    ]
 
 
 def test_each_job_has_a_line_with_what_varies_and_its_figures(tmp_path, caplog):

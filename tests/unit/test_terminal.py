@@ -121,12 +121,17 @@ def test_an_end_that_nobody_asked_for_is_no_stop():
     assert stops.exit_code(ValueError()) is None
 
 
-def test_outside_a_job_a_stop_is_one_line_too(capsys):
-    stops.in_one_line(KeyboardInterrupt, KeyboardInterrupt(), None)
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (stops.Terminated, 143)])
+def test_outside_a_job_a_stop_is_one_line_and_its_signals_exit_code_too(capsys, error, code):
+    with pytest.raises(SystemExit) as ended:
+        stops.in_one_line(error, error(), None)
+    assert ended.value.code == code
+    assert capsys.readouterr().err.splitlines() == [stops.STOPPED]
+
+
+def test_any_other_error_is_told_as_python_tells_it(capsys):
     stops.in_one_line(ValueError, ValueError("odd"), None)
-    first, *rest = capsys.readouterr().err.splitlines()
-    assert first == stops.STOPPED
-    assert rest == ["ValueError: odd"]
+    assert capsys.readouterr().err.splitlines() == ["ValueError: odd"]
 
 
 def test_compiling_is_said_once_before_it_begins_and_others_compile_unheard(caplog):

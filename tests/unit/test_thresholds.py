@@ -325,7 +325,7 @@ def test_thresholds_of_tasks_can_be_learnt_with_other_shots(compose, task_root):
             ["predictor=unified", "predictor.loss=listwise", "make_missing=true"],
             r"predictor\.loss=listwise .*not how tokens compare: .*sparsity\.scope=layer, got threshold",
         ),
-        ([], r"no thresholds .*make_missing=true.*sparsity\.scope=layer"),
+        ([], r"no thresholds .*: make them with .*make_missing=true.*sparsity=layer"),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ import numpy as np
 
 from shadow.executors.cpu.decode import turn
 from shadow.executors.cpu.scoring import HEADS
+from shadow.executors.cpu.storage import FAST
 from shadow.executors.cpu.team import share
 from shadow.executors.cpu.vectors import (
     address_of,
@@ -37,6 +38,44 @@ def softmax(scores, count):
         store_floats(scores + at * 4, found)
         sums = plus(sums, found)
     return total(sums)
+
+
+@compiled(FAST)
+def attend_at(query, keys, values, line, count, width, scaling, scores, context, row, head):
+    """A head's context in this row of context: [N, H * D], of `count` keys and values: flat, from `line` on.
+    query: float32 [D]; scores: room for 15 more than there are keys."""
+    scores_at, query_at = address_of(scores), address_of(query)
+    keys_at, values_at = address_of(keys) + line * 4, address_of(values) + line * 4
+    if width % LANES > 0:
+        for at in range(count):
+            found = np.float32(0)
+            for d in range(width):
+                found += query[d] * keys[line + at * width + d]
+            scores[at] = found * scaling
+    else:
+        for at in range(count):
+            key, sums = keys_at + at * width * 4, no_floats()
+            for d in range(0, width * 4, LANES * 4):
+                sums = fused(read_floats(query_at + d), read_floats(key + d), sums)
+            scores[at] = total(sums) * scaling
+    for at in range(count, -(-count // LANES) * LANES):
+        scores[at] = -np.inf
+    inverse = np.float32(1) / softmax(scores_at, count)
+    begin = head * width
+    if width % LANES > 0:
+        for d in range(begin, begin + width):
+            context[row, d] = 0
+        for at in range(count):
+            share_of = scores[at] * inverse
+            for d in range(width):
+                context[row, begin + d] += share_of * values[line + at * width + d]
+        return
+    to = address_of(context) + (row * context.shape[1] + begin) * 4
+    for d in range(0, width * 4, LANES * 4):
+        sums, value = no_floats(), values_at + d
+        for at in range(count):
+            sums = fused(everywhere(scores[at]), read_floats(value + at * width * 4), sums)
+        store_floats(to + d, times(sums, everywhere(inverse)))
 
 
 @compiled()

@@ -169,6 +169,12 @@ class KeyValues:
         return self.rows * self.length * sizes.layers * sizes.kv_heads * sizes.head_width * 2 * 4
 
 
+def nothing_yet(sizes: Sizes, rows: int) -> list[Remembered]:
+    """Of each layer, of all key-value heads, before the first position."""
+    none = torch.empty(rows, sizes.kv_heads, 0, sizes.head_width, dtype=torch.float32)
+    return [Remembered(torch.arange(sizes.kv_heads), none, none)] * sizes.layers
+
+
 def room_for(columns: int, old: KeyValues | None) -> int:
     """old: where they lay, which is twice as large when it does not suffice."""
     if old is None:

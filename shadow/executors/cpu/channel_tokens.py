@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from shadow.errors import UserError
-from shadow.executors.cpu.cache import Remembered
+from shadow.executors.cpu.cache import KeyValues, Remembered
+from shadow.executors.cpu.channel_blocks import ChannelBlocks
 from shadow.executors.cpu.channels import SLOTS, ChannelWeights, above_of, written_of
 from shadow.executors.cpu.decode import Bench, Memory
 from shadow.executors.cpu.decode_channels import Channels, step_channels
@@ -14,6 +14,7 @@ from shadow.executors.cpu.grouped import VECTOR, OutRows
 from shadow.executors.cpu.lined_up import lined_up
 from shadow.executors.cpu.prefill import Prompt
 from shadow.executors.cpu.prefill_channels import prefill_channels
+from shadow.executors.cpu.products import Products
 from shadow.executors.cpu.scoring import Choice
 from shadow.executors.cpu.team import Team
 from shadow.executors.planner import Planner
@@ -24,12 +25,7 @@ from shadow.plans.stand_ins import Learnt
 class ChannelTokens:
     """Planned at the very input that each projection reads, by |x|."""
 
-    def __init__(self, model: PreTrainedModel, planner: Planner, weights: ChannelWeights) -> None:
-        if planner.constants:
-            raise UserError(
-                "executor=gathered puts nothing in the place of channels that it drops: use "
-                "sparsity.stand_in=zero, or executor=masked"
-            )
+    def __init__(self, model: PreTrainedModel, planner: Planner, weights: ChannelWeights, team: Team) -> None:
         sites, stand_in = planner.corrected_sites, planner.stand_in
         self.planner, self.weights = planner, weights
         self.written = written_of(weights, sites, stand_in if isinstance(stand_in, Learnt) else None)
@@ -37,9 +33,21 @@ class ChannelTokens:
         self.above = above_of(model, planner.policy)
         self.signals = {(signal.layer, signal.slot): signal for signal in planner.signals}
         self.room: Channels | None = None
+        self.blocks = ChannelBlocks(weights, self.above, self.written, team)
 
-    def read(self, turns: tuple[Tensor, float] | None, prompt: Prompt) -> tuple[Tensor, list[Remembered]]:
-        return prefill_channels(self.weights, turns, prompt, self.drop, self.correct)
+    def pass_on(
+        self, memory: KeyValues, ids: Tensor, real: Tensor, whole: Tensor | None
+    ) -> tuple[Tensor, np.ndarray]:
+        """ids: [B, T], the positions behind those in the memory, which then holds them too -> as
+        `ChannelBlocks.run`."""
+        found = self.blocks.run(memory.memory, ids, real, whole, memory.length)
+        memory.length += ids.shape[1]
+        return found
+
+    def read(
+        self, turns: tuple[Tensor, float] | None, prompt: Prompt, products: Products
+    ) -> tuple[Tensor, list[Remembered]]:
+        return prefill_channels(self.weights, turns, prompt, self.drop, self.correct, products)
 
     def drop(self, key: SiteKey, x: Tensor) -> Tensor:
         """x: [B, T, U], the input of a site -> without what its plan drops."""

@@ -20,6 +20,7 @@ from shadow.executors.cache_layer import (
     lying,
     memory_of,
 )
+from shadow.executors.call import Call
 from shadow.executors.calls import (
     Answering,
     Places,
@@ -28,27 +29,37 @@ from shadow.executors.calls import (
     require_fitting,
     require_known,
 )
+from shadow.executors.cpu import products
 from shadow.executors.cpu.bench import empty_bench
-from shadow.executors.cpu.cache import Decided, KeyValues, Remembered, remembered, room_for
+from shadow.executors.cpu.cache import (
+    Decided,
+    KeyValues,
+    Remembered,
+    nothing_yet,
+    remembered,
+    room_for,
+)
 from shadow.executors.cpu.channel_tokens import ChannelTokens
 from shadow.executors.cpu.channels import SLOTS, ChannelWeights, pack_channels
 from shadow.executors.cpu.compact import Plan, compact, of_rows, whole_plan
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
+from shadow.executors.cpu.in_blocks import Blocks
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
-from shadow.executors.cpu.products import across
 from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, pack, storage_of
 from shadow.executors.families import describe
 from shadow.executors.given import Given
-from shadow.executors.options import OWN, KVPolicy, States, Storage
+from shadow.executors.options import BITS, OWN, KVPolicy, States, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import Kind, SiteKey
 from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
+
+Read = list[Remembered] | KeyValues  # what a prompt leaves
 
 
 class GatheredRun(Answering):
@@ -72,12 +83,12 @@ class GatheredRun(Answering):
         states are not rounded, where weights are in 8 or 4 bits."""
         super().__init__(model)
         self.planner, self.weights, self.late_keys, self.compact = planner, weights, late_keys, compact
-        self.exact = exact
+        self.exact, self.team = exact, Team()
         self.turns = describe(model)[1].turns
         self.each_token = planner.decides_each_token
         self.channels: ChannelTokens | None = None
         if isinstance(weights, ChannelWeights):
-            self.channels = ChannelTokens(model, planner, weights)
+            self.channels = ChannelTokens(model, planner, weights, self.team)
         self.fills = Fills(weights, planner.constants)
         self.storage = storage_of(weights.down)
         self.nets: Nets = no_nets(self.storage)
@@ -96,7 +107,10 @@ class GatheredRun(Answering):
             inner = sizes.heads * sizes.head_width
             each = list(zip(SLOTS, (sizes.width, inner, sizes.width, sizes.neurons)))
         self.units = [((layer, kind), n) for layer in range(weights.sizes.layers) for kind, n in each]
-        self.team = Team()
+        self.in_blocks = self.channels is not None and not exact  # many positions in one compiled call
+        self.products: products.Products = products
+        if self.storage in BITS and not exact:
+            self.products = Blocks(self.team)
         self.bench: Bench | None = None
 
     @property
@@ -118,14 +132,24 @@ class GatheredRun(Answering):
     def logits(self, batch: Batch) -> Tensor:
         """-> [B, T, V]; the batch says where its rows and their prompts end."""
         start = torch.zeros_like(batch.ids[:, 0])
-        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()):
-            h, _ = self.read(Prompt(batch.ids, start, start))
-            return self.vocabulary(h)
+        with self.lock, self.planner.calling(batch.real(), batch.in_prompt()) as call:
+            known = Known(start, start)
+            return self.vocabulary(self.read(batch.ids, known, call, batch.ids.shape[1])[0])
 
-    def read(self, prompt: Prompt) -> tuple[Tensor, list[Remembered]]:
+    def read(self, ids: Tensor, known: Known, call: Call, room: int) -> tuple[Tensor, Read]:
+        """-> the last norm's output [B, T, E], and what is left for the tokens to come, which may lie in a
+        memory with so much room already."""
         torch.set_num_threads(self.team.members)
+        if self.in_blocks and self.planner.on_scores is None:
+            assert self.channels is not None
+            memory = self.memory(nothing_yet(self.weights.sizes, len(ids)), known, call.plan, room)
+            h, kept = self.channels.pass_on(memory, ids, call.positions.real, call.positions.whole)
+            for (key, _), stay in zip(self.units, kept.ravel().tolist()):
+                call.kept[key] += stay
+            return h, memory
+        prompt = Prompt(ids, known.start, known.offset)
         if self.channels is not None:
-            return self.channels.read(self.turns, prompt)
+            return self.channels.read(self.turns, prompt, self.products)
         assert isinstance(self.weights, Weights)
         signals = {signal.layer: signal for signal in self.planner.signals}
 
@@ -141,23 +165,25 @@ class GatheredRun(Answering):
             self.planner.keep,
             enter,
             lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
+            self.products,
         )
 
     def vocabulary(self, h: Tensor) -> Tensor:
         """h: [..., E] -> logits [..., V]."""
         bias = torch.from_numpy(self.weights.vocabulary_bias[0])
-        return across(h, self.weights.vocabulary, 0, bias=bias)
+        return self.products.across(h, self.weights.vocabulary, 0, bias=bias).contiguous()
 
     def begin(self, cache: DynamicCache | None, given: Given, positions: Tensor | None) -> Tensor:
         """-> logits [B, T', V] of the positions asked for; what is to be remembered is put in the cache."""
         ids, planner = given.read, self.planner
         places = places_of(ids, given.mask, positions, 0, None, not self.weights.sizes.rotary)
         self.require_known(ids, places.positions)
+        known, room = Known(places.start, places.offset), room_for(ids.shape[1], None)
         with planner.calling(places.real, planner.prompt_of(places.real, 0), given) as call:
-            h, left = self.read(Prompt(ids, places.start, places.offset))
+            h, left = self.read(ids, known, call, room)
         if cache is not None:
-            decided = Decided(self.first_plan(len(ids), call.plan), self)
-            lay_in(cache, self.memory(left, places, decided, room_for(ids.shape[1], None)))
+            found = left if isinstance(left, KeyValues) else self.memory(left, known, call.plan, room)
+            lay_in(cache, found)
             planner.remember(call, ids, cache)
         return self.vocabulary(h[:, given.last()])
 
@@ -180,6 +206,13 @@ class GatheredRun(Answering):
         if memory is None or not lies or memory.room < before + tokens:
             memory = self.pack(cache, places, plan, before + tokens)
         memory.stand(places.start, places.offset)
+        if self.in_blocks and ids.numel() > 1:
+            assert self.channels is not None
+            torch.set_num_threads(self.team.members)
+            h, kept = self.channels.pass_on(memory, ids, places.real, None)
+            self.add(kept, int(places.real.sum()))
+            lengthen(cache, memory)
+            return self.vocabulary(h)
         logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
         lengthen(cache, memory)
         return torch.stack(logits, 1)
@@ -188,19 +221,25 @@ class GatheredRun(Answering):
         """Put what a cache holds in a memory of this run, with room for so many columns; plan: of its texts,
         where another reader has filled it."""
         rows, first, held = len(places.start), cache.layers[0], memory_of(cache, KeyValues)
+        known = Known(places.start, places.offset)
         own = held is not None and held.decided.owner is self and known_of(cache, rows) is not None
         if held is not None and own:
             assert isinstance(first, HeldLayer)
-            decided = held.decided._replace(plan=of_rows(held.decided.plan, first.order))
+            followed: Plan | SitePlan = of_rows(held.decided.plan, first.order)
         else:
-            decided = Decided(self.first_plan(rows, plan), self)
+            followed = plan
         layers = [remembered(layer, own) for layer in layers_of(cache)]
-        memory = self.memory(layers, places, decided, room_for(columns, held if own else None))
+        memory = self.memory(layers, known, followed, room_for(columns, held if own else None))
         lay_in(cache, memory)
         return memory
 
-    def memory(self, layers: Sequence[Remembered], places: Places, decided: Decided, room: int) -> KeyValues:
-        known = Known(places.start, places.offset)
+    def memory(
+        self, layers: Sequence[Remembered], known: Known, plan: Plan | SitePlan, room: int
+    ) -> KeyValues:
+        """plan: what its texts follow, or what of it is decided."""
+        if not isinstance(plan, Plan):
+            plan = self.first_plan(layers[0].keys.shape[0], plan)
+        decided = Decided(plan, self)
         return KeyValues(self.weights.sizes, layers, known, self.turns, self.late_keys, decided, room)
 
     def require_known(self, ids: Tensor, counted: Tensor) -> None:

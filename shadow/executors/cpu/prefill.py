@@ -9,7 +9,7 @@ from torch import Tensor
 from shadow.executors.cpu.cache import Remembered
 from shadow.executors.cpu.channels import ChannelWeights
 from shadow.executors.cpu.matrices import In, read
-from shadow.executors.cpu.products import across, along
+from shadow.executors.cpu.products import Products, along
 from shadow.executors.cpu.weights import Norms, Weights
 from shadow.executors.families import Sizes
 from shadow.models.sites import SiteKey
@@ -65,6 +65,7 @@ def prefill(
     keep: Keep,
     enter: Enter,
     later: Later,
+    products: Products,
 ) -> tuple[Tensor, list[Remembered]]:
     """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come: key-value heads
     that no head will need are not stored, nor computed where no head needs them now."""
@@ -75,12 +76,12 @@ def prefill(
         enter(layer, h)
         x = normed(weights, weights.attention_norm, layer, h)
         said, remembered = attention(
-            weights, layer, x, angles, prompt, fills, keep((layer, "head")), later(layer)
+            weights, layer, x, angles, prompt, fills, keep((layer, "head")), later(layer), products
         )
         left.append(remembered)
         h = h + said
         x = normed(weights, weights.neuron_norm, layer, h)
-        h = h + neurons(weights, layer, x, fills, keep((layer, "neuron")))
+        h = h + neurons(weights, layer, x, fills, keep((layer, "neuron")), products)
     return normed(weights, weights.last_norm, 0, h), left
 
 
@@ -97,8 +98,10 @@ def embedded(
     return h, ((turning.cos() * factor)[:, None], (turning.sin() * factor)[:, None])
 
 
-def project(rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
-    return across(x, rows, layer, lines, bias if lines is None else bias[lines])
+def project(
+    rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None, products: Products
+) -> Tensor:
+    return products.across(x, rows, layer, lines, bias if lines is None else bias[lines])
 
 
 def normed(weights: Weights | ChannelWeights, norms: Norms, layer: int, h: Tensor) -> Tensor:
@@ -133,6 +136,7 @@ def attention(
     fills: Fills,
     keep: Tensor | None,
     later: Tensor | None,
+    products: Products,
 ) -> tuple[Tensor, Remembered]:
     sizes = weights.sizes
     width, each = sizes.head_width, sizes.heads // sizes.kv_heads
@@ -147,7 +151,8 @@ def attention(
         return None if len(units) == count else (units[:, None] * width + torch.arange(width)).flatten()
 
     def split(rows: In, bias: str, units: Tensor, count: int) -> Tensor:
-        said = project(rows, torch.from_numpy(getattr(weights, bias)[layer]), layer, x, rows_of(units, count))
+        added = torch.from_numpy(getattr(weights, bias)[layer])
+        said = project(rows, added, layer, x, rows_of(units, count), products)
         return said.unflatten(-1, (len(units), width)).transpose(1, 2)  # [B, units, T, D]
 
     query = split(weights.query, "query_bias", heads, sizes.heads)
@@ -176,7 +181,8 @@ def attention(
     said = context - fills.of["head"][layer][heads]
     if not agreed and keep is not None:
         said = said * keep[..., None]
-    return along(said.flatten(2), weights.output, layer, rows_of(heads, sizes.heads)) + base, remembered
+    written = products.along(said.flatten(2), weights.output, layer, rows_of(heads, sizes.heads))
+    return written + base, remembered
 
 
 def turned(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -185,11 +191,13 @@ def turned(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def neurons(weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor | None) -> Tensor:
+def neurons(
+    weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor | None, products: Products
+) -> Tensor:
     lines = staying(keep)
-    said = project(weights.up, torch.from_numpy(weights.up_bias[layer]), layer, x, lines)
+    said = project(weights.up, torch.from_numpy(weights.up_bias[layer]), layer, x, lines, products)
     if weights.sizes.gated:
-        gate = project(weights.gate, torch.from_numpy(weights.gate_bias[layer]), layer, x, lines)
+        gate = project(weights.gate, torch.from_numpy(weights.gate_bias[layer]), layer, x, lines, products)
         said = said * F.silu(gate)
     else:
         said = said.relu()
@@ -198,4 +206,4 @@ def neurons(weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor 
     if lines is None and keep is not None:
         said = said * keep
     base = fills.bases[1, layer] + torch.from_numpy(weights.down_bias[layer])
-    return along(said, weights.down, layer, lines) + base
+    return products.along(said, weights.down, layer, lines) + base

@@ -9,7 +9,7 @@ from torch import Tensor
 from shadow.executors.cpu.cache import Remembered
 from shadow.executors.cpu.channels import ChannelWeights
 from shadow.executors.cpu.prefill import Prompt, embedded, normed, turned
-from shadow.executors.cpu.products import along
+from shadow.executors.cpu.products import Products
 from shadow.models.sites import SiteKey
 
 Plan = Callable[[SiteKey, Tensor], Tensor]  # told a site and its input [B, T, U] -> what it becomes
@@ -17,7 +17,12 @@ Correct = Callable[[SiteKey, Tensor, Tensor], Tensor]  # and what is written of 
 
 
 def prefill_channels(
-    weights: ChannelWeights, turns: tuple[Tensor, float] | None, prompt: Prompt, plan: Plan, correct: Correct
+    weights: ChannelWeights,
+    turns: tuple[Tensor, float] | None,
+    prompt: Prompt,
+    plan: Plan,
+    correct: Correct,
+    products: Products,
 ) -> tuple[Tensor, list[Remembered]]:
     """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come."""
     sizes = weights.sizes
@@ -28,7 +33,7 @@ def prefill_channels(
     def through(slot: str, layer: int, x: Tensor) -> Tensor:
         bias = torch.from_numpy(getattr(weights, f"{slot}_bias")[layer])
         x = plan((layer, slot), x)
-        return correct((layer, slot), x, along(x, getattr(weights, slot), layer) + bias)
+        return correct((layer, slot), x, products.along(x, getattr(weights, slot), layer) + bias)
 
     for layer in range(sizes.layers):
         x = through("qkv", layer, normed(weights, weights.attention_norm, layer, h))

@@ -1,6 +1,7 @@
 """Torch's products with stored rows, which are widened, or gathered, a few at a time."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,16 @@ from shadow.executors.cpu.matrices import In, Out, count_rows, widened, width_of
 from shadow.executors.cpu.storage import Rows, as_tensor
 
 TILE = 2**19  # numbers that are widened at once, into 2 MB that stay in a core's cache
+
+
+class Products(Protocol):
+    """Who multiplies a prompt's states: this module, or `in_blocks.Blocks`."""
+
+    def across(
+        self, x: Tensor, rows: In, layer: int, lines: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor: ...
+
+    def along(self, x: Tensor, rows: Out, layer: int, lines: Tensor | None = None) -> Tensor: ...
 
 
 def across(
