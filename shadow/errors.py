@@ -7,8 +7,12 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """A setting or file is wrong. The message is one sentence: what, the rule, the value, and the cure.
 
-    The scripts show it without a traceback; everything else keeps its traceback.
+    The scripts show it without a traceback; everything else keeps its traceback. It is one line, whatever
+    values are told in it.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence.replace("\r", r"\r").replace("\n", r"\n"))
 
 
 def require_choice(setting: str, value: object, allowed: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -45,6 +45,19 @@ MakeLM = Callable[..., LM]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The file that compiles most comes first: others find on disk what it has compiled."""
     items.sort(key=lambda item: item.path.name != "test_gathered.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run in one worker, and all smoke tests do: one server that scripts are forked from."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "smoke" if "smoke/" in file else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

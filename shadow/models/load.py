@@ -13,7 +13,6 @@ from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     OPTConfig,
     PretrainedConfig,
@@ -25,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from shadow.artifacts.files import alone, making
 from shadow.checkpoint.quantizer import METHOD
 from shadow.errors import UserError
+from shadow.models.gguf_files import dequantise
 from shadow.models.layouts import require_layout
 from shadow.models.numbers import require_dtype, require_finite
 from shadow.models.packages import assemble, require_package
@@ -200,16 +200,6 @@ def from_package(
                     (unfinished / gguf_file).unlink(missing_ok=True)
     lm = _pretrained(str(folder), None, dtype, device_map, local_files_only=True)
     return beginning_with_bos(lm) if bos else lm
-
-
-def dequantise(source: Path, gguf_file: str, folder: Path) -> None:
-    """From a GGUF file in `source` to a Hugging Face model folder."""
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
-    del model.config.quantization_config  # it describes the file, not these weights,
-    model.hf_quantizer = None  # type: ignore[assignment]  # and with it save_pretrained refuses
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def beginning_with_bos(lm: LM) -> LM:

@@ -36,7 +36,7 @@ def gemma(tmp_path_factory):
 
 
 def windows_of(lm):
-    return text_windows(TOPICS, lm.tokenizer, 4, 48, 0.5, 0, "measure.windows")
+    return text_windows(TOPICS, lm.tokenizer, 2, 32, 0.5, 0, "measure.windows")
 
 
 def measured(lm, level=0.0):
@@ -52,7 +52,7 @@ def test_every_layer_has_its_units(gemma):
 
 def test_level_0_is_the_dense_model_bit_for_bit(gemma, dense):
     batch = collate(
-        [window._replace(ids=window.ids[: 30 + 2 * i]) for i, window in enumerate(windows_of(gemma))]
+        [window._replace(ids=window.ids[: 24 + 2 * i]) for i, window in enumerate(windows_of(gemma))]
     )
     with sparse(gemma.model, Fixed(random_scores(find_sites(gemma.model), 0)), SparsityPolicy(0.0)) as run:
         assert torch.equal(run.logits(batch), dense(gemma, batch))
