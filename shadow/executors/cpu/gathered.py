@@ -101,8 +101,7 @@ class GatheredRun(Answering):
         self.kept: Counter[SiteKey] = Counter()
         self.units = units_of(weights)
         self.in_blocks = None if exact else self.channels  # who reads many positions in one compiled call
-        rounds = self.storage in BITS and not exact
-        self.products: products.Products = Blocks(self.team) if rounds else products
+        self.products = Blocks(self.team) if self.storage in BITS and not exact else products
         self.bench: Bench | None = None
 
     @property
