@@ -62,7 +62,7 @@ def in_words(size: int) -> str:
 
 
 def runs(logs: Path) -> list[str]:
-    """A line a job: its folder, how it ended, and its first figure."""
+    """A line a job: its folder, how it ended, and its figures as a sweep tells them."""
     found = sorted(logs.glob("*/*runs/**/run.json"))
     records = [file for file in found if "looked_up" not in file.parts]  # copies beside those that ask
     return [run_row(file, logs, json.loads(file.read_text(encoding="utf-8"))) for file in records] or [
@@ -71,8 +71,10 @@ def runs(logs: Path) -> list[str]:
 
 
 def run_row(file: Path, logs: Path, record: dict[str, Any]) -> str:
-    first = next(((name, metric["value"]) for name, metric in record.get("metrics", {}).items()), None)
-    found = f"{first[0]} {first[1]:.4g}" if first else (record.get("error") or "")
+    from shadow.sweeps.progress_callback import figures  # brings Hydra, which no other shelf needs
+
+    metrics = record.get("metrics") or {}
+    found = figures(metrics) if metrics else (record.get("error") or "")
     lines = [
         str(file.parent.relative_to(logs)),
         f"{record['status']}  {found}",

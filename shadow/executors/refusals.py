@@ -60,8 +60,8 @@ def _of_channels(facts: Facts, storage: str | None) -> str | None:
         )
     if not facts.scorer.compiled:
         return (
-            "executor=gathered decides about channels by predictor=teal alone, and this scorer is "
-            f"{facts.scorer.name}: use executor=masked"
+            "executor=gathered decides about channels by |x|, or |x| times a factor of each channel, as "
+            f"predictor=teal and wina do, and this scorer is {facts.scorer.name}: use executor=masked"
         )
     if facts.decided_at != "token":
         return (

@@ -22,6 +22,11 @@ class Scaled:
     centres: Mapping[SiteKey, float] = field(default_factory=dict)
 
     @property
+    def compiled(self) -> bool:
+        """Whether a compiled step can ask it."""
+        return type(self) is Scaled and (self.kind, self.point) == ("channel", "site") and not self.centres
+
+    @property
     def kinds(self) -> frozenset[Kind]:
         return frozenset({self.kind})
 

@@ -12,7 +12,7 @@ from ..records.record import RecordError
 from ..reports.methods import LEAST, frontier
 from ..reports.report import Written
 from .leaderboard import LEADERBOARD
-from .upload import BYTES, TABLE, logger_settings, series
+from .upload import BYTES, POINTS, logger_settings, series
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Layout, Report, Runset
@@ -105,7 +105,7 @@ def line_plots(written: Written, chart: Chart) -> list["PanelTypes"]:
         )
         for place, (metric, drawn) in enumerate(wanted)
     ]
-    tables = [*([LEADERBOARD] if ranked else []), TABLE]
+    tables = [*([LEADERBOARD] if ranked else []), POINTS]
     for name in tables:
         panels.append(wr.WeavePanelSummaryTable(table_name=name, layout=at(len(panels))))
     if chart.name in written.figures:

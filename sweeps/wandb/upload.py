@@ -13,7 +13,9 @@ from . import leaderboard
 
 log = logging.getLogger(__name__)
 
-TABLE = "curve"  # names of what a W&B Report finds again
+CURVE = "curve"  # what a W&B Report finds again: figures of the curves begin with it,
+POINTS = "points"  # the table of points, and the page; a drawing has its file's name, which is neither
+PAGE = "page"
 BYTES = "bytes_skipped"  # share of weight bytes that a decoded token does not read
 
 
@@ -32,15 +34,15 @@ def upload(written: Written) -> None:
         mode="offline" if settings.get("offline") else None,
     )
     try:
-        run.define_metric(f"{TABLE}/*", step_metric=BYTES)
+        run.define_metric(f"{CURVE}/*", step_metric=BYTES)
         for row in history(written.charts):
             run.log(row)
-        run.log({TABLE: wandb.Table(columns=list(COLUMNS), data=rows_of(written.points))})
+        run.log({POINTS: wandb.Table(columns=list(COLUMNS), data=rows_of(written.points))})
         board = leaderboard.rows_of(written.charts)
         if board:
             run.log({leaderboard.LEADERBOARD: wandb.Table(columns=list(leaderboard.COLUMNS), data=board)})
         run.log({figure.stem: wandb.Image(str(figure)) for figure in written.figures.values()})
-        run.log({written.page.stem: wandb.Html(written.page.read_text(encoding="utf-8"))})
+        run.log({PAGE: wandb.Html(written.page.read_text(encoding="utf-8"))})
     finally:
         run.finish()
     log.info("logged the curve to wandb run %s of group %s", run.id, settings.get("group"))
@@ -64,7 +66,7 @@ def history(charts: list[Chart]) -> Iterator[dict[str, float]]:
 
 def series(chart: Chart, label: str, metric: str) -> str:
     """What W&B calls a metric of a curve."""
-    return f"{TABLE}/{chart.name}/{label}/{metric}"
+    return f"{CURVE}/{chart.name}/{label}/{metric}"
 
 
 def logger_settings(points: list[Record]) -> dict:

@@ -22,6 +22,7 @@ NOT_RUN = {
     "launch=slurm": "needs a cluster; test_commands.py has its refusal",
     "srun": "likewise; test_processes.py and test_fsdp.py run two processes",
     "trainer=": "likewise",
+    "benchmarks/": "needs a GPU; test_gpu_day.py has its parts",
     "curl": "asks a server; test_serving.py does",
     "shadow serve": "likewise",
     "shadow rm": "a name of another machine; test_commands.py removes",

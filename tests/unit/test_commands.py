@@ -274,7 +274,8 @@ def made(tmp_path, monkeypatch):
     config = {"settings": fit, "metrics": {"val/mass@50": 0.75, "val/static_mass@50": 0.5}}
     write_json(shelf / "predictors" / "opt-mini-few_taps-bbbbbbbbbb" / "config.json", config)
     (shelf / "traces" / "opt-mini-traces-cccccccccc").mkdir()
-    run = {"status": "done", "overrides": ["seed=3"], "metrics": {"perplexity": {"value": 12.0}}}
+    metrics = {"choices/acc": {"value": 0.75}, "perplexity": {"value": 12.0}}
+    run = {"status": "done", "overrides": ["seed=3"], "metrics": metrics}
     write_json(tmp_path / "logs" / "evaluate" / "runs" / "2026-seed=3" / "run.json", run)
     return shelf
 
@@ -289,7 +290,10 @@ def test_ls_tells_size_quality_and_what_differs(made, capsys):
     assert "8 windows of features" in told
     assert "unfinished: the same command goes on" in told
     ls(["runs"])
-    assert "evaluate/runs/2026-seed=3\n      done  perplexity 12\n      seed=3\n" in capsys.readouterr().out
+    assert (
+        "evaluate/runs/2026-seed=3\n      done  perplexity 12, choices/acc 0.75\n      seed=3\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_rm_keeps_what_others_came_of_and_what_is_in_use(made):

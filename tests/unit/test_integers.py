@@ -11,10 +11,12 @@ import torch
 from shadow.executors.cpu.byte_products import Path, best_path, features
 from shadow.executors.cpu.grids import GROUP, grid_of, lies_on, values_of
 from shadow.executors.cpu.grouped import bits_for, empty_in, empty_out, in_groups, put_in, put_out
+from shadow.executors.cpu.in_blocks import Blocks
 from shadow.executors.cpu.matrices import widened
 from shadow.executors.cpu.row_dots import all_dots, dots_of_states
 from shadow.executors.cpu.row_sums import add_rows
 from shadow.executors.cpu.states import empty_states, quantise
+from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.vectors import (
     address_of,
     as_floats,
@@ -85,6 +87,26 @@ def test_sums_of_rows_are_sums_of_whole_numbers(bits, width):
     expected = rounded(whole)[0] @ widened(rows, 1).double()
     np.testing.assert_allclose(y[1, rows.column], expected, rtol=1e-5, atol=2e-5)
     assert not y[0].any()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_blocks_of_positions_are_multiplied_with_the_same_whole_numbers(bits, width):
+    """Sums of float32 are taken in another order than one position's. Some rows of a matrix, in any order."""
+    blocks, lines = Blocks(Team()), torch.tensor([30, 2, 36, 5, 0, 17])
+    x = draw(3, 4, width, seed=5)[:, ::2]  # not one behind the other
+    rows, sums = empty_in(bits, 2, 37, width), empty_out(bits, 2, width, 70)
+    for layer in range(2):
+        put_in(rows, layer, draw(37, width, seed=layer))
+        put_out(sums, layer, draw(width, 70, seed=layer))
+    states = rounded(x.flatten(0, 1)).view(x.shape)
+    expected = states @ widened(rows, 1).double().T
+    for asked in (None, lines):
+        found = blocks.across(x, rows, 1, asked)
+        wanted = expected if asked is None else expected[..., asked]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-5)
+    found = blocks.along(x, sums, 1)
+    np.testing.assert_allclose(found, states @ widened(sums, 1).double(), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -266,4 +266,5 @@ def test_a_sweep_that_logs_to_wandb_uploads_its_curve_once(tmp_path: Path) -> No
     expected = list(history(write_report(tmp_path / "swept").charts))
     assert figures[: len(expected)] == expected
     rest = {key: value for row in figures[len(expected) :] for key, value in row.items()}
-    assert (rest["curve/_type"], rest["report/_type"]) == ("table-file", "html-file")
+    types = {name: rest[f"{name}/_type"] for name in ("points", "curve", "page")}  # none in another's place
+    assert types == {"points": "table-file", "curve": "image-file", "page": "html-file"}

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shadow.executors.cpu.attention import LANES
+from shadow.executors.cpu.block_attention import EIGHT
 from shadow.executors.cpu.blocks import ABREAST
 from shadow.executors.cpu.channels import SLOTS, Above, ChannelWeights, Written
 from shadow.executors.cpu.decode import Memory
@@ -25,10 +27,10 @@ class ChannelBlocks:
     ) -> tuple[Tensor, np.ndarray]:
         """ids: [B, T] behind so many columns; real, whole: bool [B, T], None: nowhere. -> the last norm's
         output [B, T, E], and int64 [L, 4], channels of each slot that stayed at real positions."""
-        count = ids.numel()
+        count, columns = ids.numel(), memory.turns.shape[1]
         room = self.room
-        if room is None or len(room.h) < count or room.weights.shape[1] < before + ids.shape[1] + 32:
-            self.room = room = self.empty(count, before + ids.shape[1])
+        if room is None or len(room.h) < count or room.weights.shape[1] != columns + 32:
+            self.room = room = self.empty(count, columns)
         lines = room._replace(
             h=room.h[:count], x=room.x[:count], context=room.context[:count], said=room.said[:count]
         )
@@ -41,7 +43,7 @@ class ChannelBlocks:
             self.written,
             lines,
             memory,
-            ids.numpy(),
+            np.ascontiguousarray(ids.numpy()),  # of any other layout the code would be compiled anew
             real.flatten().numpy(),
             whole.flatten().numpy(),
             before,
@@ -71,6 +73,9 @@ class ChannelBlocks:
             panels=empty_panels(members, panels, most),
             turned=floats(members, sizes.head_width + 16),
             weights=floats(members, columns + 32),
+            queries=floats(members, EIGHT, sizes.head_width),
+            eights=floats(members, EIGHT, columns + LANES),
+            turned_keys=floats(members, sizes.head_width * (columns + LANES)),
             scores=floats(members, most),
             keep=np.empty((members, most), np.bool_),
             ranked=np.empty((members, most), np.int32),

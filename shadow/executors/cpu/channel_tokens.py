@@ -23,14 +23,14 @@ from shadow.plans.stand_ins import Learnt
 
 
 class ChannelTokens:
-    """Planned at the very input that each projection reads, by |x|."""
+    """Planned at the very input that each projection reads, by |x|, or |x| times a factor of each channel."""
 
     def __init__(self, model: PreTrainedModel, planner: Planner, weights: ChannelWeights, team: Team) -> None:
         sites, stand_in = planner.corrected_sites, planner.stand_in
         self.planner, self.weights = planner, weights
         self.written = written_of(weights, sites, stand_in if isinstance(stand_in, Learnt) else None)
         self.corrected = {site.key: site for site in sites}
-        self.above = above_of(model, planner.policy)
+        self.above = above_of(model, planner.scorer, planner.policy)
         self.signals = {(signal.layer, signal.slot): signal for signal in planner.signals}
         self.room: Channels | None = None
         self.blocks = ChannelBlocks(weights, self.above, self.written, team)

@@ -18,6 +18,8 @@ from shadow.models.kinds import find_sites
 from shadow.models.sites import Site
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, name_of
+from shadow.scorers.protocol import Scorer
+from shadow.scorers.scaled import Scaled
 
 SLOTS = ("qkv", "o", "gate_up", "down")
 QKV, OUTPUT, GATE_UP, DOWN = range(4)
@@ -46,12 +48,15 @@ class ChannelWeights(NamedTuple):
 
 
 class Above(NamedTuple):
-    """What stays, by |x|. way: int64 [L, 4], of each of `SLOTS`: 0 (all), TOP or ABOVE; keep: int64 [L, 4],
-    channels that stay, or for ABOVE at least; above: float32 [L, 4]."""
+    """What stays, by |x|, or |x| times a factor of each input.
+
+    way: int64 [L, 4], of each of `SLOTS`: 0 (all), TOP or ABOVE; keep: int64 [L, 4], channels that stay, or
+    for ABOVE at least; above: float32 [L, 4]; factor: float32 [L, 4, most inputs], or [L, 4, 0]."""
 
     way: np.ndarray
     keep: np.ndarray
     above: np.ndarray
+    factor: np.ndarray
 
 
 class Written(NamedTuple):
@@ -82,15 +87,24 @@ def written_of(weights: ChannelWeights, sites: Sequence[Site], stand_in: Learnt 
     return Written(**each, **{f"{slot}_bias": found for slot, found in biases.items()})
 
 
-def above_of(model: PreTrainedModel, policy: SparsityPolicy) -> Above:
+def above_of(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy) -> Above:
     sizes, _ = describe(model)
     shape = (sizes.layers, len(SLOTS))
-    found = Above(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.float32))
+    factors = scorer.factors if isinstance(scorer, Scaled) else {}
+    most = max((len(factor) for factor in factors.values()), default=0)
+    found = Above(
+        way=np.zeros(shape, np.int64),
+        keep=np.zeros(shape, np.int64),
+        above=np.zeros(shape, np.float32),
+        factor=np.ones((*shape, most), np.float32),
+    )
     for site in find_sites(model, ["channel"]):
         if site.slot not in SLOTS:
             continue
         at = site.layer, SLOTS.index(site.slot)
         found.keep[at] = site.units
+        if site.key in factors:
+            found.factor[(*at, slice(site.units))] = factors[site.key].numpy()
         if policy.prunes(site.key) and policy.scope == "layer":
             found.way[at] = TOP
             found.keep[at] = site.units - policy.gone(site.units, policy.level_of(site.key))

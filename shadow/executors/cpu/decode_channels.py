@@ -47,6 +47,26 @@ class Channels(NamedTuple):
 
 
 @compiled()
+def mark(x, b, units, layer, slot, above, scores, keep, ranked):
+    """keep[:units]: which of x's line b: [B, units or more] stay -> how many. The rest is room to work in."""
+    n, least, factor = above.keep[layer, slot], above.above[layer, slot], above.factor
+    for unit in range(units):
+        scores[unit] = abs(x[b, unit])
+    if factor.shape[2] > 0:
+        for unit in range(units):
+            scores[unit] *= factor[layer, slot, unit]
+    if above.way[layer, slot] == ABOVE:
+        count = 0
+        for unit in range(units):
+            keep[unit] = scores[unit] > least
+            count += keep[unit]
+        if count >= n:
+            return count
+    keep_top(scores, 0, units, n, ranked, keep, NO_GUESS)
+    return min(n, units)
+
+
+@compiled()
 def pick(x, b, units, layer, slot, above, room, lines, factors, member):
     """-> how many of x's line b: [B, units or more] stay; `lines` says which, and `factors` their x."""
     way, n, least = above.way[layer, slot], above.keep[layer, slot], above.above[layer, slot]
@@ -55,16 +75,14 @@ def pick(x, b, units, layer, slot, above, room, lines, factors, member):
         for unit in range(units):
             lines[unit], factors[unit] = unit, x[b, unit]
         return units
-    if way == ABOVE:
+    if way == ABOVE and above.factor.shape[2] == 0:
         for unit in range(units):
             lines[count], factors[count] = unit, x[b, unit]
             count += abs(x[b, unit]) > least
         if count >= n:
             return count
-    scores, keep = room.scores[member], room.keep[member]
-    for unit in range(units):
-        scores[unit] = abs(x[b, unit])
-    keep_top(scores, 0, units, n, room.ranked[member], keep, NO_GUESS)
+    keep = room.keep[member]
+    mark(x, b, units, layer, slot, above, room.scores[member], keep, room.ranked[member])
     count = 0
     for unit in range(units):
         if keep[unit]:

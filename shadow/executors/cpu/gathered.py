@@ -59,6 +59,7 @@ from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
 
+MANY = 4  # positions that are faster together than one by one
 Read = list[Remembered] | KeyValues  # what a prompt leaves
 
 
@@ -206,7 +207,7 @@ class GatheredRun(Answering):
         if memory is None or not lies or memory.room < before + tokens:
             memory = self.pack(cache, places, plan, before + tokens)
         memory.stand(places.start, places.offset)
-        if self.in_blocks and ids.numel() > 1:
+        if self.in_blocks and ids.numel() >= MANY:
             assert self.channels is not None
             torch.set_num_threads(self.team.members)
             h, kept = self.channels.pass_on(memory, ids, places.real, None)

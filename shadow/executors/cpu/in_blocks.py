@@ -25,8 +25,8 @@ class Blocks:
         self, x: Tensor, rows: In, layer: int, lines: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         assert isinstance(rows, InRows)
-        flat = x.reshape(-1, x.shape[-1])
-        numbers = np.arange(rows.rows) if lines is None else lines.numpy()
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        numbers = np.arange(rows.rows) if lines is None else np.ascontiguousarray(lines.numpy())
         out = room_for(len(flat), len(numbers))
         self.team.run(
             multiply_block,
@@ -43,7 +43,7 @@ class Blocks:
 
     def along(self, x: Tensor, rows: Out, layer: int, lines: Tensor | None = None) -> Tensor:
         assert isinstance(rows, OutRows)
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
         if lines is not None:
             flat = flat.new_zeros(len(flat), rows.rows).index_copy_(1, lines, flat)
         out = room_for(len(flat), rows.width)

@@ -11,12 +11,13 @@ from shadow.executors.cpu.grouped import VECTOR, groups_in
 from shadow.executors.cpu.lined_up import lined_up
 from shadow.executors.cpu.operations import load, operation, store
 from shadow.executors.cpu.registers import BYTES, FLOATS, HALF, INT, shuffled, whole
-from shadow.executors.cpu.vectors import address_of, halves_of, read_halves, store_floats
+from shadow.executors.cpu.vectors import address_of, halves_of, prefetch, read_halves, store_floats
 from shadow.plans.compiled import compiled
 
 TOGETHER = 32  # outputs of a panel
 PANEL = GROUP * TOGETHER  # bytes of a group's codes in a panel
 GRID = TOGETHER * 4  # bytes of its scales, float32
+AHEAD = 64  # rows between those that are laid out and those that are fetched
 
 
 class Panels(NamedTuple):
@@ -160,6 +161,9 @@ def panel_of_rows(rows, layer, lines, begin, places, codes, scales, minima):
         for at in range(16):
             number = begin + at // 4 * 8 + side * 4 + at % 4
             places[at] = start + lines[min(number, count - 1)] * stride
+            ahead = places[at] + TOGETHER * stride
+            for line in range(0, stride + 63, 64):
+                prefetch(ahead + line)
         here = address_of(codes) + side * 64
         for group in range(groups):
             if bits == 4:
@@ -202,6 +206,7 @@ def panels_of_sums(rows, layer, block, places, codes, scales, minima):
         for four in range(GROUP // 4):
             for at in range(4):
                 places[at] = start + min(group * GROUP + four * 4 + at, count - 1) * stride
+                prefetch(places[at] + block * 64 + AHEAD * stride)
             to = here + group * PANEL + four * 128
             if bits == 4:
                 lay_fours(place, block * 64, to, groups * PANEL)

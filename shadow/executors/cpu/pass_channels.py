@@ -5,9 +5,11 @@ from typing import NamedTuple
 import numpy as np
 
 from shadow.executors.cpu.attention import LANES, attend_at
+from shadow.executors.cpu.block_attention import EIGHT, attend_in_eights
 from shadow.executors.cpu.blocks import add_rounded
 from shadow.executors.cpu.channels import DOWN, GATE_UP, OUTPUT, QKV
 from shadow.executors.cpu.decode import norm, turn
+from shadow.executors.cpu.decode_channels import mark
 from shadow.executors.cpu.panels import Panels
 from shadow.executors.cpu.scoring import ABOVE
 from shadow.executors.cpu.states import States, quantise
@@ -16,14 +18,15 @@ from shadow.executors.cpu.team import meet, share
 from shadow.executors.cpu.vectors import address_of, read_floats, silu, store_floats, times
 from shadow.executors.cpu.widen import widen_row
 from shadow.plans.compiled import compiled
-from shadow.plans.selection import NO_GUESS, keep_top
 
 
 class Pass(NamedTuple):
     """Room for N positions, float32. h, x: [N, E]; y: [N + 3, outputs], what a site's readers write; context:
-    [N, H * D]; said: [N, F]; of_width, of_heads, of_neurons: these, and x, rounded. Of each member, turned:
-    [members, D + 16], weights: [members, columns + 32], scores, keep and ranked: [members, most inputs], and
-    kept: int64 [members, L, 4], channels that stayed at real positions."""
+    [N, H * D]; said: [N, F]; of_width, of_heads, of_neurons: these, and x, rounded.
+
+    Of each member, for attention, turned: [members, D + 16], weights: [members, room + 32], queries:
+    [members, 8, D], eights: [members, 8, room + 16] and turned_keys: [members, D * (room + 16)]; scores, keep
+    and ranked: [members, most inputs]; kept: int64 [members, L, 4], channels that stayed where it is real."""
 
     h: np.ndarray
     x: np.ndarray
@@ -36,6 +39,9 @@ class Pass(NamedTuple):
     panels: Panels
     turned: np.ndarray
     weights: np.ndarray
+    queries: np.ndarray
+    eights: np.ndarray
+    turned_keys: np.ndarray
     scores: np.ndarray
     keep: np.ndarray
     ranked: np.ndarray
@@ -48,7 +54,7 @@ def drop(x, position, units, layer, slot, above, scores, keep, ranked):
     way, n, least = above.way[layer, slot], above.keep[layer, slot], above.above[layer, slot]
     if way == 0:
         return units
-    if way == ABOVE:
+    if way == ABOVE and above.factor.shape[2] == 0:
         count = 0
         for unit in range(units):
             count += abs(x[position, unit]) > least
@@ -57,13 +63,11 @@ def drop(x, position, units, layer, slot, above, scores, keep, ranked):
                 if not abs(x[position, unit]) > least:
                     x[position, unit] = 0
             return count
-    for unit in range(units):
-        scores[unit] = abs(x[position, unit])
-    keep_top(scores, 0, units, n, ranked, keep, NO_GUESS)
+    count = mark(x, position, units, layer, slot, above, scores, keep, ranked)
     for unit in range(units):
         if not keep[unit]:
             x[position, unit] = 0
-    return min(n, units)
+    return count
 
 
 @compiled()
@@ -190,7 +194,10 @@ def pass_channels(weights, above, written, room, memory, ids, real, whole, befor
             b, column = position // tokens, before + position % tokens
             remember_at(sizes, layer, memory, y, position, b, column, turned)
         meet(board, members)
-        attend_all(sizes, layer, memory, y, tokens, before, context, turned, scores, member, members)
+        if tokens >= EIGHT and sizes.head_width % LANES == 0:
+            attend_in_eights(sizes, layer, memory, y, tokens, before, context, room, member, members)
+        else:
+            attend_all(sizes, layer, memory, y, tokens, before, context, turned, scores, member, members)
         meet(board, members)
         drop_and_round(
             context, inner, room.of_heads, layer, OUTPUT, above, room, real, whole, member, members

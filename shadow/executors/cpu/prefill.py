@@ -47,6 +47,7 @@ class Fills:
             "head": torch.zeros(sizes.layers, sizes.heads, sizes.head_width, dtype=torch.float32),
             "neuron": torch.zeros(sizes.layers, sizes.neurons, 1, dtype=torch.float32),
         }
+        self.some = bool(means)
         self.bases = torch.zeros(2, sizes.layers, sizes.width, dtype=torch.float32)
         for (layer, kind), values in means.items():
             self.of[kind][layer] = values
@@ -178,11 +179,11 @@ def attention(
         is_causal=prompt.mask is None,
         scale=sizes.scaling,
     ).transpose(1, 2)  # [B, T, heads, D]
-    said = context - fills.of["head"][layer][heads]
+    said = context - fills.of["head"][layer][heads] if fills.some else context
     if not agreed and keep is not None:
         said = said * keep[..., None]
     written = products.along(said.flatten(2), weights.output, layer, rows_of(heads, sizes.heads))
-    return written + base, remembered
+    return written.add_(base), remembered
 
 
 def turned(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -198,12 +199,13 @@ def neurons(
     said = project(weights.up, torch.from_numpy(weights.up_bias[layer]), layer, x, lines, products)
     if weights.sizes.gated:
         gate = project(weights.gate, torch.from_numpy(weights.gate_bias[layer]), layer, x, lines, products)
-        said = said * F.silu(gate)
+        said = said.mul_(F.silu(gate, inplace=True))
     else:
-        said = said.relu()
-    mean = fills.of["neuron"][layer, :, 0]
-    said = said - (mean if lines is None else mean[lines])
+        said = said.relu_()
+    if fills.some:
+        mean = fills.of["neuron"][layer, :, 0]
+        said = said.sub_(mean if lines is None else mean[lines])
     if lines is None and keep is not None:
         said = said * keep
     base = fills.bases[1, layer] + torch.from_numpy(weights.down_bias[layer])
-    return products.along(said, weights.down, layer, lines) + base
+    return products.along(said, weights.down, layer, lines).add_(base)

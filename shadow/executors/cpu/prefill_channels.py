@@ -33,7 +33,7 @@ def prefill_channels(
     def through(slot: str, layer: int, x: Tensor) -> Tensor:
         bias = torch.from_numpy(getattr(weights, f"{slot}_bias")[layer])
         x = plan((layer, slot), x)
-        return correct((layer, slot), x, products.along(x, getattr(weights, slot), layer) + bias)
+        return correct((layer, slot), x, products.along(x, getattr(weights, slot), layer).add_(bias))
 
     for layer in range(sizes.layers):
         x = through("qkv", layer, normed(weights, weights.attention_norm, layer, h))
