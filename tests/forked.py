@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ def run(words: list[str], folder: str, env: dict[str, str], log: str, apart: boo
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if beside else os.O_TRUNC))
     for stream in (1, 2):
         os.dup2(out, stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
