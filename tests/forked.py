@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
