@@ -45,6 +45,7 @@ def run(words: list[str], folder: str, env: dict[str, str], log: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(out, stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
