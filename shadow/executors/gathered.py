@@ -21,14 +21,14 @@ class Gathered:
     """For speed; on a GPU by Triton. What follows is for the CPU alone.
 
     storage: of weights; None: as the model has them, and nothing is held twice. int8 and int4: in groups of
-    32 inputs, which are multiplied as whole numbers with new tokens' states in 8 bits; what a GGUF file held
-    as Q4_0, Q4_1 or Q8_0 keeps its numbers, if the model has them in float32.
+    32 inputs, which are multiplied as whole numbers with states in 8 bits, of prompts too; what a GGUF file
+    held as Q4_0, Q4_1 or Q8_0 keeps its numbers, if the model has them in float32.
     kv_policy: whether each token computes the keys and values of all heads that may be needed (`write_all`),
     or of a head when it is first needed (`recompute`).
     compact: where a prompt's plan stays, the rows of the neurons that it keeps are copied one behind the
     other for all that follows: faster per token, and these rows are held twice.
-    states: of new tokens, where storage is int8 or int4: rounded to 8 bits by 32, or as they are, which is
-    many times slower and there to see what rounding costs.
+    states: where storage is int8 or int4: rounded to 8 bits by 32, or as they are, which is many times slower
+    and there to see what rounding costs.
     """
 
     storage: Storage | None = None
@@ -55,7 +55,7 @@ class Gathered:
     def open(self, model: PreTrainedModel, planner: Planner) -> Iterator[Run]:
         """numba and Triton take a second to import: only where they are asked for."""
         if model.device.type != "cuda":
-            from shadow.executors.cpu.gathered import gathered
+            from shadow.executors.cpu.opened import gathered
 
             with gathered(model, planner, self.storage, self.states, self.kv_policy, self.compact) as run:
                 yield run

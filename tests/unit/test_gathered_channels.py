@@ -141,7 +141,7 @@ def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, monkeypa
     for in_blocks in (True, False):
         stand_in = learnt_behind(lm, policy)
         with sparse(lm.model, scorer, policy, stand_in=stand_in, executor=Gathered("int4")) as run:
-            run.in_blocks = in_blocks
+            run.in_blocks = run.in_blocks if in_blocks else None
             output, logits = None, []
             for start, stop in ((0, 12), (12, 17), (17, 18)):
                 cache = {} if output is None else named_cache(cache_of(output))

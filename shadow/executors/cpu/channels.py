@@ -11,11 +11,19 @@ from transformers import PreTrainedModel
 from shadow.executors.cpu.grouped import InRows, OutRows, bits_for, empty_out, put_out
 from shadow.executors.cpu.mapped import file_ranges, let_go
 from shadow.executors.cpu.scoring import ABOVE, TOP
-from shadow.executors.cpu.weights import Norms, bias_of, in_groups_of, linear_of, norms, position_rows
+from shadow.executors.cpu.weights import (
+    Norms,
+    Weights,
+    bias_of,
+    in_groups_of,
+    linear_of,
+    norms,
+    position_rows,
+)
 from shadow.executors.families import LayerParts, Sizes, describe
 from shadow.executors.options import BITS, Storage
 from shadow.models.kinds import find_sites
-from shadow.models.sites import Site
+from shadow.models.sites import Site, SiteKey
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, name_of
 from shadow.scorers.protocol import Scorer
@@ -158,6 +166,16 @@ def rows_of_inputs(layers: Sequence[LayerParts], roles: Sequence[str], bits: int
             let_go(linear_of(role, layer).weight, files)
     assert rows is not None
     return rows
+
+
+def units_of(weights: Weights | ChannelWeights) -> list[tuple[SiteKey, int]]:
+    """Of every site, in the order in which compiled code counts them."""
+    sizes = weights.sizes
+    each = [("head", sizes.heads), ("neuron", sizes.neurons)]
+    if isinstance(weights, ChannelWeights):
+        inner = sizes.heads * sizes.head_width
+        each = list(zip(SLOTS, (sizes.width, inner, sizes.width, sizes.neurons)))
+    return [((layer, slot), units) for layer in range(sizes.layers) for slot, units in each]
 
 
 def biases(layers: Sequence[LayerParts], roles: Sequence[str]) -> np.ndarray:

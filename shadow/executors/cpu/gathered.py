@@ -1,8 +1,7 @@
 """The gathered executor: a model's calls, answered from the weights of kept units."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from shadow.executors.call import Call
 from shadow.executors.calls import (
     Answering,
     Places,
-    answering,
     places_of,
     require_fitting,
     require_known,
@@ -40,7 +38,7 @@ from shadow.executors.cpu.cache import (
     room_for,
 )
 from shadow.executors.cpu.channel_tokens import ChannelTokens
-from shadow.executors.cpu.channels import SLOTS, ChannelWeights, pack_channels
+from shadow.executors.cpu.channels import ChannelWeights, units_of
 from shadow.executors.cpu.compact import Plan, compact, of_rows, whole_plan
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
@@ -48,12 +46,11 @@ from shadow.executors.cpu.in_blocks import Blocks
 from shadow.executors.cpu.prefill import Fills, Prompt, prefill
 from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.team import Team
-from shadow.executors.cpu.weights import Weights, pack, storage_of
+from shadow.executors.cpu.weights import Weights, storage_of
 from shadow.executors.families import describe
 from shadow.executors.given import Given
-from shadow.executors.options import BITS, OWN, KVPolicy, States, Storage
+from shadow.executors.options import BITS, OWN
 from shadow.executors.planner import Planner
-from shadow.executors.turning import Ended, saved_row_by_row, straighten
 from shadow.models.sites import Kind, SiteKey
 from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
@@ -66,8 +63,8 @@ Read = list[Remembered] | KeyValues  # what a prompt leaves
 class GatheredRun(Answering):
     """What `sparse(..., executor=Gathered())` yields on the CPU, for generation.
 
-    Prompts go through torch's products, and each later token through one compiled call, while torch itself
-    has one thread. The logits are float32, whatever the storage.
+    Prompts go through torch's products, or in blocks where states are rounded; each later token goes through
+    one compiled call, while torch itself has one thread. Logits are float32, whatever the storage.
     """
 
     def __init__(
@@ -102,16 +99,9 @@ class GatheredRun(Answering):
             self.rule = rule_of(model, planner.policy)
         self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
         self.kept: Counter[SiteKey] = Counter()
-        sizes = weights.sizes
-        each = [("head", sizes.heads), ("neuron", sizes.neurons)]
-        if self.channels is not None:
-            inner = sizes.heads * sizes.head_width
-            each = list(zip(SLOTS, (sizes.width, inner, sizes.width, sizes.neurons)))
-        self.units = [((layer, kind), n) for layer in range(weights.sizes.layers) for kind, n in each]
-        self.in_blocks = self.channels is not None and not exact  # many positions in one compiled call
-        self.products: products.Products = products
-        if self.storage in BITS and not exact:
-            self.products = Blocks(self.team)
+        self.units = units_of(weights)
+        self.in_blocks = None if exact else self.channels  # who reads many positions in one compiled call
+        self.products = Blocks(self.team) if self.storage in BITS and not exact else products
         self.bench: Bench | None = None
 
     @property
@@ -142,9 +132,8 @@ class GatheredRun(Answering):
         memory with so much room already."""
         torch.set_num_threads(self.team.members)
         if self.in_blocks and self.planner.on_scores is None:
-            assert self.channels is not None
             memory = self.memory(nothing_yet(self.weights.sizes, len(ids)), known, call.plan, room)
-            h, kept = self.channels.pass_on(memory, ids, call.positions.real, call.positions.whole)
+            h, kept = self.in_blocks.pass_on(memory, ids, call.positions.real, call.positions.whole)
             for (key, _), stay in zip(self.units, kept.ravel().tolist()):
                 call.kept[key] += stay
             return h, memory
@@ -208,9 +197,8 @@ class GatheredRun(Answering):
             memory = self.pack(cache, places, plan, before + tokens)
         memory.stand(places.start, places.offset)
         if self.in_blocks and ids.numel() >= MANY:
-            assert self.channels is not None
             torch.set_num_threads(self.team.members)
-            h, kept = self.channels.pass_on(memory, ids, places.real, None)
+            h, kept = self.in_blocks.pass_on(memory, ids, places.real, None)
             self.add(kept, int(places.real.sum()))
             lengthen(cache, memory)
             return self.vocabulary(h)
@@ -310,26 +298,3 @@ class GatheredRun(Answering):
             return self.bench
         self.bench = empty_bench(self.weights, self.nets, self.fills, members, rows, room, self.exact)
         return self.bench
-
-
-@contextmanager
-def gathered(
-    model: PreTrainedModel,
-    planner: Planner,
-    storage: Storage | None,
-    states: States,
-    kv_policy: KVPolicy,
-    compact: bool,
-) -> Iterator[GatheredRun]:
-    """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
-    channels = any(site.kind == "channel" for site in planner.sites.values())
-    weights = pack_channels(model, storage) if channels and storage else pack(model, storage)
-    run = GatheredRun(model, planner, weights, kv_policy == "recompute", compact, states == "float32")
-    try:
-        with answering(model, run.forward), saved_row_by_row(model):
-            yield run
-    finally:
-        torch.set_num_threads(run.team.members)
-        run.team.close()
-        run.weights = Ended()  # type: ignore[assignment]
-        straighten(model)
