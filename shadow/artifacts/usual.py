@@ -69,7 +69,9 @@ def is_made_of(inner: object) -> TypeGuard[Mapping[str, Any]]:
 def option_of(group: str, values: Mapping[str, Any]) -> str:
     if group in NAMED:
         return str(values.get("name"))
-    return str(values.get("scope")) if group == "sparsity" else "default"
+    if group == "sparsity":  # paths of greedy budgets serve every scope, and name none
+        return str(values.get("scope", "layer"))
+    return "default"
 
 
 def option_of_data(values: Mapping[str, Any]) -> str:

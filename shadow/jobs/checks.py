@@ -19,6 +19,7 @@ from shadow.jobs.disjoint import check_disjoint
 from shadow.jobs.measure_checks import check_measure
 from shadow.jobs.method import executor_of, facts_of, is_trained, learns, net_of, policy_of, recipe_of
 from shadow.jobs.missing import check_made
+from shadow.jobs.references import resolved
 from shadow.jobs.trace_checks import check_tapped, check_traces
 from shadow.plans.facts import DecidedAt
 from shadow.plans.refusals import refusal
@@ -27,6 +28,7 @@ STAGES = ("estimate", "traces", "predictor")
 BUDGETS = ("uniform", "greedy", "global", "block", "divergence", "tails", "angular")
 
 
+@resolved()
 def check_train(cfg: DictConfig) -> None:
     require_choice("stage", cfg.stage, STAGES)
     check_devices(cfg)
@@ -43,6 +45,7 @@ def check_train(cfg: DictConfig) -> None:
     calibration_data(cfg)
 
 
+@resolved()
 def check_evaluate(cfg: DictConfig) -> None:
     policy_of(cfg)  # refuses what is no policy before anything long begins
     check_measure(cfg)

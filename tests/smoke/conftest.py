@@ -57,14 +57,11 @@ class Done(NamedTuple):
 
 @pytest.fixture(scope="session")
 def start(root: Path) -> Callable[..., Script]:
-    """start(folder, log, "train.py", *overrides): the script while it runs; it talks to the file `log`.
+    """start(folder, log, "train.py", *overrides): the script while it runs; it talks to the file `log`."""
 
-    apart: its processes beside it are started as a user's are, not forked.
-    """
-
-    def begin(folder: Path, log: Path, *words: str, apart: bool = False, **more: str) -> Script:
+    def begin(folder: Path, log: Path, *words: str, **more: str) -> Script:
         env = {name: value for name, value in (environment(folder) | more).items() if value != ""}
-        return Script(words, root, env, log, apart)
+        return Script(words, root, env, log)
 
     return begin
 
@@ -74,8 +71,8 @@ def run(start: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     """run(folder, "train.py", *overrides) -> its exit code, and all it said."""
     log = tmp_path_factory.mktemp("said") / "output.txt"
 
-    def wait(folder: Path, *words: str, apart: bool = False, **more: str) -> Done:
-        return Done(start(folder, log, *words, apart=apart, **more).wait(), log.read_text())
+    def wait(folder: Path, *words: str, **more: str) -> Done:
+        return Done(start(folder, log, *words, **more).wait(), log.read_text())
 
     return wait
 

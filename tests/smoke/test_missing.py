@@ -35,7 +35,7 @@ def test_what_a_method_without_a_net_learns_is_made_by_train_too(run, small, sma
     (command,) = set(re.findall(r"`(python train\.py .*?)`", refused.stdout))
     trained = run(tmp_path, *shlex.split(command)[1:])
     assert trained.returncode == 0, trained.stdout[-3000:]
-    assert f"measure it: {command.replace('train', 'evaluate')}" in trained.stdout
+    assert f"measure it: {command.replace('train.py', 'evaluate.py')}" in trained.stdout
     assert not (tmp_path / "artifacts" / "traces").exists()  # nothing needs any
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "artifacts" / "stand_ins").rglob("*.*")}
     measured = run(tmp_path, "evaluate.py", *job)

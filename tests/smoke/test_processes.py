@@ -32,7 +32,7 @@ def store(folder):
 def folders(run, tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for folder, more in ((one, []), (two, ["trainer.devices=2", "trainer.strategy=ddp"])):
-        done = run(folder, "train.py", *JOB, *more, apart=True)
+        done = run(folder, "train.py", *JOB, *more)
         assert done.returncode == 0, done.stdout[-3000:]
     return one, two
 

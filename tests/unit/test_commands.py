@@ -323,6 +323,8 @@ def test_what_differs_is_told_of_damaged_and_foreign_settings_too():
     assert differences({}) == {}
     assert differences({"model": {"name": "theirs", "dtype": "float16"}}) == {"model.dtype": "float16"}
     assert differences({"predictor": {"name": "few_taps", "taps": 2}}) == {"predictor.taps": 2}
+    of_paths = {"sparsity": {"min_units": 1, "budgets": "block", "dense_layers": [0]}}
+    assert differences(of_paths) == {"sparsity.budgets": "block"}
 
 
 # Recommending

@@ -577,6 +577,7 @@ def test_later_rounds_learn_from_single_tokens(compose):
         ("predictor.rank=72.5", r"predictor\.rank must be a whole number of at least 1, got 72\.5"),
         ("predictor.hidden=true", r"predictor\.hidden .*got True"),
         ("predictor.depth=-1", r"predictor\.depth .*at least 0, got -1"),
+        ("sparsity.learnt.lr=${x}", r"sparsity\.learnt\.lr stands for another .*'x' not found\)"),
         (r"predictor.kinds='\n'", r"predictor\.kinds must name some of .* got \\n$"),
         ("predictor.epochs=1.5", r"predictor\.epochs must be a whole number .*got 1\.5"),
         ("predictor.batch_size=0", r"predictor\.batch_size .*at least 1, got 0"),
