@@ -63,6 +63,11 @@ def _of_channels(facts: Facts, storage: str | None) -> str | None:
             "executor=gathered decides about channels by |x|, or |x| times a factor of each channel, as "
             f"predictor=teal and wina do, and this scorer is {facts.scorer.name}: use executor=masked"
         )
+    if facts.device == "cuda" and facts.scorer.scaled:
+        return (
+            "executor=gathered decides about channels on a GPU by |x| alone, as predictor=teal does, and "
+            f"{facts.scorer.name} has a factor of each: use executor=masked"
+        )
     if facts.decided_at != "token":
         return (
             "executor=gathered decides about channels at each token: use sparsity.decided_at=token, or "

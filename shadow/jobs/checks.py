@@ -37,10 +37,11 @@ def check_train(cfg: DictConfig) -> None:
     if cfg.stage == "predictor" and learns(cfg):
         check_plans(cfg)
         if not is_single(cfg):
+            several = "fit with sparsity=layer in several, and " if is_trained(cfg) else ""
             raise UserError(
-                "budgets, thresholds and stand-ins are learnt in one process: fit with stage=predictor "
-                "sparsity=layer in several, and run train.py again with trainer.devices=1 and "
-                f"trainer.strategy=auto, got {cfg.trainer.devices} and {cfg.trainer.strategy}"
+                f"budgets, thresholds and stand-ins are learnt in one process: {several}run train.py with "
+                f"trainer.devices=1 and trainer.strategy=auto, got {cfg.trainer.devices} and "
+                f"{cfg.trainer.strategy}"
             )
     calibration_data(cfg)
 
@@ -199,10 +200,15 @@ def check_latency(cfg: DictConfig) -> None:
 
 
 def check_divergence(cfg: DictConfig) -> None:
-    if cfg.measure.divergence and not isinstance(executor_of(cfg), Masked):
+    if cfg.measure.divergence:
+        require_dense_pass(cfg, "measure.divergence=true", "measure.divergence=false")
+
+
+def require_dense_pass(cfg: DictConfig, asked: str, otherwise: str) -> None:
+    if not isinstance(executor_of(cfg), Masked):
         raise UserError(
-            "measure.divergence lets the same model run dense and sparse, and "
-            f"executor={executor_label(cfg)} has no dense pass: give executor=masked"
+            f"{asked} lets the same model run dense and sparse, and executor={executor_label(cfg)} has no "
+            f"dense pass: give {otherwise}, or executor=masked"
         )
 
 

@@ -10,7 +10,15 @@ from shadow.artifacts.usual import differences, in_name
 from shadow.errors import UserError
 from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
 from shadow.jobs.config import model_label, plain
-from shadow.jobs.method import is_trained, learns_stand_in, needs_of, net_of, policy_of, stand_in_of
+from shadow.jobs.method import (
+    is_trained,
+    learns_budgets,
+    learns_stand_in,
+    needs_of,
+    net_of,
+    policy_of,
+    stand_in_of,
+)
 from shadow.models.load import describe_folder
 
 # a change of code that changes what one of them holds makes a new name; nothing else of the code is in a name
@@ -131,6 +139,10 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
         settings |= {"traces": trace_settings(cfg), "size": asked_size(cfg)}
     if needs_of(cfg).sample:
         settings["sample"] = of_calibration(cfg)
+    asked = [cfg.sparsity.budget_windows] if learns_budgets(cfg) else []
+    asked += [cfg.sparsity.learnt.windows] if learns_stand_in(cfg) else []
+    if int(asked_size(cfg)) < max(asked, default=0):  # it is learnt from all that there are
+        settings["size"] = asked_size(cfg)
     return settings
 
 

@@ -34,6 +34,7 @@ TRAINS = [
     "debug",
     "hydra.searchpath",  # where options of one's own lie
 ]
+SEVERAL = re.compile(r"trainer=(ddp|fsdp)$|trainer\.(devices|num_nodes|strategy)=")  # processes, of a fit
 METHOD = [*TRAINS, "sparsity"]  # and what a method without a net learns
 
 
@@ -89,7 +90,7 @@ def train_command(groups: Sequence[str] = TRAINS) -> str:
 
 def evaluate_command() -> str:
     """What measures what this job has made."""
-    return command("evaluate", given(METHOD))
+    return command("evaluate", [word for word in given(METHOD) if not SEVERAL.match(word)])
 
 
 def given(groups: Sequence[str]) -> list[str]:

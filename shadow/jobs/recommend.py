@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     with job(cfg) as this:
         check(cfg)
         tried = try_all(cfg, this.loggers)
-        best = choose(tried, cfg.budget)
+        best = choose(tried, cfg.budget, BUDGETS[cfg.budget_of])
         folder = make(asked(cfg, best.contender, best.level), this.loggers)
         this.record |= {"tried": [one._asdict() for one in tried], "recommended": best._asdict()}
         this.record["checkpoint"] = str(folder)
@@ -78,6 +78,8 @@ def check(cfg: DictConfig) -> None:
     require_free(cfg)
     require_number("budget", cfg.budget, "a number of nats above 0", lambda nats: 0 < nats < math.inf)
     require_choice("budget_of", cfg.budget_of, tuple(BUDGETS))
+    if cfg.budget_of == "kl":
+        checks.require_dense_pass(cfg, "budget_of=kl", "budget_of=nats")
     require_whole("windows", cfg.windows, 2)
     pairs = isinstance(cfg.contenders, ListConfig) and all(
         isinstance(pair, ListConfig) and len(pair) == 2 for pair in cfg.contenders
@@ -168,14 +170,14 @@ def over(found: "Metric", dense: "Metric") -> tuple[float, float]:
     return float(np.mean(gaps)), float(np.std(gaps, ddof=1) / math.sqrt(len(gaps)))
 
 
-def choose(tried: Sequence[Tried], budget: float) -> Tried:
+def choose(tried: Sequence[Tried], budget: float, of: str = BUDGETS["nats"]) -> Tried:
     from shadow.errors import UserError
 
     within = [one for one in tried if one.lost <= budget]
     if not within:
         least = min(tried, key=lambda one: one.lost)
         raise UserError(
-            f"budget={budget:g} nats is less than any of these loses: {', '.join(least.contender)} at level "
+            f"budget={budget:g} {of} is less than any of these loses: {', '.join(least.contender)} at level "
             f"{least.level:g} loses {least.lost:.3f}: give budget={least.lost * 1.1:.2g}, or lower levels"
         )
     return max(within, key=lambda one: one.skipped)

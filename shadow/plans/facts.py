@@ -18,7 +18,8 @@ class Traits(NamedTuple):
     same for every token. looks: whether it must see a sample, or a prompt, before the sparse pass. steps: how
     many times it scores in one pass, each time other layers. first: the first layer that it scores. pooled:
     whether it reads whole prompts and scores no single token. compiled: whether a compiled step can ask it:
-    nets of this framework's own, and |x| of channels. by_criterion: whether it goes by the criterion of the
+    nets of this framework's own, and |x| of channels. scaled: whether channels' |x| is times a factor of
+    each. by_criterion: whether it goes by the criterion of the
     job, so that what a dropped unit says may be the mean that the criterion measures from. stands_in: what a
     stand-in that it brings puts in dropped units' places: `zero`, `mean` for constants, or that stand-in's
     name; empty: it brings none.
@@ -32,6 +33,7 @@ class Traits(NamedTuple):
     first: int = 0
     pooled: bool = False
     compiled: bool = False
+    scaled: bool = False
     by_criterion: bool = True
     stands_in: str = ""
 

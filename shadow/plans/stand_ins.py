@@ -81,7 +81,7 @@ class Learnt(nn.Module):
 
     def corrected(self, site: Site, reader: int, y: Tensor) -> Tensor:
         name = name_of(site, reader)
-        return y * self.factors[name].to(y.dtype) + self.addends[name].to(y.dtype)
+        return y * self.factors[name].to(y) + self.addends[name].to(y)
 
 
 def kind_of_stand_in(stand_in: StandIn) -> str:

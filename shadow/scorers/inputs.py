@@ -45,6 +45,7 @@ class InputNorm(TrainingFree):
     kinds: frozenset[Kind] = frozenset({"channel"})
     points: frozenset[Point] = frozenset({"site"})
     compiled = True
+    scaled = True
 
     def build(self, model: PreTrainedModel, have: Ingredients) -> Scaled:
         sites = find_sites(model, ["channel"])

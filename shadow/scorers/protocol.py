@@ -48,7 +48,7 @@ class Looks(Protocol):
 
 
 def traits_of(scorer: Scorer, sites: Sequence[Site]) -> Traits:
-    """By its signals at these sites, and by `first`, `pooled` and `compiled` where it has them."""
+    """By its signals at these sites, and by `first`, `pooled`, `compiled` and `scaled` where it has them."""
     signals = scorer.signals(sites)
     behind = {site.layer for site in sites if site.behind}
     first = min({signal.layer for signal in signals} - behind, default=0)
@@ -61,6 +61,7 @@ def traits_of(scorer: Scorer, sites: Sequence[Site]) -> Traits:
         first=getattr(scorer, "first", first),
         pooled=getattr(scorer, "pooled", False),
         compiled=getattr(scorer, "compiled", False),
+        scaled=getattr(scorer, "scaled", False),
         stands_in=brought_by(scorer),
     )
 

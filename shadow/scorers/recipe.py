@@ -94,6 +94,7 @@ class TrainingFree:
             points=self.points,
             steps=steps,
             compiled=getattr(self, "compiled", False),
+            scaled=getattr(self, "scaled", False),
             by_criterion=False,
             stands_in=brought_by(self),
         )

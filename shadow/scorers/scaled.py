@@ -27,6 +27,10 @@ class Scaled:
         return type(self) is Scaled and (self.kind, self.point) == ("channel", "site") and not self.centres
 
     @property
+    def scaled(self) -> bool:
+        return bool(self.factors)
+
+    @property
     def kinds(self) -> frozenset[Kind]:
         return frozenset({self.kind})
 

@@ -24,10 +24,11 @@ from shadow.models.sites import KINDS, count_units
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Zero
 from shadow.scorers.fixed import Fixed, random_scores
-from shadow.scorers.inputs import InputMagnitude
+from shadow.scorers.inputs import InputMagnitude, InputNorm
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
+from shadow.scorers.scaled import Scaled
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS = 3
@@ -211,8 +212,12 @@ def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
     assert "scope=layer or threshold" in str(Gathered().refuses(facts))
     channels = SparsityPolicy(0.5, kinds=["channel"])
     for policy, said in [(channels, "None"), (replace(channels, slots=["lm_head"]), "inputs of the lm_head")]:
-        facts = replace(facts_of(lm.model, InputMagnitude(), policy, "token"), device="cuda")
+        facts = replace(facts_of(lm.model, InputMagnitude(), policy, "token", Zero()), device="cuda")
         assert said in str(Gathered().refuses(facts))
+    factors = {site.key: torch.ones(site.units) for site in find_sites(lm.model, ["channel"])}
+    for scorer in (InputNorm(), Scaled("channel", "site", factors)):
+        facts = replace(facts_of(lm.model, scorer, channels, "token", Zero()), device="cuda")
+        assert "has a factor of each" in str(Gathered().refuses(facts))
     double = on(make_lm("opt", layers=LAYERS, dtype=torch.float64))
     with pytest.raises(UserError, match="got float64"):
         DeviceRun(double.model, Planner(double.model, net(double, [1]), SparsityPolicy(0.5), "token", Zero()))

@@ -112,7 +112,7 @@ def above_of(model: PreTrainedModel, scorer: Scorer, policy: SparsityPolicy) -> 
         at = site.layer, SLOTS.index(site.slot)
         found.keep[at] = site.units
         if site.key in factors:
-            found.factor[(*at, slice(site.units))] = factors[site.key].numpy()
+            found.factor[(*at, slice(site.units))] = factors[site.key].float().cpu().numpy()
         if policy.prunes(site.key) and policy.scope == "layer":
             found.way[at] = TOP
             found.keep[at] = site.units - policy.gone(site.units, policy.level_of(site.key))
