@@ -141,7 +141,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(place: Path, tmp_path: P
         task, started = script_of(words)
         given = [word.replace("/fast/disk", str(tmp_path)) for word in words[2:]]
         log = tmp_path / f"{number}.txt"
-        job = Script([*started, *reduced(task, given)], place, os.environ | env, log, apart=True)
+        job = Script([*started, *reduced(task, given)], place, os.environ | env, log)
         code, said = job.wait(), log.read_text()
         assert code == 0, f"{command}\n{said[-3000:]}"
         assert "Traceback" not in said, f"{command}\n{said[-3000:]}"
