@@ -341,7 +341,9 @@ def test_the_recommended_is_what_skips_most_within_the_budget(compose):
     other = one._replace(contender=("cats", "threshold"), skipped=one.skipped / 2, lost=one.lost - 0.1)
     assert recommend.choose([other, one], one.lost) is one
     assert recommend.choose([other, one], other.lost) is other
-    with pytest.raises(UserError, match=r"nats is less than any of these loses.* at level 0\.5 loses"):
+    with pytest.raises(
+        UserError, match=r"nats over dense is less than any of these loses.* at level 0\.5 loses"
+    ):
         recommend.choose([other, one], other.lost - 0.01)
     assert "contender=[cats,threshold]" in recommend.command(cfg, other)
 

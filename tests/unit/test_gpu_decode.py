@@ -215,9 +215,11 @@ def test_what_the_gpu_cannot_do_is_refused(lm, make_lm):
         facts = replace(facts_of(lm.model, InputMagnitude(), policy, "token", Zero()), device="cuda")
         assert said in str(Gathered().refuses(facts))
     factors = {site.key: torch.ones(site.units) for site in find_sites(lm.model, ["channel"])}
-    for scorer in (InputNorm(), Scaled("channel", "site", factors)):
-        facts = replace(facts_of(lm.model, scorer, channels, "token", Zero()), device="cuda")
-        assert "has a factor of each" in str(Gathered().refuses(facts))
+    facts = replace(
+        facts_of(lm.model, Scaled("channel", "site", factors), channels, "token", Zero()), device="cuda"
+    )
+    for scorer in (facts.scorer, InputNorm().traits("l2_norm", LAYERS)):
+        assert "has a factor of each" in str(Gathered().refuses(replace(facts, scorer=scorer)))
     double = on(make_lm("opt", layers=LAYERS, dtype=torch.float64))
     with pytest.raises(UserError, match="got float64"):
         DeviceRun(double.model, Planner(double.model, net(double, [1]), SparsityPolicy(0.5), "token", Zero()))
