@@ -66,7 +66,8 @@ def test_every_command_that_is_installed_can_be_called():
 
 
 def test_a_job_that_was_installed_names_the_installed_command(monkeypatch):
-    hydra = SimpleNamespace(overrides=SimpleNamespace(task=["model=opt-mini", "measure.windows=4"]))
+    asked = SimpleNamespace(task=["model=opt-mini", "measure.windows=4"], hydra=[])
+    hydra = SimpleNamespace(overrides=asked)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     monkeypatch.setattr("sys.argv", [str(Path(shadow.__file__).with_name("scripts") / "evaluate.py")])
     assert train_command() == "shadow train model=opt-mini"
