@@ -49,13 +49,13 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
     settings = cfg.measure
     metrics: evaluation.Metrics = {}
     texts = running_text(cfg) if reads_text(cfg) else []
-    if settings.perplexity:
+    if settings.perplexity or settings.divergence:
         windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, prompt_share(cfg))
+    if settings.perplexity:
         metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
     if settings.divergence:
         from shadow.measures.divergence import divergence
 
-        windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, prompt_share(cfg))
         metrics |= divergence(run, windows, settings.batch_size)
     if settings.choices:
         asked = questions(

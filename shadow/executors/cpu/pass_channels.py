@@ -98,9 +98,11 @@ def finish_written(y, position, layer, factor, bias, plain, whole):
         y[position, n] = y[position, n] * factor[layer, n] + bias[layer, n]
 
 
-@compiled(FAST)
-def add_to_positions(h, y, start, stop):
+@compiled()
+def add_written(h, y, start, stop, layer, factor, bias, plain, whole):
+    """What becomes of the sums of some positions, added to the stream."""
     for position in range(start, stop):
+        finish_written(y, position, layer, factor, bias, plain, whole[position])
         for e in range(h.shape[1]):
             h[position, e] += y[position, e]
 
@@ -205,11 +207,7 @@ def pass_channels(weights, above, written, room, memory, ids, real, whole, befor
         meet(board, members)
         add_rounded(weights.o, layer, count, room.of_heads, panels, y, member, members)
         meet(board, members)
-        for position in range(start, stop):
-            finish_written(
-                y, position, layer, written.o_factor, written.o_bias, weights.o_bias, whole[position]
-            )
-        add_to_positions(h, y, start, stop)
+        add_written(h, y, start, stop, layer, written.o_factor, written.o_bias, weights.o_bias, whole)
         norm(weights, weights.neuron_norm, layer, own, normed)
         drop_and_round(x, width, room.of_width, layer, GATE_UP, above, room, real, whole, member, members)
         meet(board, members)
@@ -227,9 +225,7 @@ def pass_channels(weights, above, written, room, memory, ids, real, whole, befor
         meet(board, members)
         add_rounded(weights.down, layer, count, room.of_neurons, panels, y, member, members)
         meet(board, members)
-        for position in range(start, stop):
-            finish_written(
-                y, position, layer, written.down_factor, written.down_bias, weights.down_bias, whole[position]
-            )
-        add_to_positions(h, y, start, stop)
+        add_written(
+            h, y, start, stop, layer, written.down_factor, written.down_bias, weights.down_bias, whole
+        )
     norm(weights, weights.last_norm, 0, own, normed)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from shadow.executors.gpu.choice import highest
 from shadow.executors.gpu.tuning import choices, dot_type, lines_of
 from shadow.executors.gpu.units import add, splits_of
 
@@ -16,8 +17,7 @@ def pick_kernel(
     """A program for each row of the batch: x where |x| is more than `above`, or among the LEAST highest,
     and 0 elsewhere; `kept` gains how many stay. TOP: these highest alone.
 
-    Of floats that are not negative the bits, as whole numbers, are in the same order. So the least one that
-    stays is found by halving what it can be, 31 times, and nothing is sorted.
+    Of floats that are not negative the bits, as whole numbers, are in the same order.
     """
     b = tl.program_id(0)
     unit = tl.arange(0, BLOCK)
@@ -30,18 +30,7 @@ def pick_kernel(
         stays = inside & (score > tl.load(above))
     count = tl.sum(stays.to(tl.int32))
     if count < LEAST:
-        order = score.to(tl.int32, bitcast=True)
-        low = tl.full((), 0, tl.int64)
-        high = tl.full((), 2147483647, tl.int64)
-        for _ in range(31):  # at least LEAST are from `low` on
-            middle = (low + high + 1) >> 1
-            enough = tl.sum(((order >= middle) & inside).to(tl.int32)) >= LEAST
-            low = tl.where(enough, middle, low)
-            high = tl.where(enough, high, middle - 1)
-        over = (order > low) & inside
-        tied = (order == low) & inside
-        free = LEAST - tl.sum(over.to(tl.int32))
-        stays = over | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= free))  # among equals the first stay
+        stays = highest(score.to(tl.int32, bitcast=True), inside, LEAST)
         count = tl.sum(stays.to(tl.int32))
     tl.store(out + b * U + unit, tl.where(stays, read, 0.0), mask=inside)
     tl.store(kept + b, count)

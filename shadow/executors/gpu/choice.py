@@ -11,14 +11,30 @@ from shadow.executors.gpu.units import Units
 
 
 @triton.jit
+def highest(order, inside, n):
+    """Of the units inside the n highest, among equals the first. order: whole numbers that compare as the
+    scores do; the least that stays is found by halving what it can be, 32 times, and nothing is sorted."""
+    low = tl.full((), -2147483648, tl.int64)
+    high = tl.full((), 2147483647, tl.int64)
+    for _ in range(32):  # at least n are from `low` on
+        middle = (low + high + 1) >> 1
+        enough = tl.sum(((order >= middle) & inside).to(tl.int32)) >= n
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+    over = (order > low) & inside
+    tied = (order == low) & inside
+    free = n - tl.sum(over.to(tl.int32))
+    return over | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= free))
+
+
+@triton.jit
 def choose_kernel(
     scores, way, least, above, keep, first, layers, B, U, BLOCK: tl.constexpr
 ):  # fmt: skip
     """As `shadow.executors.cpu.scoring.choose`: a program for each layer scored and row of the batch. Where
     nothing is pruned, `keep` is left as it is.
 
-    Whole numbers of the same bits compare as floats do, once those of negative ones are turned round; the
-    least that stays is found by halving what it can be, 32 times, so that nothing is sorted.
+    Whole numbers of the same bits compare as floats do, once those of negative ones are turned round.
     """
     layer, b = tl.program_id(0), tl.program_id(1)
     how = tl.load(way + first + layer)
@@ -30,17 +46,7 @@ def choose_kernel(
     n = tl.load(least + first + layer)
     bits = score.to(tl.int32, bitcast=True)
     order = tl.where(bits >= 0, bits, -2147483648 - bits)
-    low = tl.full((), -2147483648, tl.int64)
-    high = tl.full((), 2147483647, tl.int64)
-    for _ in range(32):  # at least n are from `low` on
-        middle = (low + high + 1) >> 1
-        enough = tl.sum(((order >= middle) & inside).to(tl.int32)) >= n
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle - 1)
-    over = (order > low) & inside
-    tied = (order == low) & inside
-    free = n - tl.sum(over.to(tl.int32))
-    stays = over | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= free))  # among equals the first stay
+    stays = highest(order, inside, n)
     stays = stays | ((how == 2) & (score > tl.load(above + first + layer)))
     tl.store(keep + ((first + layer) * B + b) * U + unit, stays.to(tl.int8), mask=inside)
 
