@@ -8,7 +8,14 @@ from ..differences.nats import NATS
 from ..differences.paired import Difference
 from ..figures.panels import Axis
 from ..records.kinds import kinds_in, plural
-from ..records.metrics import BESIDE_DENSE, GEOMETRIC_MEAN, MEAN_ACCURACY, is_accuracy, is_perplexity, is_share
+from ..records.metrics import (
+    BESIDE_DENSE,
+    GEOMETRIC_MEAN,
+    MEAN_ACCURACY,
+    is_accuracy,
+    is_perplexity,
+    is_share,
+)
 from ..records.record import Measured, Record
 
 MISSING = "-"
