@@ -29,8 +29,8 @@ import xllamacpp
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from shadow.artifacts.learnt_numbers import STAND_IN, read, read_config
 from shadow.artifacts.learnt_policies import thresholds_of
-from shadow.artifacts.learnt_stand_ins import read, read_config
 from shadow.data.batches import Batch
 from shadow.data.text_files import read_documents
 from shadow.data.texts import text_windows
@@ -151,7 +151,9 @@ def learnt_of(model: PreTrainedModel, file: Path, folder: Path) -> tuple[Sparsit
     moved = read_config(folder)["thresholds"]
     policy = policy if moved is None else replace(policy, thresholds=thresholds_of(moved))
     sites = [site for site in find_sites(model, ["channel"]) if policy.corrects(site)]
-    return policy, read(folder, Learnt(sites, Zero()))
+    stand_in = Learnt(sites, Zero())
+    read(folder, STAND_IN, stand_in)
+    return policy, stand_in
 
 
 def windows_of(model: str, file: str, count: int) -> Tensor:

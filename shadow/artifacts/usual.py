@@ -13,11 +13,11 @@ LONGEST = 60  # characters of a name that differences may take
 UNTOLD = ("_target_", "name", "source", "shape", "path", "terms", "format", "seed")
 # what is left open in conf/ is among settings as what it comes to
 FOLLOWS: dict[str, tuple[object, ...]] = {
-    "sparsity.kinds": (["head", "neuron"], ["channel"], ["neuron"]),
+    "sparsity.kinds": (["head", "neuron"], ["channel"], ["neuron"], ["block"]),
     "sparsity.stand_in": ("zero", "mean", "own"),
 }
 GROUPS = ("predictor", "sparsity", "trainer", "model", "data", "traces")
-MADE_OF = ("fit", "sample", "traces", "predictor")
+MADE_OF = ("fit", "router", "sample", "traces", "predictor")
 NAMED = ("model", "predictor")  # groups whose option has its name among its settings
 
 

@@ -14,6 +14,7 @@ WHOLE = {
     "traces": "manifest.json",
     "predictors": "config.json",
     "stand_ins": "config.json",
+    "routers": "config.json",
     "checkpoints": "config.json",
     "budgets": "",
 }
@@ -80,7 +81,7 @@ def artifact_at(kind: str, path: Path) -> Artifact:
 def quality_of(kind: str, content: Mapping[str, Any]) -> str:
     if kind == "predictors":
         return best_metric(content["metrics"])
-    if kind == "stand_ins":
+    if kind in ("stand_ins", "routers"):
         return f"KL {content['kl']:.3g} on calibration"
     if kind == "checkpoints":
         return "sparse when it is loaded"
@@ -110,7 +111,7 @@ def dependents(artifact: Artifact, others: list[Artifact]) -> list[Artifact]:
 
 def parts(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The settings of what something was made of, and of what that was made of."""
-    for name in ("traces", "fit", "predictor"):
+    for name in ("traces", "fit", "predictor", "router"):
         inner = settings.get(name)
         if isinstance(inner, Mapping):
             yield inner

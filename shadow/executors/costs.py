@@ -38,8 +38,8 @@ def cost_of(site: Site, signals: Sequence[Signal]) -> int:
 
 
 def kinds_of(scorer: Scorer, policy: SparsityPolicy) -> tuple[Kind, ...]:
-    """Those that are counted: what is pruned, and heads and neurons where channels are not."""
+    """Those that are counted: what is pruned, and heads and neurons where neither channels nor blocks are."""
     if policy.level == 0:
         return KINDS
     others = sorted(scorer.kinds - {*KINDS})
-    return (*others,) if "channel" in others else (*KINDS, *others)
+    return (*others,) if {"channel", "block"} & {*others} else (*KINDS, *others)

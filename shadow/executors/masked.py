@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from shadow.data.batches import Batch
 from shadow.executors.given import cache_in, read_given
 from shadow.executors.planner import Planner
 from shadow.executors.replaced import replace_method
-from shadow.models.sites import Kind
+from shadow.models.sites import Kind, Site
 from shadow.plans.facts import Facts
 from shadow.plans.rules import Plan
 from shadow.scorers.protocol import Looks, Scorer
 from shadow.signals import hook_outputs, hook_signals, hook_sites
+
+WRITTEN = ("row", "block")  # kinds that are dropped of what their readers write
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class MaskedRun:
         return output
 
 
+def skip(planner: Planner, site: Site, reader: int, x: Tensor, y: Tensor) -> Tensor | None:
+    """y: [B, T, E], what a block has written -> with nothing in place of what the plan drops."""
+    keep = planner.keep(site.key)
+    return None if keep is None else torch.where(keep.to(y.device), y, 0)
+
+
 @contextmanager
 def dropping(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
     """Inside the block each call of the model is planned at the scorer's signals, and goes without what its
@@ -91,7 +100,8 @@ def dropping(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
     sites = planner.sites.values()
     with (
         hook_signals(model, planner.signals, planner.decide),
-        hook_sites(model, [site for site in sites if site.kind != "row"], planner.drop),
+        hook_sites(model, [site for site in sites if site.kind not in WRITTEN], planner.drop),
+        hook_outputs(model, [site for site in sites if site.kind == "block"], partial(skip, planner)),
         hook_outputs(model, planner.corrected_sites, planner.correct),
         hook_outputs(model, [site for site in sites if site.kind == "row"], planner.guess),
     ):

@@ -42,6 +42,8 @@ def _of_any(facts: Facts) -> str | None:
     """Whatever its kind of unit."""
     if "row" in (facts.policy.kinds or ()):
         return "executor=gathered reads no rows of the lm_head by a plan yet: use executor=masked"
+    if "block" in (facts.policy.kinds or ()):
+        return "executor=gathered runs every layer's attention and FFN: use executor=masked to skip blocks"
     if facts.policy.tokens not in ("all", "decode"):
         return (
             "executor=gathered knows sparsity.tokens=all and decode: use one of these, or executor=masked, "

@@ -15,7 +15,7 @@ from shadow.models.kinds import find_sites
 from shadow.models.layouts import find_layers
 from shadow.models.sites import Site, SiteKey, kind_of
 from shadow.plans.facts import DecidedAt
-from shadow.plans.policy import SparsityPolicy
+from shadow.plans.policy import SLOTTED, SparsityPolicy
 from shadow.plans.stand_ins import StandIn
 from shadow.scorers.protocol import Scorer
 from shadow.terminal.bars import counted
@@ -69,7 +69,7 @@ def learn(
     costs: dict[SiteKey, list[Cost]] = {key: [] for key in groups}
     for key, level in counted(tried, "budgets", "levels"):
         layer, slot = key
-        slots = [slot] if kind_of(slot) == "channel" else None
+        slots = [slot] if kind_of(slot) in SLOTTED else None
         others = sorted(layers - {layer})
         alone = replace(policy, level=level, kinds=[kind_of(slot)], dense_layers=others, slots=slots)
         loss = mean_loss(model, scorer, alone, decided_at, stand_in, batches) - dense

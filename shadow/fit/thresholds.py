@@ -144,7 +144,7 @@ def threshold(scores: Tensor, policy: SparsityPolicy) -> float:
     Fewer go where the min_units of each row leave no more, and more where others score the same: equal scores
     go together, such as the zeros of silent ReLU neurons. Minus infinity where none is to go.
     """
-    safe = protected(scores, policy.min_units)
+    safe = protected(scores, policy.least)
     gone = min(scores.numel() - kept(scores.numel(), policy.level), int((~safe).sum()))
     if gone == 0:
         return -torch.inf

@@ -126,6 +126,11 @@ def check_sparsity(cfg: DictConfig) -> None:
                     f"sparsity.{setting}={value} comes from the calibration of heads and neurons, and "
                     f"predictor={cfg.predictor.name} prunes channels: give sparsity.{setting}={instead}"
                 )
+    if policy.level > 0 and "block" in (policy.kinds or ()) and settings.budgets in ("greedy", "global"):
+        raise UserError(
+            f"sparsity.budgets={settings.budgets} counts units of a site, and predictor={cfg.predictor.name} "
+            "skips blocks, of which a site has one: give sparsity.budgets=uniform, divergence or angular"
+        )
     if settings.budgets == "global" and settings.min_units < 1:
         raise UserError(
             "sparsity.budgets=global may rank a whole layer last, which no level of a layer removes: give "

@@ -13,7 +13,8 @@ from shadow.jobs.method import learns_budgets, learns_stand_in, needs_of
 def check_disjoint(cfg: DictConfig) -> None:
     """Refuse to measure on what was calibrated on. Of tasks lm-eval's splits see to that."""
     measure = cfg.measure
-    learnt = learns_budgets(cfg) or learns_stand_in(cfg) or needs_of(cfg).sample
+    needs = needs_of(cfg)
+    learnt = learns_budgets(cfg) or learns_stand_in(cfg) or needs.sample or needs.router
     calibrated = reads_store(cfg) or learnt
     if cfg.sparsity.level == 0 or not calibrated:
         return

@@ -8,7 +8,7 @@ from shadow.errors import UserError
 from shadow.jobs import resources
 from shadow.jobs.calibration import asked_parts, asked_size, reads_store, trace_taps
 from shadow.jobs.config import model_label, shape_of
-from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, net_of
+from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, needs_of, net_of
 from shadow.models.kinds import find_sites, width_of
 from shadow.models.layouts import find_layers
 from shadow.models.sites import count_units
@@ -106,6 +106,8 @@ def in_lines(cfg: DictConfig, found: dict[str, Any]) -> str:
             f"stand-ins: {cfg.sparsity.learnt.epochs} epochs over {at_most}{found['learnt_windows']} "
             f"windows, dense and sparse: {found['learnt_flops']:.3g} FLOPs"
         )
+    if needs_of(cfg).router:
+        lines.append(f"predictor={cfg.predictor.name}: a fit on windows, each run dense and gated")
     if learns_budgets(cfg):
         lines.append(f"budgets and thresholds: forward passes over {cfg.sparsity.budget_windows} windows")
     if "predictor_parameters" in found:

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from shadow.criteria import RANDOM, random_scores_of
 from shadow.data.batches import Batch, Loss, batched
+from shadow.jobs import routers
 from shadow.jobs.calibration import budget_data
 from shadow.jobs.fitting import get_predictor, load_predictor
 from shadow.jobs.method import new_recipe
@@ -19,6 +21,7 @@ from shadow.models.sites import SiteKey
 from shadow.scorers.fixed import Fixed
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
+from shadow.scorers.recipe import Schedule
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class JobIngredients:
 
     def predictor(self) -> Predicted:
         return load_predictor(get_predictor(self.cfg, self.lm, list(self.loggers)), self.lm)
+
+    def fitted(self, module: pl.LightningModule, net: nn.Module, schedule: Schedule) -> None:
+        routers.fitted(self.cfg, self.lm, module, net, schedule, self.loggers)
 
 
 def calibration_batches(cfg: DictConfig, lm: LM, windows: int) -> list[Batch]:

@@ -139,6 +139,8 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
         settings |= {"traces": trace_settings(cfg), "size": asked_size(cfg)}
     if needs_of(cfg).sample:
         settings["sample"] = of_calibration(cfg)
+    if needs_of(cfg).router:
+        settings["router"] = router_settings(cfg)
     asked = [cfg.sparsity.budget_windows] if learns_budgets(cfg) else []
     asked += [cfg.sparsity.learnt.windows] if learns_stand_in(cfg) else []
     if int(asked_size(cfg)) < max(asked, default=0):  # it is learnt from all that there are
@@ -149,6 +151,11 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
 def learnt_settings(cfg: DictConfig) -> dict[str, Any]:
     """What names a learnt stand-in."""
     return method_settings(cfg) | of_calibration(cfg)
+
+
+def router_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What names routers: not what is pruned by them, which their recipe asks for itself."""
+    return {"predictor": counted(cfg, "predictor"), "size": asked_size(cfg)} | of_calibration(cfg)
 
 
 def budgets_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -222,6 +229,10 @@ def budgets_file(cfg: DictConfig) -> Path:
 
 def paths_file(cfg: DictConfig) -> Path:
     return place(cfg, "budgets", f"{method_part(cfg)}-paths", paths_settings(cfg), ".json")
+
+
+def router_folder(cfg: DictConfig) -> Path:
+    return place(cfg, "routers", method_part(cfg), router_settings(cfg))
 
 
 def learnt_folder(cfg: DictConfig) -> Path:

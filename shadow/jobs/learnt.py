@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from shadow.artifacts import learnt_stand_ins
+from shadow.artifacts import learnt_numbers
 from shadow.artifacts.learnt_policies import rows_of, thresholds_of
 from shadow.executors.masked import Masked, MaskedRun
 from shadow.fit.checkpoints import resumable
@@ -38,16 +38,18 @@ def with_learnt(
     if not learns_stand_in(cfg):
         return policy, within
     folder = learnt_folder(cfg)
-    if not (folder / learnt_stand_ins.CONFIG).is_file():
+    if not (folder / learnt_numbers.CONFIG).is_file():
         with taking_turns(folder):
-            if not (folder / learnt_stand_ins.CONFIG).is_file():  # else another job was faster
+            if not (folder / learnt_numbers.CONFIG).is_file():  # else another job was faster
                 fit(cfg, lm, scorer, policy, within, folder, loggers)
     (folder / "last.ckpt").unlink(missing_ok=True)  # it was for going on
-    config = learnt_stand_ins.read_config(folder)
+    config = learnt_numbers.read_config(folder)
     require_weights(folder, config["weights"], lm)
     if config["thresholds"] is not None:
         policy = replace(policy, thresholds=thresholds_of(config["thresholds"]))
-    return policy, learnt_stand_ins.read(folder, unlearnt(lm, scorer, policy, within))
+    stand_in = unlearnt(lm, scorer, policy, within)
+    learnt_numbers.read(folder, learnt_numbers.STAND_IN, stand_in)
+    return policy, stand_in
 
 
 def unlearnt(lm: LM, scorer: Scorer, policy: SparsityPolicy, within: StandIn) -> Learnt:
@@ -88,7 +90,7 @@ def fit(
         "seconds": round(time.monotonic() - start, 1),
         "versions": versions(),
     }
-    learnt_stand_ins.write(folder, stand_in, config)
+    learnt_numbers.write(folder, learnt_numbers.STAND_IN, stand_in, config)
     log.info(
         "stand-in: %d numbers from %d windows, %.0f s -> %s",
         *(stand_in.weights, len(windows), config["seconds"], folder),

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from shadow.artifacts import learnt_stand_ins
+from shadow.artifacts import learnt_numbers
 from shadow.artifacts.hub import CONFIG
 from shadow.commands.scripts import spoken
 from shadow.errors import UserError
 from shadow.jobs.calibration import asked_criteria, asked_size, holds, needs_means, needs_traces, reads_store
-from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, traces_folder
-from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, ranks_layers
+from shadow.jobs.keys import budgets_file, learnt_folder, predictor_folder, router_folder, traces_folder
+from shadow.jobs.method import is_trained, learns_budgets, learns_stand_in, needs_of, ranks_layers
 from shadow.jobs.trace_checks import check_traces
 from shadow.traces.shards import FEATURES, MEANS, read_manifest
 
@@ -47,6 +47,10 @@ def check_made(cfg: DictConfig) -> None:
         if not cfg.make_missing:
             check_predictor_made(cfg)
             check_traces_made(cfg)
+    if needs_of(cfg).router and not cfg.make_missing:
+        folder = router_folder(cfg)
+        if not (folder / learnt_numbers.CONFIG).is_file():
+            raise UserError(f"there are no routers {folder}: {cure(METHOD, 'them')}")
     if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
         what, without = (
             ("thresholds", "sparsity=layer")
@@ -56,7 +60,7 @@ def check_made(cfg: DictConfig) -> None:
         raise UserError(f"there are no {what} {budgets_file(cfg)}: {cure(METHOD, 'them')}, or give {without}")
     if learns_stand_in(cfg) and not cfg.make_missing:
         folder = learnt_folder(cfg)
-        if not (folder / learnt_stand_ins.CONFIG).is_file():
+        if not (folder / learnt_numbers.CONFIG).is_file():
             raise UserError(
                 f"there is no learnt stand-in {folder}: {cure(METHOD)}, or give sparsity.learnt.windows=0"
             )

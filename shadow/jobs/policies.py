@@ -59,7 +59,8 @@ def learn_budgets(
     batches, decided_at = JobIngredients(cfg, lm).sample(), cfg.sparsity.decided_at
     learnt: dict[str, Any] = {}
     if cfg.sparsity.budgets in ("greedy", "divergence"):
-        ranked, probes = replace(policy, scope="layer"), list(cfg.sparsity.slot_probes)
+        probes = list(cfg.sparsity.slot_probes)
+        ranked = policy if "block" in (policy.kinds or ()) else replace(policy, scope="layer")
         given = lm.model, scorer, ranked, decided_at, stand_in, batches
         by_slot = cfg.sparsity.budgets == "divergence"
         found = slot_budgets.learn(*given, probes) if by_slot else budgets.learn(*given)

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from shadow.models.experts import count_experts, expert_width, experts_at
 from shadow.models.layouts import Layout, find_layers, linear_at, require_layout
-from shadow.models.sites import KINDS, Kind, Ranking, Site, Source
+from shadow.models.sites import BLOCKS, KINDS, Kind, Ranking, Site, Source
 
 
 class Layer(NamedTuple):
@@ -104,10 +104,26 @@ def channels(layer: int, slot: str, readers: tuple[nn.Linear, ...]) -> Site:
     return Site(layer, slot, "channel", readers, units, 1, units, sum(r.out_features for r in readers))
 
 
+def blocks_of(layer: Layer) -> list[Site]:
+    """An absent attention leaves unread what its absent heads would, for keys and values are there for later
+    tokens; an absent FFN all of its projections, but not what chooses experts. Either is one unit, and adds
+    nothing to the stream: its bias is left out too."""
+    parts = zip(BLOCKS, (*heads_of(layer), *neurons_of(layer)), strict=True)
+    return [
+        Site(
+            *(layer.number, slot, "block", part.readers, 1, part.units * part.width, 1),
+            part.active * part.cost,
+            seen_cost={point: part.active * cost for point, cost in part.seen_cost.items()},
+        )
+        for slot, part in parts
+    ]
+
+
 FINDERS: dict[Kind, Callable[[Layer], list[Site]]] = {
     "head": heads_of,
     "neuron": neurons_of,
     "channel": channels_of,
+    "block": blocks_of,
 }
 
 

@@ -12,20 +12,22 @@ from shadow.errors import UserError
 from shadow.models.experts import expert_columns
 from shadow.models.sharded import whole
 
-Kind = Literal["head", "neuron", "channel", "row"]
-# `head` and `neuron` are the kinds that criteria score; others are inputs of projections, rows of the lm_head
+Kind = Literal["head", "neuron", "channel", "row", "block"]
+# `head` and `neuron` are the kinds that criteria score; others are inputs of projections, rows of the
+# lm_head, and a layer's attention or FFN as a whole
 Point = Literal["layer_input", "head_output", "gate", "up", "site"]
 SiteKey = tuple[int, str]  # layer and slot; the lm_head's layer is the number of layers
 KINDS: tuple[Kind, ...] = ("head", "neuron")
 BEHIND = ("lm_head", "vocabulary")  # slots of the lm_head: its inputs, and its rows, one a word
 CHANNELS = ("qkv", "o", "gate_up", "down", "lm_head")  # the slots of channels
+BLOCKS = ("attention", "ffn")  # the slots of blocks
 Source = Literal["state", "context"]  # what a predictor reads
 
 
 def kind_of(slot: str) -> Kind:
     """The kind of the units that are read there."""
     others: dict[str, Kind] = {"head": "head", "neuron": "neuron", "vocabulary": "row"}
-    return others.get(slot, "channel")
+    return "block" if slot in BLOCKS else others.get(slot, "channel")
 
 
 class Ranking(NamedTuple):

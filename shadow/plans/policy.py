@@ -8,11 +8,12 @@ from typing import Literal, Self, get_args
 from torch import Tensor
 
 from shadow.errors import UserError
-from shadow.models.sites import BEHIND, CHANNELS, KINDS, Kind, Site, SiteKey, kind_of
+from shadow.models.sites import BEHIND, BLOCKS, CHANNELS, KINDS, Kind, Site, SiteKey, kind_of
 from shadow.plans.rules import Above, OverLayers, Plan, Rule, Statistical, TopK, gone
 
 Scope = Literal["layer", "global", "threshold", "statistical"]
 HeadUnit = Literal["query", "group"]
+SLOTTED: tuple[Kind, ...] = ("channel", "block")  # kinds of several slots, which `slots` chooses from
 Tokens = str | int | float  # `all`, `decode`, a whole number or a share
 
 
@@ -25,7 +26,7 @@ class SparsityPolicy:
     `threshold` removes what scores no more than `thresholds` say: more at one token than at another;
     `statistical` what scores no more than its row's mean and deviation say, if scores are normal.
     min_units: units that stay at every site, whatever their scores; of head groups, groups, and of neurons of
-    experts, in every expert.
+    experts, in every expert. Of a site of one block it may be none.
     dense_layers: those that lose nothing.
     kinds: those that are pruned; None: all that the scorer scores.
     levels: of single sites, each in place of `level`: of those with thresholds, what these were learnt for.
@@ -36,7 +37,7 @@ class SparsityPolicy:
     together, and a group's score is the mean of what the scorer says of its heads (a predictor: log scores).
     tokens: positions that are sparse: `all`; `decode`, those behind a prompt; a whole number n, all but the
     first n; or a share in (0, 1), the last so much of what a call reads.
-    slots: sites of channels that are pruned; None: all but the lm_head.
+    slots: sites of channels or blocks that are pruned; None: all but the lm_head.
 
     Neurons of experts are ranked within their expert: whichever is chosen, the same share of it goes.
     """
@@ -96,19 +97,21 @@ class SparsityPolicy:
                 "sparsity.kinds: channels are inputs of the projections that heads and neurons belong to, "
                 f"and are pruned alone: give [channel], or others, got {list(self.kinds)}"
             )
-        if self.slots is not None and (
-            not are_listed(self.slots, str) or not set(self.slots) <= set(CHANNELS)
-        ):
+        if self.kinds is not None and "block" in self.kinds and {*self.kinds} - {"block", "row"}:
             raise UserError(
-                f"sparsity.slots must name some of {list(CHANNELS)} in brackets, got {self.slots!r}"
+                "sparsity.kinds: a block is all of a layer's attention or FFN, and no parts of it are pruned "
+                f"beside it: give [block], or others, got {list(self.kinds)}"
             )
+        slots = [*CHANNELS, *BLOCKS]
+        if self.slots is not None and (not are_listed(self.slots, str) or not set(self.slots) <= {*slots}):
+            raise UserError(f"sparsity.slots must name some of {slots} in brackets, got {self.slots!r}")
 
     def _check_slot_levels(self) -> None:
         given = self.slot_levels
-        if not are_levels(given) or not set(given or {}) <= {*KINDS, *CHANNELS, *BEHIND}:
+        slots = [*KINDS, *CHANNELS, BEHIND[-1], *BLOCKS]
+        if not are_levels(given) or not set(given or {}) <= {*slots}:
             raise UserError(
-                f"sparsity.slot_levels must be levels in [0, 1) of some of {[*KINDS, *CHANNELS, BEHIND[-1]]}"
-                f", got {given!r}"
+                f"sparsity.slot_levels must be levels in [0, 1) of some of {slots}, got {given!r}"
             )
         if given and self.scope == "global":
             raise UserError("sparsity.slot_levels are levels of sites: give sparsity.scope=layer, got global")
@@ -117,12 +120,17 @@ class SparsityPolicy:
     def rule(self) -> Rule:
         """By which this policy keeps units."""
         if self.scope == "layer":
-            return TopK(self.level_of, self.min_units)
+            return TopK(self.level_of, self.least)
         if self.scope == "global":
-            return OverLayers(self.level, self.min_units)
+            return OverLayers(self.level, self.least)
         if self.scope == "statistical":
-            return Statistical(self.level_of, self.min_units)
-        return Above(self.thresholds or {}, self.min_units)
+            return Statistical(self.level_of, self.least)
+        return Above(self.thresholds or {}, self.least)
+
+    @property
+    def least(self) -> int:
+        """Units that stay at every site: a block is its site's only one."""
+        return 0 if "block" in (self.kinds or ()) else self.min_units
 
     def of(self, kinds: Collection[Kind]) -> Self:
         """With all of these kinds, unless it names some."""
@@ -138,7 +146,7 @@ class SparsityPolicy:
         layer, slot = key
         if self.level == 0 or self.level_of(key) == 0 or layer in self.dense_layers:
             return False
-        if slot not in (self.slots or CHANNELS[:-1]) and kind_of(slot) == "channel":
+        if kind_of(slot) in SLOTTED and slot not in (self.slots or (*CHANNELS[:-1], *BLOCKS)):
             return False
         return self.kinds is None or kind_of(slot) in self.kinds
 
@@ -149,7 +157,7 @@ class SparsityPolicy:
 
     def gone(self, units: int, level: float) -> int:
         """How many of so many units of a site go at this level."""
-        return gone(units, level, self.min_units)
+        return gone(units, level, self.least)
 
     def grouped(self, site: Site) -> int:
         """How many units of this site stay or go together."""

@@ -37,11 +37,28 @@ def _of_kinds(facts: Facts) -> str | None:
             "a learnt stand-in does not say what rows of the lm_head would write that are not read: give "
             "sparsity.learnt.windows=0, or a predictor without rows"
         )
+    if "block" in kinds and (wrong := _of_blocks(facts)):
+        return wrong
     of_the_site = policy.scope == "threshold" and set() < scorer.points <= {"gate", "up", "site"}
     if facts.experts > 1 and kinds != ["head"] and policy.scope != "layer" and not of_the_site:
         return (
             "neurons of experts are ranked within their expert, of which each loses the same share, and need "
             f"sparsity.scope=layer, got {policy.scope}: use that, or sparsity.kinds=[head]"
+        )
+    return None
+
+
+def _of_blocks(facts: Facts) -> str | None:
+    """A site has one block."""
+    if facts.policy.scope not in ("threshold", "global"):
+        return (
+            "a layer has one attention and one FFN, of which no share goes: to skip blocks give "
+            f"sparsity.scope=threshold, or global with one step, got {facts.policy.scope}"
+        )
+    if facts.stand_in not in ("zero", "ByKind"):
+        return (
+            "a block that is skipped adds nothing to the stream: give sparsity.stand_in=zero, or "
+            f"sparsity.learnt.windows for a learnt one, got {facts.stand_in}"
         )
     return None
 

@@ -1,9 +1,9 @@
 """A recipe: how a scorer comes about, what it needs, what it refuses. One class and one YAML a method."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from shadow.data.batches import Batch, Loss
@@ -13,16 +13,29 @@ from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer, brought_by
 from shadow.signals import Signal
 
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
 
 class Needs(NamedTuple):
     """Of calibration. traces: mean scores by the criterion; means: of activations; fit: a trained predictor,
-    and then parts: what its traces hold beside the features and the criterion; sample: windows to run."""
+    and then parts: what its traces hold beside the features and the criterion; sample: windows to run;
+    router: to fit a net on windows."""
 
     traces: bool = False
     means: bool = False
     fit: bool = False
     parts: tuple[str, ...] = ()
     sample: bool = False
+    router: bool = False
+
+
+class Schedule(NamedTuple):
+    """Of a fit: the calibration's first windows, how often, and how many at once."""
+
+    windows: int
+    epochs: int
+    batch_size: int
 
 
 class Ingredients(Protocol):
@@ -53,6 +66,10 @@ class Ingredients(Protocol):
 
     def sample(self) -> Sequence[Batch]:
         """The calibration's first windows, as many as `sparsity.budget_windows`."""
+        ...
+
+    def fitted(self, module: "pl.LightningModule", net: nn.Module, schedule: Schedule) -> None:
+        """net, a part of module, becomes what module fits on batches of the calibration."""
         ...
 
 
