@@ -110,7 +110,7 @@ class Gated:
     def gate(self, said: Tensor, real: Tensor) -> Tensor:
         """said: [B, T, 1], real: bool [B, T] -> 1 where the block is run and 0 where not."""
         soft = torch.sigmoid(said - said[real].detach().quantile(self.level))
-        return (soft > 0.5).float() + soft - soft.detach()
+        return (soft > 0.5).float() + (soft - soft.detach())
 
 
 class RouterModule(pl.LightningModule):

@@ -24,7 +24,7 @@ SCORERS = (
     *("dejavu", "prompt_activation", "ridge", "svd", "linear_heads", "unified_sequence"),
     *("unified_paper_global", "wina", "scap", "r_sparse", "larosa", "chess", "svdp", "d_countdown"),
     *("m_countdown", "teal_two_step", "two_step_head", "sparse_infer", "flap", "wanda_sp", "cfsp"),
-    "magnitude",
+    *("magnitude", "ftp"),
 )
 CRITERIA = (
     *("l2_deviation", "l2_norm", "plainact", "fisher", "snip", "grad_norm", "grasp", "griffin", "removal"),

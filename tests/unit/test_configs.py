@@ -51,6 +51,7 @@ OF_CHANNELS = ("larosa", "r_sparse", "scap", "teal", "wina")
 OF_NEURONS = ("cats", "cfsp", "chess", "d_countdown", "m_countdown", "sparse_infer", "svdp")
 OF_BOTH = ("flap", "magnitude", "oracle", "prompt_activation", "random", "static", "svd", "wanda_sp")
 TRAINING_FREE = (*OF_CHANNELS, *OF_NEURONS, *OF_BOTH, "teal_two_step", "two_step_head")
+APART = ("own", "recommended", "ftp")  # ftp has thresholds, and tests of its own
 MEASURE = (
     "measure.windows=3",
     "measure.tokens=16",
@@ -189,7 +190,7 @@ def test_every_data_gives_calibration_examples(compose, text_files, task_root, t
 
 
 @pytest.mark.parametrize(
-    "option", [name for group, name in OPTIONS if group == "predictor" and name not in ("own", "recommended")]
+    "option", [name for group, name in OPTIONS if group == "predictor" and name not in APART]
 )
 def test_every_predictor_is_a_scorer_that_makes_a_model_sparse(compose, shelf, batch, option):
     more = {
