@@ -51,7 +51,7 @@ def run(words: list[str], folder: str, env: dict[str, str], log: str) -> None:
     os.environ.update(env)
     os.chdir(folder)
     sys.argv = words
-    sys.path.insert(0, folder)  # as Python does with the script's own
+    sys.path.insert(0, str(Path(words[0]).absolute().parent))  # as Python does
     try:
         runpy.run_path(words[0], run_name="__main__")
     except KeyboardInterrupt as error:  # outside a job; multiprocessing asks no hook

@@ -32,9 +32,9 @@ NOT_RUN = {
 REFUSED = {
     "launch=slurm": "there is no such command here",  # sbatch
     "--wandb-report": "needs an account",
-    "benchmarks/gpu_kernels.py": "needs a GPU",
+    "benchmarks/gpu_kernels.py": "needs CUDA",
 }
-SNIPPETS = {"docs/serving.md", "docs/speed.md"}
+SNIPPETS = {"docs/serving.md", "docs/speed.md"}  # whose Python needs a checkpoint or a server, or compiles
 MODEL = ["model=tiny-llama"]
 SMALL = [
     *("data.windows=16", "data.tokens=24", "traces.batch_size=4", "traces.shard_windows=8"),
@@ -70,7 +70,9 @@ FEWER = {
     "hparams_search=optuna": ["hydra.sweeper.n_trials=2"],
     "model.path=": ["model.name=mine"],  # and no other model in its place
     "[wikitext]": ["data.tasks=[piqa,copa]"],
+    "data=tasks": ["data.examples_per_task=4", "data.max_tokens=24"],
     "trainer=": ["stage=estimate"],  # all that is known before processes start; test_processes.py starts two
+    "trainer=fsdp": ["trainer.devices=2"],
     "trainer.strategy=ddp": ["stage=estimate"],
 }
 
@@ -188,14 +190,16 @@ def reduced(task: str, given: list[str]) -> list[str]:
     fewer = [word for sign, words in FEWER.items() if sign in " ".join(given) for word in words]
     model = [] if any(word.startswith("model.path=") for word in given) else MODEL
     anew = [*model, *TASKS[task], *fewer] if task in TASKS else []
+    if "data=tasks" in given:  # prompts are no windows
+        anew = [word for word in anew if not word.startswith(("data.windows=", "data.tokens="))]
     keys = {word.partition("=")[0] for word in anew}
     return [word for word in given if word.partition("=")[0] not in keys] + anew
 
 
 def steps_of(page: Path) -> list[tuple[str, str]]:
-    """Its commands, and the Python that test_docs.py cannot run: of a checkpoint or a server, or that compiles."""
+    """Its commands, and the Python of SNIPPETS."""
     steps = []
-    for number, (language, code) in enumerate(blocks_of(page)):
+    for language, code in blocks_of(page):
         if language == "bash":
             steps += [("bash", one) for one in commands_in(code) if not any(sign in one for sign in NOT_RUN)]
         elif language == "python" and name_of(page) in SNIPPETS:
