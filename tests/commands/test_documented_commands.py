@@ -64,7 +64,7 @@ FEWER = {
     "sweep=accuracy_latency": [
         "predictor=static",
         "sparsity.level=0.5",
-        "measure.rounds=1",
+        "measure.rounds=2",
         "measure.new_tokens=4",
     ],
     "hparams_search=optuna": ["hydra.sweeper.n_trials=2"],
