@@ -104,6 +104,7 @@ class Player:
         assert code == (0 if refused is None else 1), f"{what}\n{said[-3000:]}"
         assert "Traceback" not in said, f"{what}\n{said[-3000:]}"
         assert refused is None or refused in said.splitlines()[-1], f"{what}\n{said[-3000:]}"
+        print(f"{job.seconds:6.1f} s of a processor: {what.splitlines()[0]}")
 
     def python(self, code: str) -> None:
         file = self.results / "snippet.py"
@@ -254,9 +255,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(place: Path, tmp_path: P
     player = Player(place, tmp_path)
     try:
         for language, code in steps_of(page):
-            begun = time.perf_counter()
             player.bash(code) if language == "bash" else player.python(code)
-            print(f"{time.perf_counter() - begun:6.1f} s  {code.splitlines()[0]}")
     finally:
         for server in player.servers:
             server.kill()
