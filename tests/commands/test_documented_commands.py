@@ -70,7 +70,7 @@ FEWER = {
     "hparams_search=optuna": ["hydra.sweeper.n_trials=2"],
     "model.path=": ["model.name=mine"],  # and no other model in its place
     "[wikitext]": ["data.tasks=[piqa,copa]"],
-    "data=tasks": ["data.examples_per_task=4", "data.max_tokens=24"],
+    "data=tasks": ["data.examples_per_task=4", "data.num_fewshot=2", "data.max_tokens=24"],
     "trainer=": ["stage=estimate"],  # all that is known before processes start; test_processes.py starts two
     "trainer=fsdp": ["trainer.devices=2"],
     "trainer.strategy=ddp": ["stage=estimate"],
@@ -142,7 +142,9 @@ class Player:
         if re.fullmatch(r"opt-mini-\w+-.*-[0-9a-f]{10}", text):
             return self.newest("artifacts/*/*-*").name
         if "FOLDER" in text:
-            text = text.replace("FOLDER", str(self.newest("artifacts/checkpoints/*", "logs/*/multiruns/*")))
+            text = text.replace(
+                "FOLDER", str(self.newest("artifacts/checkpoints/*", "logs/evaluate/multiruns/*"))
+            )
         if "8000" in text:
             self.port = self.port or free_port()
         return text.replace("8000", str(self.port))
