@@ -29,8 +29,9 @@ class ChannelBlocks:
         output [B, T, E], and int64 [L, 4], channels of each slot that stayed at real positions."""
         count, columns = ids.numel(), memory.turns.shape[1]
         room = self.room
-        if room is None or len(room.h) < count or room.weights.shape[1] != columns + 32:
-            self.room = room = self.empty(count, columns)
+        if room is None or len(room.h) < count or room.weights.shape[1] < columns + 32:
+            held = (0, 0) if room is None else (len(room.h), room.weights.shape[1] - 32)
+            self.room = room = self.empty(max(count, held[0]), max(columns, held[1]))
         lines = room._replace(
             h=room.h[:count], x=room.x[:count], context=room.context[:count], said=room.said[:count]
         )
