@@ -110,17 +110,35 @@ def round_positions(x, width, states, board, member, members):
 
 
 @compiled()
-def multiply_block(rows, layer, lines, x, states, panels, out, board, member, members):
-    """x: float32 [T, E] times the rows of `lines`: int64 [N] -> the first N of T lines of out: [T + 3 or
-    more, N + 31 or more]. states: room for T + 3 positions."""
-    round_positions(x, rows.width, states, board, member, members)
+def in_panels(count):
+    """So many outputs, with those that fill the last panel."""
+    return -(-count // TOGETHER) * TOGETHER
+
+
+@compiled()
+def multiply_panels(rows, layer, lines, first, last, count, states, panels, out, start, member):
+    """As `multiply_rounded`, of the panels of `lines` from `first` up to `last`."""
     codes, scales, minima = panels.codes[member], panels.scales[member], panels.minima[member]
     places = panels.places[member]
-    first, last = share(-(-len(lines) // TOGETHER), member, members)
     for panel in range(first, last):
-        start = panel * TOGETHER
-        panel_of_rows(rows, layer, lines, start, places, codes, scales, minima)
-        of_panel(codes, scales, minima, 0, rows.groups, states, len(x), out, start)
+        begin = panel * TOGETHER
+        panel_of_rows(rows, layer, lines, begin, places, codes, scales, minima)
+        of_panel(codes, scales, minima, 0, rows.groups, states, count, out, start + begin)
+
+
+@compiled()
+def multiply_rounded(rows, layer, lines, count, states, panels, out, start, member, members):
+    """The states of `count` positions times the rows of `lines`, whole numbers [N] -> as many lines of out:
+    [count + 3 or more, N + 31 or more], of which N columns from `start` on, and up to 31 more."""
+    first, last = share(-(-len(lines) // TOGETHER), member, members)
+    multiply_panels(rows, layer, lines, first, last, count, states, panels, out, start, member)
+
+
+@compiled()
+def multiply_block(rows, layer, lines, x, states, panels, out, board, member, members):
+    """As `multiply_rounded`, of x: float32 [T, E]. states: room for T + 3 positions."""
+    round_positions(x, rows.width, states, board, member, members)
+    multiply_rounded(rows, layer, lines, len(x), states, panels, out, 0, member, members)
 
 
 @compiled()
