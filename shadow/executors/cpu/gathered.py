@@ -43,7 +43,7 @@ from shadow.executors.cpu.compact import Plan, compact, of_rows, whole_plan
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.in_blocks import Blocks
-from shadow.executors.cpu.prefill import Fills, Prompt, groups_of, prefill
+from shadow.executors.cpu.prefill import Fills, Prompt, needed, prefill
 from shadow.executors.cpu.products import Products
 from shadow.executors.cpu.row_blocks import RowBlocks
 from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, kept_by, no_nets, no_rule, pack_nets, rule_of
@@ -106,7 +106,9 @@ class GatheredRun(Answering):
         self.in_blocks: ChannelTokens | RowBlocks | None = None  # reads many positions in one compiled call
         if self.storage in BITS and not exact:
             self.products = Blocks(self.team)
-            self.in_blocks = self.channels or self.of_rows()
+            self.in_blocks = self.channels
+            if isinstance(weights, Weights):
+                self.in_blocks = RowBlocks(planner, weights, self.fills, self.nets, self.rule, self.team)
         self.bench: Bench | None = None
 
     @property
@@ -140,7 +142,9 @@ class GatheredRun(Answering):
         if isinstance(self.in_blocks, RowBlocks):
             memory = self.memory(nothing, known, {}, room)
             h = self.in_blocks.read(memory, ids)
-            return h, self.planned(memory, call.plan)
+            if self.each_token or not call.plan:
+                return h, memory
+            return h, needed(memory, call.plan)
         if self.in_blocks and self.planner.on_scores is None:
             memory = self.memory(nothing, known, call.plan, room)
             h, kept = self.in_blocks.pass_on(memory, ids, call.positions.real, call.positions.whole)
@@ -151,41 +155,7 @@ class GatheredRun(Answering):
         if self.channels is not None:
             return self.channels.read(self.turns, prompt, self.products)
         assert isinstance(self.weights, Weights)
-        signals = {signal.layer: signal for signal in self.planner.signals}
-
-        def enter(layer: int, state: Tensor) -> None:
-            if layer in signals:
-                self.planner.decide(signals[layer], state)
-
-        return prefill(
-            self.weights,
-            self.turns,
-            prompt,
-            self.fills,
-            self.planner.keep,
-            enter,
-            lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
-            self.products,
-        )
-
-    def planned(self, memory: KeyValues, plan: SitePlan) -> Read:
-        """What a prompt's plan leaves of its memory: key-value heads that no token will need are not held."""
-        if self.each_token or not plan:
-            return memory
-        sizes, layers = self.weights.sizes, range(self.weights.sizes.layers)
-        groups = [groups_of(plan.get((layer, "head")), sizes) for layer in layers]
-        if all(len(own) == sizes.kv_heads for own in groups):
-            memory.decided = Decided(self.first_plan(memory.rows, plan), self)
-            return memory
-        parts = [
-            [part[:, own, : memory.length] for part in memory.of_layer(layer)]
-            for layer, own in enumerate(groups)
-        ]
-        return [Remembered(own, keys, values) for own, (keys, values) in zip(groups, parts)]
-
-    def of_rows(self) -> RowBlocks:
-        assert isinstance(self.weights, Weights)
-        return RowBlocks(self.planner, self.weights, self.fills, self.nets, self.rule, self.team)
+        return prefill(self.weights, self.turns, prompt, self.fills, self.planner)
 
     def vocabulary(self, h: Tensor) -> Tensor:
         """h: [..., E] -> logits [..., V]."""

@@ -6,8 +6,8 @@ import numpy as np
 
 from shadow.executors.cpu.attention import LANES
 from shadow.executors.cpu.block_attention import EIGHT
-from shadow.executors.cpu.blocks import ABREAST
 from shadow.executors.cpu.lined_up import lined_up
+from shadow.executors.cpu.panel_products import ABREAST
 from shadow.executors.cpu.panels import TOGETHER, Panels, empty_panels
 from shadow.executors.cpu.states import States, empty_states
 from shadow.executors.families import Sizes
