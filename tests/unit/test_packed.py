@@ -38,8 +38,10 @@ def same(one, other):
         if isinstance(mine, tuple):
             same(mine, its)
         elif isinstance(mine, np.ndarray):
-            assert mine.dtype == its.dtype and np.array_equal(mine, its)
-            assert its.flags.writeable and (its.ctypes.data % 64 == 0 or not its.size)
+            assert mine.dtype == its.dtype
+            assert np.array_equal(mine, its)
+            assert its.flags.writeable
+            assert its.ctypes.data % 64 == 0 or not its.size
         else:
             assert mine == its
 
