@@ -90,7 +90,8 @@ def agreed(question: str) -> bool:
         raise UserError("there is no terminal to ask in: give --yes to remove without a question")
     try:
         return input(question).strip().lower() in ("y", "yes")
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
+        print()
         return False
 
 

@@ -205,8 +205,10 @@ def lying(cache: Cache, kind: type[Held]) -> Held | None:
     memory = memory_of(cache, kind)
     if memory is None:
         return None
-    whole = all(isinstance(layer, HeldLayer) and layer.lies_in(memory) for layer in cache.layers)
-    return memory if whole else None
+    for layer in cache.layers:
+        if not isinstance(layer, HeldLayer) or not layer.lies_in(memory):
+            return None
+    return memory
 
 
 def known_of(cache: Cache, rows: int) -> Known | None:

@@ -26,13 +26,16 @@ ELSE = "leave past_key_values and cache_implementation out, or use executor=mask
 
 
 class Places(NamedTuple):
-    """Where the tokens of a call stand. real: bool [B, T]; start, offset: [B], as in `Known`; positions:
-    [B, T]."""
+    """Where the tokens of a call stand, on the host. real: bool [B, T]; start, offset: [B], as in `Known`;
+    positions: [B, T], of which those of padding may lie below 0."""
 
-    real: Tensor
-    start: Tensor
-    offset: Tensor
-    positions: Tensor
+    real: np.ndarray
+    start: np.ndarray
+    offset: np.ndarray
+    positions: np.ndarray
+
+    def known(self, device: torch.device) -> Known:
+        return Known(*(torch.from_numpy(part).to(device) for part in (self.start, self.offset)))
 
 
 def ids_of(input_ids: Tensor | None, others: Mapping[str, Any]) -> Tensor:
@@ -113,12 +116,14 @@ def places_of(
                 f"{before + tokens}], got {shape}: leave it out, or use executor=masked"
             )
         whole = numbers(mask) != 0
-        if (whole[:, 1:] < whole[:, :-1]).any():
-            raise UserError(
-                "executor=gathered needs rows that are padded on the left alone: set "
-                "tokenizer.padding_side='left'"
-            )
-        real, start = whole[:, before:], before + tokens - whole.sum(1)
+        real, start = whole[:, before:], np.zeros(rows, np.int64)
+        if not whole.all():
+            if (whole[:, 1:] < whole[:, :-1]).any():
+                raise UserError(
+                    "executor=gathered needs rows that are padded on the left alone: set "
+                    "tokenizer.padding_side='left'"
+                )
+            start = before + tokens - whole.sum(1)
     asked = None
     if given is not None:
         if given.shape[-2:] not in ((tokens,), (1, tokens), (rows, tokens)) or given.dim() > 2:
@@ -126,7 +131,9 @@ def places_of(
                 f"position_ids must be those of the call's tokens, [{rows}, {tokens}], got "
                 f"{list(given.shape)}"
             )
-        asked = np.broadcast_to(numbers(given), (rows, tokens))
+        asked = numbers(given)
+        if asked.shape != (rows, tokens):
+            asked = np.broadcast_to(asked, (rows, tokens))
         offset = columns[-1] - asked[:, -1]
     else:
         offset = start if learnt else np.zeros_like(start)
@@ -138,8 +145,7 @@ def places_of(
             "executor=gathered counts positions one by one from each row's first token or column, and "
             "position_ids are others: leave them out, or use executor=masked"
         )
-    found = (real, start, offset, positions.clip(min=0))
-    return Places(*(torch.from_numpy(part).to(ids.device) for part in found))
+    return Places(real, start, offset, positions)
 
 
 def numbers(of_device: Tensor) -> np.ndarray:
@@ -147,7 +153,7 @@ def numbers(of_device: Tensor) -> np.ndarray:
     return of_device.cpu().numpy()
 
 
-def require_known(ids: Tensor, counted: Tensor, words: int, positions: int | None) -> None:
+def require_known(ids: np.ndarray, counted: np.ndarray, words: int, positions: int | None) -> None:
     """What compiled code would read beyond the end of its arrays without a word.
 
     ids, counted: [B, T]; positions: how many a model has learnt, None where it turns by any.

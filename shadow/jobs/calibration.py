@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from shadow.criteria import CRITERIA, RANDOM
 from shadow.data.calibration import CalibrationData, TaskPrompts
 from shadow.errors import UserError
-from shadow.jobs.method import is_trained, needs_of, ranks_layers, stand_in_of
+from shadow.jobs.method import is_trained, needs_of, ranks_layers, stand_in_of, traits_of
 from shadow.traces.shards import FEATURES, MEANS, covered, reach
 
 GROWS = ("windows", "examples_per_task")  # of the data: a store of fewer becomes one of more
@@ -34,6 +34,11 @@ def asked_size(cfg: DictConfig) -> str:
 def needs_traces(cfg: DictConfig) -> bool:
     """Whether scores come from traces: the scorer's, or those that rank layers."""
     return needs_of(cfg).traces or (ranks_layers(cfg) and cfg.criterion.name != RANDOM)
+
+
+def reads_criterion(cfg: DictConfig) -> bool:
+    """Whether the job's criterion decides anything."""
+    return is_trained(cfg) or needs_traces(cfg) or traits_of(cfg).by_criterion
 
 
 def needs_means(cfg: DictConfig) -> bool:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, PretrainedConfig
 
 from shadow.errors import UserError
+from shadow.models.config_file import ODD, one_line, read_config
 from shadow.models.load import require_folder
 
 # of trainer.strategy, and which of Lightning's starts the processes: its own fsdp would shard the predictor,
@@ -45,12 +45,13 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
     """The model's config.json: of the folder `model.path`, or as `model.shape` has it."""
     if cfg.model.path:
         trusted = cfg.model.trust_remote_code
-        return AutoConfig.from_pretrained(require_folder(cfg.model.path), trust_remote_code=trusted)
+        return read_config(require_folder(cfg.model.path), trust_remote_code=trusted)
     try:
         return AutoConfig.for_model(**plain(cfg.model.shape))
-    except (StrictDataclassError, ValueError, TypeError) as error:  # what transformers makes of odd numbers
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.shape must be of a model that transformers knows ({reason})") from error
+    except ODD as error:
+        raise UserError(
+            f"model.shape must be of a model that transformers knows ({one_line(error)})"
+        ) from error
 
 
 def device_of(cfg: DictConfig) -> torch.device:

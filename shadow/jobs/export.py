@@ -87,7 +87,8 @@ def about(cfg: DictConfig) -> dict[str, str]:
 
 
 def curve(cfg: DictConfig) -> Iterator[Mapping[str, str]]:
-    """Of this method on this model, the points that were measured, by level."""
+    """Of this method on this model, the points that were measured, by level; on running text, those of the
+    text that was measured last: figures of several would stand side by side as if they were of one."""
     from shadow.artifacts.files import points_in
     from shadow.jobs.keys import method_settings, model_settings
 
@@ -95,7 +96,7 @@ def curve(cfg: DictConfig) -> Iterator[Mapping[str, str]]:
         return
     # JSON's lists and numbers, as a point's file has them
     asked = json.loads(json.dumps([but_level(method_settings(cfg)), model_settings(cfg)]))
-    files = points_in(Path(cfg.paths.artifact_dir))
+    files = sorted(points_in(Path(cfg.paths.artifact_dir)), key=lambda file: file.stat().st_mtime_ns)
     points = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     alike = [
         point
@@ -105,6 +106,8 @@ def curve(cfg: DictConfig) -> Iterator[Mapping[str, str]]:
         == asked[0]
         and point["settings"]["model"] == asked[1]
     ]
+    texts = [point["settings"]["content"] for point in alike if point["settings"]["content"] is not None]
+    alike = [point for point in alike if point["settings"]["content"] in (None, *texts[-1:])]
     for point in sorted(alike, key=lambda point: point["settings"]["sparsity"]["level"]):
         row = {
             "level": point["settings"]["sparsity"]["level"],

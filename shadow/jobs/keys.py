@@ -6,9 +6,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from shadow.artifacts.files import key_of
-from shadow.artifacts.usual import differences, in_name
+from shadow.artifacts.usual import differences, in_name, usual_job
 from shadow.errors import UserError
-from shadow.jobs.calibration import GROWS, asked_size, calibration_data, needs_means, needs_traces
+from shadow.jobs.calibration import (
+    GROWS,
+    asked_size,
+    calibration_data,
+    needs_means,
+    needs_traces,
+    reads_criterion,
+)
 from shadow.jobs.config import model_label, plain
 from shadow.jobs.method import (
     is_trained,
@@ -117,7 +124,8 @@ def pruned_settings(before: DictConfig, level: float) -> dict[str, Any]:
 def method_settings(cfg: DictConfig) -> dict[str, Any]:
     """What decides the plans of a job that prunes: recipe, policy, stand-in, and what they are made of.
 
-    What is left open, `sparsity.kinds=null` and `sparsity.stand_in=auto`, counts as what it stands for.
+    What is left open, `sparsity.kinds=null` and `sparsity.stand_in=auto`, counts as what it stands for; a
+    criterion that nobody reads, as the usual one.
     """
     sparsity = counted(cfg, "sparsity")
     if not learns_stand_in(cfg):
@@ -130,7 +138,7 @@ def method_settings(cfg: DictConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "predictor": counted(cfg, "predictor"),
         "sparsity": sparsity | {"kinds": list(policy_of(cfg).kinds or ()), "stand_in": stand_in_of(cfg)},
-        "criterion": cfg.criterion.name,
+        "criterion": cfg.criterion.name if reads_criterion(cfg) else usual_job()["criterion"],
         "loss": cfg.traces.loss,
     }
     if is_trained(cfg):

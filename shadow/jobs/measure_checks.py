@@ -19,6 +19,7 @@ NUMBERS = (
     "continuation_tokens",
     "num_fewshot",
 )
+SWITCHES = ("perplexity", "divergence", "choices", "latency", "compiled")
 LISTS = {"tasks": (), "quality": ("all",), "context": ()}  # and the words that stand for a list
 
 
@@ -33,6 +34,9 @@ def check_measure(cfg: DictConfig) -> None:
         )
     for name in NUMBERS:
         require_int(f"measure.{name}", settings[name])
+    for name in SWITCHES:
+        if not isinstance(settings[name], bool):
+            raise UserError(f"measure.{name} must be true or false, got {settings[name]!r}")
     for name, words in LISTS.items():
         if settings[name] and not isinstance(settings[name], ListConfig) and settings[name] not in words:
             raise UserError(f"measure.{name} must be names in brackets, got {settings[name]!r}")

@@ -51,11 +51,15 @@ def measure(cfg: DictConfig, lm: LM, run: Run) -> dict:
     texts = running_text(cfg) if reads_text(cfg) else []
     if settings.perplexity or settings.divergence:
         windows = eval_windows(cfg, lm, texts, "windows", settings.tokens, prompt_share(cfg))
-    if settings.perplexity:
-        metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
     if settings.divergence:
-        from shadow.measures.divergence import divergence
-
+        from shadow.measures.divergence import Divergence, divergence
+    if settings.perplexity and settings.divergence:
+        beside = Divergence(run)
+        metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size, beside.add)
+        metrics |= beside.metrics()
+    elif settings.perplexity:
+        metrics |= evaluation.perplexity(run, lm, windows, settings.batch_size)
+    elif settings.divergence:
         metrics |= divergence(run, windows, settings.batch_size)
     if settings.choices:
         asked = questions(

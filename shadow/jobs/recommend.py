@@ -110,7 +110,9 @@ def try_all(cfg: DictConfig, loggers: list) -> list[Tried]:
 
     lm = loading.placed(cfg, loading.load_lm(cfg))
     windows = held_out(cfg, lm)
-    dense, _ = measured(asked(cfg, cfg.contenders[0], 0.0), lm, windows, loggers)  # of KL nothing is lost
+    dense = None
+    if cfg.budget_of != "kl":  # which is 0 of the dense model from itself
+        dense, _ = measured(asked(cfg, cfg.contenders[0], 0.0), lm, windows, loggers)
     tried: list[Tried] = []
     for contender in cfg.contenders:
         for level in sorted(cfg.levels):
@@ -132,9 +134,12 @@ def held_out(cfg: DictConfig, lm: "LM") -> list["Example"]:
     first = max(cfg.sparsity.budget_windows, *learnt)
     there = calibration_data(cfg).examples(lm)
     if len(there) < first + cfg.windows:
+        left = len(there) - first
+        fewer = f"give windows={left} or less, or " if left >= 2 else "give "
+        more = f"data.windows={first + cfg.windows}" if "windows" in cfg.data else "more tasks' examples"
         raise UserError(
             f"the calibration has {len(there)} windows: methods learn from {first}, and {cfg.windows} are "
-            f"measured on: give windows={max(len(there) - first, 2)} or less, or more of data"
+            f"measured on: {fewer}{more}"
         )
     found = there[first : first + cfg.windows]
     return found if "tasks" in cfg.data else [Example(one.ids, 0) for one in found]
@@ -162,11 +167,11 @@ def measured(cfg: DictConfig, lm: "LM", windows: list["Example"], loggers: list)
     return found, skipped
 
 
-def over(found: "Metric", dense: "Metric") -> tuple[float, float]:
-    """-> nats more than dense and their standard error, window by window."""
+def over(found: "Metric", dense: "Metric | None") -> tuple[float, float]:
+    """-> nats more than dense and their standard error, window by window; None: it has none."""
     import numpy as np
 
-    gaps = np.subtract(found.samples or [], dense.samples or [])
+    gaps = np.array(found.samples) if dense is None else np.subtract(found.samples or [], dense.samples or [])
     return float(np.mean(gaps)), float(np.std(gaps, ddof=1) / math.sqrt(len(gaps)))
 
 

@@ -6,10 +6,14 @@ from shadow.errors import UserError
 
 SEEDS = ("seed", "data.seed", "data.split_seed", "measure.seed", "model.source.seed")
 NAMES = ("model.name", "predictor.name")  # they begin the names of folders
+WITHIN = {"sparsity.learnt": "windows=0", "sparsity.block": "windows=8"}  # groups in groups, and what to give
 LONGEST = 100  # characters of a name; a folder's may have 255 bytes
 
 
 def check_start(cfg: DictConfig) -> None:
+    for setting, instead in WITHIN.items():
+        if not isinstance(OmegaConf.select(cfg, setting, default=OmegaConf.create()), DictConfig):
+            raise UserError(f"{setting} is a group, of which settings are given: give {setting}.{instead}")
     for setting in SEEDS:
         check_seed(setting, OmegaConf.select(cfg, setting, default=0))
     for setting in NAMES:

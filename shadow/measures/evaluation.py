@@ -3,13 +3,14 @@
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lm_eval import evaluate
+from torch import Tensor
 
 from shadow.criteria.one_pass import token_losses
-from shadow.data.batches import IGNORED, Example, batched
+from shadow.data.batches import IGNORED, Batch, Example, batched
 from shadow.data.tasks import check_shots, load_tasks, require_tasks, task_specs
 from shadow.data.texts import Question
 from shadow.executors.run import Run
@@ -33,16 +34,26 @@ LARGEST = 700.0  # of an exponent: exp overflows a float soon after
 WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # lm-eval's means over words or bytes
 
 
-def perplexity(run: Run, lm: LM, windows: Sequence[Example], batch_size: BatchSize) -> Metrics:
+def perplexity(
+    run: Run,
+    lm: LM,
+    windows: Sequence[Example],
+    batch_size: BatchSize,
+    also: Callable[[Batch, Tensor], None] | None = None,
+) -> Metrics:
     """Token and word perplexity of the windows' loss tokens; words are what white space parts in the text.
 
-    Their standard errors are those of `weighted_perplexity`.
+    Their standard errors are those of `weighted_perplexity`. also: is shown each batch and its logits
+    [B, T, V], for what else is measured in the same pass.
     """
     losses: list[float] = []
     words: list[int] = []
     with stage("perplexity", len(windows), "windows") as advance:
         for batch in batched(windows, rows(windows, batch_size)):
-            losses += token_losses(run.logits(batch).cpu(), batch.labels).sum(1).tolist()
+            logits = run.logits(batch)
+            losses += token_losses(logits.cpu(), batch.labels).sum(1).tolist()
+            if also is not None:
+                also(batch, logits)
             for row in batch.labels:
                 words.append(len(str(lm.tokenizer.decode(row[row != IGNORED])).split()))
             advance(len(batch.ids))

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     OPTConfig,
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from shadow.artifacts.files import alone, making
 from shadow.checkpoint.quantizer import METHOD
 from shadow.errors import UserError
+from shadow.models.config_file import read_config
 from shadow.models.gguf_files import dequantise
 from shadow.models.layouts import require_layout
 from shadow.models.numbers import require_dtype, require_finite
@@ -142,15 +142,7 @@ def _pretrained(
         "local_files_only": local_files_only,
         "trust_remote_code": trust_remote_code,
     }
-    try:
-        config = AutoConfig.from_pretrained(name, **where)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise UserError(
-            f"model {name!r} comes with Python code of its own, which is run only if that is asked for: read "
-            "it, and give model.trust_remote_code=true, got false"
-        ) from error
+    config = read_config(name, **where)
     require_layout(config.model_type)  # before gigabytes are read
     require_dense(name, config)
     tokenizer = load_tokenizer(name, **where)

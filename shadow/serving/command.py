@@ -9,6 +9,9 @@ from contextlib import ExitStack
 from typing import get_args
 
 from shadow.errors import UserError
+from shadow.terminal.stops import INTERRUPTED
+
+log = logging.getLogger(__name__)
 
 EXTRA = "`shadow serve` needs FastAPI, uvicorn and openai: pip install 'shadow-llm[serve]'"
 HERE = "127.0.0.1"
@@ -51,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         serve(asked)
     except UserError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:  # while the model is loaded; afterwards uvicorn ends in its own way
+        log.info("stopped before anything was served")
+        sys.exit(INTERRUPTED)
 
 
 def serve(asked: argparse.Namespace) -> None:
@@ -70,7 +76,6 @@ def serve(asked: argparse.Namespace) -> None:
         served = load(asked.folder, asked.name, asked.executor, asked.storage, asked.dtype)
         config = uvicorn.Config(build(served, asked.max_waiting), log_level="warning", ws="none")
         server = uvicorn.Server(config)
-        log = logging.getLogger(__name__)
         log.info("%s: %s", served.name, served.executor)
         if asked.host != HERE:
             log.warning("whoever reaches %s may ask: there is no key", asked.host)

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from shadow.checkpoint.opened import opened_of
 from shadow.checkpoint.quantizer import METHOD
 from shadow.errors import UserError, require_choice
 from shadow.executors.gathered import Gathered
 from shadow.executors.options import Storage
+from shadow.models.config_file import read_config
 from shadow.models.numbers import require_dtype
 from shadow.models.tokenizers import load_tokenizer
 
@@ -61,7 +62,7 @@ def load(
 def config_of(place: Path) -> Any:
     if not (place / "config.json").is_file():
         raise UserError(f"FOLDER must be one that `shadow export` has written, got {str(place)!r}")
-    config = AutoConfig.from_pretrained(place, local_files_only=True)
+    config = read_config(place, local_files_only=True)
     found = getattr(config, "quantization_config", None)
     if not isinstance(found, dict) or found.get("quant_method") != METHOD:
         raise UserError(

@@ -390,6 +390,9 @@ def test_a_job_exports_what_evaluate_measures(compose, tmp_path):
     with sparse(lm.model, scorer, policy) as run:
         metrics = measures.measure(cfg, lm, run)
     record = {"content": measures.content_of(cfg), "commit": {}, "versions": {}, "machine": {}}
+    other = record | {"content": record["content"] | {"text": "another text"}}  # measured before, as 12.34
+    figures = {"perplexity": metrics["perplexity"]._replace(value=12.34)}
+    point_records.keep(cfg, other, {"channel": run.achieved("channel")}, run.bytes(), figures)
     point_records.keep(cfg, record, {"channel": run.achieved("channel")}, run.bytes(), metrics)
     cfg = compose("export", *asked)
     folder = job.make(cfg, [])
@@ -404,5 +407,7 @@ def test_a_job_exports_what_evaluate_measures(compose, tmp_path):
     windows = measures.eval_windows(cfg, lm, measures.running_text(cfg), "windows", 16, 0.0)
     again = perplexity(Plain(), lm, windows, cfg.measure.batch_size)["perplexity"]
     assert again.value == metrics["perplexity"].value
-    assert f"{again.value:.4g}" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"{again.value:.4g}" in card
+    assert "12.34" not in card
     assert read_curve(folder) == []

@@ -314,6 +314,13 @@ def test_rm_removes_what_was_named(made, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda question: "n")
     with pytest.raises(SystemExit, match="nothing was removed"):
         rm(["cccccccccc"])
+
+    def interrupted(question):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupted)
+    with pytest.raises(SystemExit, match="nothing was removed"):
+        rm(["cccccccccc"])
     rm(["aaaaaaaaaa", "bbbbbbbbbb", "--yes"])
     assert [path.name for path in (made / "traces").iterdir()] == ["opt-mini-traces-cccccccccc"]
     assert list((made / "predictors").iterdir()) == []
@@ -357,6 +364,9 @@ def test_the_recommended_is_what_skips_most_within_the_budget(compose):
     assert not seen & {tuple(one.ids) for one in recommend.held_out(cfg, lm)}
     cfg.windows = 9
     with pytest.raises(UserError, match="methods learn from 4, and 9 are measured on: give windows=8"):
+        recommend.held_out(cfg, lm)
+    cfg.sparsity.budget_windows = 12
+    with pytest.raises(UserError, match=r"9 are measured on: give data\.windows=21$"):
         recommend.held_out(cfg, lm)
 
 

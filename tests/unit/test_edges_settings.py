@@ -28,6 +28,10 @@ from shadow.measures.evaluation import weighted_perplexity
         ("model.source.seed=1.5", r"model\.source\.seed .*got 1\.5"),
         ("model.name=../../x", r"model\.name .*no slash, .*got '\.\./\.\./x'"),
         ("predictor.name=a/y", r"predictor\.name .*got 'a/y'"),
+        (
+            "sparsity.learnt=null",
+            r"is a group, of which settings are given: give sparsity\.learnt\.windows=0",
+        ),
     ],
 )
 def test_a_job_with_a_wrong_seed_or_name_ends_in_one_sentence_on_record(compose, tmp_path, override, message):
@@ -134,6 +138,7 @@ def test_the_criteria_of_the_sweep_are_those_there_are(root):
     ("job", "message"),
     [
         (["sparsity.head_unit=group"], r"needs sparsity\.head_unit=query, got group"),
+        (["model.source.heads=0"], r"model\.shape must be of a model that transformers knows"),
         (["model=gemma-2-2b"], r"knows the families .*'gemma2'"),
         (["measure.dtype=float16"], r"stores weights as one of .* dtype=float16"),
         (["+model.shape.hidden_act=gelu"], r"silu, and this model has hidden_act='gelu'"),

@@ -11,7 +11,7 @@ from pairwise import pairwise
 from shadow.data.batches import Example, collate
 from shadow.data.texts import Question, builtin_topics, questions
 from shadow.front import sparse
-from shadow.measures.divergence import divergence
+from shadow.measures.divergence import Divergence, divergence
 from shadow.measures.evaluation import choice_accuracy, perplexity
 from shadow.models.kinds import find_sites
 from shadow.plans.policy import SparsityPolicy
@@ -63,7 +63,9 @@ def test_divergence_is_kl_over_the_scored_tokens_and_how_often_the_likeliest_agr
         none = divergence(run, text_windows, 4)
     assert (none["kl"].value, none["top1"].value) == (0.0, 1.0)
     with sparse(lm.model, scorer, HALF) as run:
-        found = divergence(run, text_windows, 4)
+        found, beside = divergence(run, text_windows, 4), Divergence(run)
+        perplexity(run, lm, text_windows, 4, beside.add)  # in one pass
+        assert beside.metrics() == found
         sparsely = [run.logits(collate([window]))[0] for window in text_windows]
     far, same = [], []
     for window, row in zip(text_windows, sparsely, strict=True):

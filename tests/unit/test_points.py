@@ -174,6 +174,7 @@ COPY = ["predictor=svd"]
         (DRAWN, "data.windows=100", True),
         (PROMPT, "criterion=griffin", False),
         (PROMPT, "data.windows=100", True),
+        (["predictor=teal"], "criterion=fisher", True),  # which nothing reads
         (COPY, "predictor.rank=3", False),
         (COPY, "data.windows=100", False),
         ([*COPY, "criterion=random"], "predictor.rank=3", False),
@@ -441,6 +442,7 @@ def test_a_local_model_is_called_by_its_folder(compose):
     ("job", "message"),
     [
         (["measure.perplexity=false", "measure.choices=false"], "measure must ask for at least one"),
+        (["measure.divergence=2"], "measure.divergence must be true or false, got 2"),
         (["data=text"], r"data\.eval"),
         (["data=text", "measure=choices"], r"data\.eval"),
         (["data=tasks"], "measure=tasks"),

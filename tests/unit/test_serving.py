@@ -182,6 +182,7 @@ def test_a_failure_amid_a_stream_is_an_error_and_the_next_request_is_served(clie
     [
         (lambda folder: (folder / "config.json").unlink(), "must be one that `shadow export` has written"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "opt"}'), "has no method"),
+        (lambda folder: (folder / "config.json").write_text('{"model_ty'), "is damaged, or of no model"),
     ],
 )
 def test_a_folder_without_a_method_is_refused(spoil, words, tmp_path):

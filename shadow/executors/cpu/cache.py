@@ -143,13 +143,15 @@ class KeyValues:
     def known(self) -> Known:
         return Known(torch.from_numpy(self.memory.start), torch.from_numpy(self.memory.offset))
 
-    def stand(self, start: Tensor, offset: Tensor) -> None:
-        """As the last call says, which knows where rows begin that were padding so far."""
-        self.memory.start[:], self.memory.offset[:] = start.numpy(), offset.numpy()
+    def stand(self, start: np.ndarray, offset: np.ndarray) -> None:
+        """As the last call says, which knows where rows begin that were padding so far. start, offset: [B]"""
+        self.memory.start[:], self.memory.offset[:] = start, offset
 
     def up_to(self, position: int) -> Memory:
         """For a token here: a row that has not begun is read as if it began here."""
         held = self.memory
+        if held.start.max() <= position and held.offset.max() <= position:
+            return held
         start, offset = np.minimum(held.start, position), np.minimum(held.offset, position)
         return held._replace(start=start, offset=offset)
 

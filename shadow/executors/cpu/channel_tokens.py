@@ -36,7 +36,7 @@ class ChannelTokens:
         self.blocks = ChannelBlocks(weights, self.above, self.written, team)
 
     def pass_on(
-        self, memory: KeyValues, ids: Tensor, real: Tensor, whole: Tensor | None
+        self, memory: KeyValues, ids: Tensor, real: Tensor, whole: Tensor | None = None
     ) -> tuple[Tensor, np.ndarray]:
         """ids: [B, T], the positions behind those in the memory, which then holds them too -> as
         `ChannelBlocks.run`."""
@@ -71,15 +71,16 @@ class ChannelTokens:
         choice: Choice,
         memory: Memory,
         bench: Bench,
-        ids: Tensor,
-        real: Tensor,
+        ids: np.ndarray,
+        real: np.ndarray,
         position: int,
     ) -> np.ndarray:
-        """A token of each row -> int64 [L, 4], channels of each slot that stayed, over real rows."""
+        """ids, real: [B], a token of each row -> int64 [L, 4], channels of each slot that stayed, over real
+        rows."""
         if self.room is None or len(self.room.said) != len(ids):
             self.room = self.empty(team.members, len(ids))
         self.room.kept[:] = 0
-        args = (choice, memory, bench, ids.numpy(), real.numpy(), position)
+        args = (choice, memory, bench, ids, real, position)
         team.run(step_channels, self.weights, self.above, self.written, self.room, *args)
         return self.room.kept
 

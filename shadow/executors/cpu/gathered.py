@@ -1,6 +1,5 @@
 """The gathered executor: a model's calls, answered from the weights of kept units."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,8 +42,10 @@ from shadow.executors.cpu.compact import Plan, compact, of_rows, whole_plan
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.in_blocks import Blocks
-from shadow.executors.cpu.prefill import Fills, Prompt, prefill
-from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
+from shadow.executors.cpu.prefill import Fills, Prompt, needed, prefill
+from shadow.executors.cpu.products import Products
+from shadow.executors.cpu.row_blocks import RowBlocks
+from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, kept_by, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, storage_of
 from shadow.executors.families import describe
@@ -97,11 +98,17 @@ class GatheredRun(Answering):
             self.nets = pack_nets(planner.scorer, units, self.storage)
             self.nets = self.nets._replace(exact=exact)
             self.rule = rule_of(model, planner.policy)
-        self.total: Counter[SiteKey] = Counter()  # of new tokens alone, where the planner counts prompts too
-        self.kept: Counter[SiteKey] = Counter()
         self.units = units_of(weights)
-        self.in_blocks = None if exact else self.channels  # who reads many positions in one compiled call
-        self.products = Blocks(self.team) if self.storage in BITS and not exact else products
+        # of new tokens alone, where the planner counts prompts too: rows, and units kept at each site
+        self.rows, self.stayed = 0, np.zeros(len(self.units), np.int64)
+        self.told = 0, self.stayed.copy()  # of them, what the planner knows
+        self.products: Products = products
+        self.in_blocks: ChannelTokens | RowBlocks | None = None  # reads many positions in one compiled call
+        if self.storage in BITS and not exact:
+            self.products = Blocks(self.team)
+            self.in_blocks = self.channels
+            if isinstance(weights, Weights):
+                self.in_blocks = RowBlocks(planner, weights, self.fills, self.nets, self.rule, self.team)
         self.bench: Bench | None = None
 
     @property
@@ -114,9 +121,11 @@ class GatheredRun(Answering):
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
+        self.tell()
         return self.planner.achieved(kind)
 
     def bytes(self) -> dict[str, float | dict[str, float]]:
+        self.tell()
         return self.planner.bytes()
 
     @torch.no_grad()
@@ -131,8 +140,15 @@ class GatheredRun(Answering):
         """-> the last norm's output [B, T, E], and what is left for the tokens to come, which may lie in a
         memory with so much room already."""
         torch.set_num_threads(self.team.members)
+        nothing = nothing_yet(self.weights.sizes, len(ids))
+        if isinstance(self.in_blocks, RowBlocks):
+            memory = self.memory(nothing, known, {}, room)
+            h = self.in_blocks.read(memory, ids)
+            if self.each_token or not call.plan:
+                return h, memory
+            return h, needed(memory, call.plan)
         if self.in_blocks and self.planner.on_scores is None:
-            memory = self.memory(nothing_yet(self.weights.sizes, len(ids)), known, call.plan, room)
+            memory = self.memory(nothing, known, call.plan, room)
             h, kept = self.in_blocks.pass_on(memory, ids, call.positions.real, call.positions.whole)
             for (key, _), stay in zip(self.units, kept.ravel().tolist()):
                 call.kept[key] += stay
@@ -141,22 +157,7 @@ class GatheredRun(Answering):
         if self.channels is not None:
             return self.channels.read(self.turns, prompt, self.products)
         assert isinstance(self.weights, Weights)
-        signals = {signal.layer: signal for signal in self.planner.signals}
-
-        def enter(layer: int, state: Tensor) -> None:
-            if layer in signals:
-                self.planner.decide(signals[layer], state)
-
-        return prefill(
-            self.weights,
-            self.turns,
-            prompt,
-            self.fills,
-            self.planner.keep,
-            enter,
-            lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
-            self.products,
-        )
+        return prefill(self.weights, self.turns, prompt, self.fills, self.planner)
 
     def vocabulary(self, h: Tensor) -> Tensor:
         """h: [..., E] -> logits [..., V]."""
@@ -167,9 +168,10 @@ class GatheredRun(Answering):
         """-> logits [B, T', V] of the positions asked for; what is to be remembered is put in the cache."""
         ids, planner = given.read, self.planner
         places = places_of(ids, given.mask, positions, 0, None, not self.weights.sizes.rotary)
-        self.require_known(ids, places.positions)
-        known, room = Known(places.start, places.offset), room_for(ids.shape[1], None)
-        with planner.calling(places.real, planner.prompt_of(places.real, 0), given) as call:
+        self.require_known(ids, places)
+        known, room = places.known(ids.device), room_for(ids.shape[1], None)
+        real = torch.from_numpy(places.real)
+        with planner.calling(real, planner.prompt_of(real, 0), given) as call:
             h, left = self.read(ids, known, call, room)
         if cache is not None:
             found = left if isinstance(left, KeyValues) else self.memory(left, known, call.plan, room)
@@ -190,19 +192,19 @@ class GatheredRun(Answering):
         if not lies:
             require_fitting(cache, ids, self.weights.sizes)
         places = places_of(ids, given.mask, positions, before, known_of(cache, rows), not rotary)
-        self.require_known(ids, places.positions)
+        self.require_known(ids, places)
         self.planner.require_behind_prompt(before)
-        plan = self.planner.standing | (self.planner.plan_before(given) or {})
+        plan = self.planner.plan_before(given)
         if memory is None or not lies or memory.room < before + tokens:
-            memory = self.pack(cache, places, plan, before + tokens)
+            memory = self.pack(cache, places, self.planner.standing | (plan or {}), before + tokens)
         memory.stand(places.start, places.offset)
-        if self.in_blocks and ids.numel() >= MANY:
+        if self.in_blocks and ids.numel() >= MANY and memory.decided.plan.weights is self.weights:
             torch.set_num_threads(self.team.members)
-            h, kept = self.in_blocks.pass_on(memory, ids, places.real, None)
+            h, kept = self.in_blocks.pass_on(memory, ids, torch.from_numpy(places.real))
             self.add(kept, int(places.real.sum()))
             lengthen(cache, memory)
             return self.vocabulary(h)
-        logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
+        logits = [self.step(memory, now, real) for now, real in zip(ids.numpy().T, places.real.T)]
         lengthen(cache, memory)
         return torch.stack(logits, 1)
 
@@ -210,7 +212,7 @@ class GatheredRun(Answering):
         """Put what a cache holds in a memory of this run, with room for so many columns; plan: of its texts,
         where another reader has filled it."""
         rows, first, held = len(places.start), cache.layers[0], memory_of(cache, KeyValues)
-        known = Known(places.start, places.offset)
+        known = places.known(torch.device("cpu"))
         own = held is not None and held.decided.owner is self and known_of(cache, rows) is not None
         if held is not None and own:
             assert isinstance(first, HeldLayer)
@@ -231,23 +233,24 @@ class GatheredRun(Answering):
         decided = Decided(plan, self)
         return KeyValues(self.weights.sizes, layers, known, self.turns, self.late_keys, decided, room)
 
-    def require_known(self, ids: Tensor, counted: Tensor) -> None:
+    def require_known(self, ids: Tensor, places: Places) -> None:
         sizes = self.weights.sizes
         learnt = None if sizes.rotary else len(self.weights.positions) - sizes.first
-        require_known(ids, counted, sizes.vocabulary, learnt)
+        require_known(ids.numpy(), places.positions, sizes.vocabulary, learnt)
 
-    def step(self, memory: KeyValues, ids: Tensor, real: Tensor) -> Tensor:
+    def step(self, memory: KeyValues, ids: np.ndarray, real: np.ndarray) -> Tensor:
         """ids: [B], one token of each row; real: bool [B] -> logits [B, V]."""
         # torch's own threads keep a core busy for a while after each small operation
         torch.set_num_threads(1)
-        bench, (weights, choice, fill) = self.room_to_work(len(ids), memory.room), memory.decided.plan
-        before, position = choice.kept.copy(), memory.length
+        weights, choice, fill = memory.decided.plan
+        bench, position = self.room_to_work(len(ids), memory.room, fill), memory.length
         if self.channels is not None:
             held = memory.up_to(position)
             kept = self.channels.run(self.team, choice, held, bench, ids, real, position)
             memory.length += 1
             self.add(kept, int(real.sum()))
             return torch.from_numpy(bench.logits.copy())
+        before = choice.kept.copy()
         self.team.run(
             step if self.storage in OWN else step_grouped,
             weights,
@@ -255,13 +258,13 @@ class GatheredRun(Answering):
             self.rule,
             choice,
             memory.up_to(position),
-            bench._replace(fill_neurons=fill),
-            ids.numpy(),
-            real.numpy(),
+            bench,
+            ids,
+            real,
             position,
         )
         memory.length += 1
-        self.count(choice, choice.kept - before, real.numpy())
+        self.count(choice, choice.kept - before, real)
         return torch.from_numpy(bench.logits.copy())
 
     def count(self, choice: Choice, kept: np.ndarray, real: np.ndarray) -> None:
@@ -271,20 +274,30 @@ class GatheredRun(Answering):
         if len(real) == 1:
             kept[:chosen] = choice.counts[:chosen] * rows
         else:
-            kept[:chosen, HEADS] = choice.heads[real, :chosen].sum((0, 2))
-            kept[:chosen, NEURONS] = choice.neurons[real, :chosen].sum((0, 2))
+            kept = kept_by(choice, kept, chosen, torch.from_numpy(real))
         self.add(kept, rows)
 
     def add(self, kept: np.ndarray, rows: int) -> None:
         """kept: [L, N], of so many real rows' units at each layer's sites."""
-        planner = self.planner
-        planner.counts.tokens += rows
-        for (key, units), stay in zip(self.units, kept.ravel().tolist()):
-            whole = rows * units
-            planner.total[key] += whole
-            planner.kept[key] += stay
-            self.total[key] += whole
-            self.kept[key] += stay
+        self.rows += rows
+        self.stayed += kept.ravel()
+
+    def tell(self) -> None:
+        """The planner, of the tokens since it was told last: sums in Python take longer than a token's."""
+        with self.lock:
+            rows, stayed = self.rows - self.told[0], self.stayed - self.told[1]
+            self.told = self.rows, self.stayed.copy()
+        counts = self.planner.counts
+        with self.planner.lock:
+            counts.tokens += rows
+            for (key, units), stay in zip(self.units, stayed.tolist()):
+                counts.total[key] += rows * units
+                counts.kept[key] += stay
+
+    def share_kept(self, slot: str) -> float:
+        """Of the units at the sites of this slot, those that new tokens kept."""
+        of_slot = [(stay, units) for ((_, name), units), stay in zip(self.units, self.stayed) if name == slot]
+        return float(sum(stay / (self.rows * units) for stay, units in of_slot) / len(of_slot))
 
     def first_plan(self, rows: int, decided: SitePlan) -> Plan:
         fill = self.fills.of["neuron"].flatten(1).numpy()
@@ -292,9 +305,12 @@ class GatheredRun(Answering):
         drops = bool((plan.choice.counts[:, NEURONS] < self.weights.sizes.neurons).any())
         return compact(plan) if self.compact and drops else plan
 
-    def room_to_work(self, rows: int, room: int) -> Bench:
-        members = self.team.members
-        if self.bench is not None and self.bench.h.shape[0] == rows and self.bench.weights.shape[1] >= room:
-            return self.bench
-        self.bench = empty_bench(self.weights, self.nets, self.fills, members, rows, room, self.exact)
-        return self.bench
+    def room_to_work(self, rows: int, room: int, fill: np.ndarray) -> Bench:
+        """fill: [L, F], what dropped neurons say in the plan that is followed."""
+        bench, members = self.bench, self.team.members
+        if bench is None or bench.h.shape[0] != rows or bench.weights.shape[1] < room:
+            bench = empty_bench(self.weights, self.nets, self.fills, members, rows, room, self.exact)
+        if bench.fill_neurons is not fill:
+            bench = bench._replace(fill_neurons=fill)
+        self.bench = bench
+        return bench

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -123,17 +124,19 @@ class DeviceRun(Answering):
         ids, planner = given.read, self.planner
         places = places_of(ids, given.mask, positions, 0, None, True)
         require_begun(places.start, places.offset, ids.shape[1])
-        with planner.calling(places.real, planner.prompt_of(places.real, 0), given) as call:
+        known = places.known(ids.device)
+        real, counted = (torch.from_numpy(part).to(ids.device) for part in (places.real, places.positions))
+        with planner.calling(real, planner.prompt_of(real, 0), given) as call:
             found = self.masked(
                 ids,
-                attention_mask=places.real.long(),
-                position_ids=places.positions,
+                attention_mask=real.long(),
+                position_ids=counted.clamp(min=0),
                 use_cache=cache is not None,
                 logits_to_keep=given.logits_to_keep,
             )
         if cache is not None:
             choices = self.first_choices(len(ids), call.plan)
-            lay_in(cache, self.memory(taken_from(cache_of(found)), places.start, choices, 0))
+            lay_in(cache, self.memory(taken_from(cache_of(found)), known.start, choices, 0))
             planner.remember(call, ids, cache)
         assert found.logits is not None
         return found.logits.float()
@@ -155,8 +158,9 @@ class DeviceRun(Answering):
         self.planner.require_behind_prompt(before)
         plan = self.planner.standing | (self.planner.plan_before(given) or {})
         if memory is None or not lies or memory.room < before + tokens:
-            memory = self.pack(cache, places.start, plan, before + tokens)
-        logits = [self.step(memory, now, real) for now, real in zip(ids.T, places.real.T)]
+            memory = self.pack(cache, places.known(ids.device).start, plan, before + tokens)
+        reals = torch.from_numpy(places.real).to(ids.device)
+        logits = [self.step(memory, now, real) for now, real in zip(ids.T, reals.T)]
         lengthen(cache, memory)
         return torch.stack(logits, 1)
 
@@ -246,9 +250,9 @@ class DeviceRun(Answering):
                 choice.choose(of_layers, range(layers[0], layers[-1] + 1), *self.rules[kind])
 
 
-def require_begun(start: Tensor, offset: Tensor, columns: int) -> None:
+def require_begun(start: np.ndarray, offset: np.ndarray, columns: int) -> None:
     """What kernels read begins at each row's first real token, and so do its positions."""
-    if bool(((start >= columns) | (start != offset)).any()):
+    if ((start >= columns) | (start != offset)).any():
         raise UserError(
             "executor=gathered on a GPU needs a real token in each row of the first call, and positions that "
             "are counted from it: give position_ids of the attention_mask, or use executor=masked"
