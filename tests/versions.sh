@@ -37,7 +37,7 @@ fi
 "$bin/python" -m pip install --quiet --no-compile --upgrade --upgrade-strategy eager -c "$FOLDER/constraints.txt" -e '.[test]'
 
 found=0
-"$bin/python" -m pytest -q -m "not slow and not nightly" "$@" || found=$?
+"$bin/python" -m pytest -q -m "not slow and not nightly and not commands" "$@" || found=$?
 "$bin/python" - "$end" <<'EOF'
 import platform
 import sys

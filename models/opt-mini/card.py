@@ -46,7 +46,7 @@ def card(found: Figures) -> str:
     return f"""\
 # opt-mini
 
-A small trained language model for trying this framework where there is no network: an OPT with ReLU, like the
+A small trained language model, to try this framework without a network. It is an OPT with ReLU, like the
 models of the ShadowLLM paper. `python models/opt-mini/train.py` trained it, measured it and wrote this page.
 
 | | |
@@ -91,7 +91,7 @@ other text, and another machine rounds otherwise: the figures will differ a litt
 
 ## What it is for, and what not
 
-For trials and tests of contextual sparsity: it has learnt how Python's documentation goes on, so dropping
-units costs something, and it matters which. It knows nothing else, is no chat model, and says nothing about
-what larger models lose.
+It is for trials and tests of contextual sparsity. It has learnt how Python's documentation goes on, so
+dropping units costs something, and it matters which. It knows nothing else, is no chat model, and says
+nothing about what larger models lose.
 """

@@ -17,9 +17,8 @@ COLUMNS = {
     "other": "other settings",
     "bytes_skipped": "weight bytes skipped",
     "bytes_skipped_of_layers": "of the layers",
-    "achieved_head": "heads skipped",
-    "achieved_neuron": "neurons skipped",
 }
+ACHIEVED = "achieved_"  # and the kind
 READ = {"state": "the state before", "context": "what the heads give out in"}
 NAMES = ("point", "commit", "format")  # which settings and commit measured it, and how the row is written
 STDERR = "_stderr"
@@ -123,12 +122,17 @@ def thresholds(learnt: Sequence[tuple[str, float]]) -> list[str]:
 
 
 def curve(rows: Sequence[Mapping[str, str]]) -> str:
-    metrics = sorted({name for row in rows for name in row if not name.endswith(STDERR)} - {*COLUMNS, *NAMES})
+    """Columns that no row has are left out."""
+    there = {name for row in rows for name, value in row.items() if value and not name.endswith(STDERR)}
+    columns = {name: heading for name, heading in COLUMNS.items() if name in there}
+    others = sorted(there - {*COLUMNS, *NAMES})
+    columns |= {n: f"{n.removeprefix(ACHIEVED)}s skipped" for n in others if n.startswith(ACHIEVED)}
+    metrics = [name for name in others if name not in columns]
     cells = (
-        [shown(row.get(name, "")) for name in COLUMNS] + [measured(row, metric) for metric in metrics]
+        [shown(row.get(name, "")) for name in columns] + [measured(row, metric) for metric in metrics]
         for row in rows
     )
-    return table([*COLUMNS.values(), *metrics], cells)
+    return table([*columns.values(), *metrics], cells)
 
 
 def measured(row: Mapping[str, str], metric: str) -> str:

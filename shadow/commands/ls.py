@@ -40,7 +40,8 @@ def ls(words: Sequence[str]) -> None:
     if "runs" in asked:
         print("\n".join(runs(root() / "logs")))
     elif not artifacts:
-        print(f"nothing is made yet in {root() / 'artifacts'}: `shadow train` makes what a method learns")
+        what = "nothing is" if asked == list(WHOLE) else f"no {' or '.join(asked)} are"
+        print(f"{what} made yet in {root() / 'artifacts'}: `shadow train` makes what a method learns")
     else:
         points = points_in(root() / "artifacts")
         print(f"{len(points)} measured points, which no job measures again")

@@ -69,7 +69,8 @@ def fit(
     windows = calibration_data(cfg).examples(lm)[: settings.windows]
     stand_in = unlearnt(lm, scorer, policy, within)
     trainer = trainer_of(cfg, folder, loggers, max_epochs=settings.epochs, gradient_clip_val=None)
-    log.info("fitting stand-ins on %d windows, %d epochs", len(windows), settings.epochs)
+    plural = "" if settings.epochs == 1 else "s"
+    log.info("fitting stand-ins on %d windows, %d epoch%s", len(windows), settings.epochs, plural)
     with open_run(lm.model, scorer, policy, cfg.sparsity.decided_at, stand_in, Masked()) as run:
         assert isinstance(run, MaskedRun)
         moves = settings.move_thresholds and policy.scope == "threshold"

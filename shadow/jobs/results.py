@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from shadow.jobs import point_records
 from shadow.jobs.missing import dense_command
 from shadow.sweeps.differences.paired import Difference, difference
-from shadow.sweeps.records.metrics import is_accuracy, is_perplexity
+from shadow.sweeps.records.metrics import is_perplexity, is_share
 from shadow.sweeps.records.reading import load
 from shadow.sweeps.records.reading import record as read
 from shadow.sweeps.records.record import Measured, Record
@@ -76,10 +76,10 @@ def beside_dense(ours: Record, dense: Record | None, names: Sequence[str]) -> Ro
 
 
 def shown(less: Difference | None, name: str) -> str:
-    """Of an accuracy in points."""
+    """Of accuracies in points."""
     if less is None:
         return MISSING
-    if is_accuracy(name):
+    if is_share(name):
         return difference_cell(less, 100, 1)
     return difference_cell(less) + (" nats" if is_perplexity(name) else "")
 

@@ -8,9 +8,10 @@ from matplotlib.axis import Axis as Drawn
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .panels import Plot
-from .rulers import LINEAR, LINEAR_ROOM, Ruler, ruler_x, ruler_y
+from .rulers import LINEAR, LINEAR_ROOM, ruler_x, ruler_y
 
 WIDE, NARROW = 60, 26  # letters below a panel
+FEW = 4  # ticks that a narrow panel has room for
 
 
 def scale(ax: Axes, plot: Plot, among: Sequence[Plot]) -> None:
@@ -25,11 +26,12 @@ def scale(ax: Axes, plot: Plot, among: Sequence[Plot]) -> None:
         ax.set_yscale("log", nonpositive="clip")
     ax.set_xlim(x.low, x.high)
     ax.set_ylim(y.low, y.high)
-    write_ticks(ax.xaxis, x)
-    write_ticks(ax.yaxis, y)
+    narrow = len(among) > 1 and len(x.ticks) > FEW
+    write_ticks(ax.xaxis, x.ticks[:: 2 if narrow else 1])
+    write_ticks(ax.yaxis, y.ticks)
 
 
-def write_ticks(axis: Drawn, ruler: Ruler) -> None:
-    axis.set_major_locator(FixedLocator([place for place, _ in ruler.ticks]))
-    axis.set_major_formatter(FixedFormatter([text for _, text in ruler.ticks]))
+def write_ticks(axis: Drawn, ticks: Sequence[tuple[float, str]]) -> None:
+    axis.set_major_locator(FixedLocator([place for place, _ in ticks]))
+    axis.set_major_formatter(FixedFormatter([text for _, text in ticks]))
     axis.set_minor_locator(NullLocator())

@@ -18,6 +18,11 @@ def is_accuracy(metric: str) -> bool:
     return metric.endswith("/acc")
 
 
+def is_share(metric: str) -> bool:
+    """Whether tables show it in per cent: normalised accuracies too, of which no mean over tasks is made."""
+    return is_accuracy(metric) or metric.endswith("/acc_norm")
+
+
 def is_perplexity(metric: str) -> bool:
     return metric.endswith("perplexity")
 

@@ -14,12 +14,17 @@ BASELINE = "static"
 
 
 def at_equal_bytes(chart: Chart) -> str:
-    """What the best lose, read off the lines between their points; empty where nothing compares."""
+    """What the best lose, read off the lines between their points; empty where nothing compares.
+
+    A line from dense to the first point is no measurement: it counts where there are no others.
+    """
     lines = {curve.label: line for curve in chart.curves if len(line := lost(curve, bool(chart.dense))) > 1}
     share = common_share(lines)
     if not share:
         return ""
     values = {label: value for label, line in lines.items() if (value := between(line, share)) is not None}
+    measured = {label for label in values if lines[label][bool(chart.dense)][0] <= share}
+    values = {label: value for label, value in values.items() if label in measured or not measured}
     ranked = sorted(values, key=values.__getitem__)
     rivals = [label for label in ranked if first_word(label) not in BOUNDS]
     named = [label for n, label in enumerate(rivals) if n < NAMED or first_word(label) == BASELINE]

@@ -8,7 +8,14 @@ from ..differences.nats import NATS
 from ..differences.paired import Difference
 from ..figures.panels import Axis
 from ..records.kinds import kinds_in, plural
-from ..records.metrics import BESIDE_DENSE, GEOMETRIC_MEAN, MEAN_ACCURACY, is_accuracy
+from ..records.metrics import (
+    BESIDE_DENSE,
+    GEOMETRIC_MEAN,
+    MEAN_ACCURACY,
+    is_accuracy,
+    is_perplexity,
+    is_share,
+)
 from ..records.record import Measured, Record
 
 MISSING = "-"
@@ -38,7 +45,9 @@ def metric_cell(measured: Measured | None, metric: str) -> str:
         return f"{'' if value < 0 else '+'}{cell(Measured(value, measured.stderr), '{:.3f}'.format)}"
     if metric == "kl":
         return cell(measured, "{:.3f}".format)
-    return cell(measured, percent if is_accuracy(metric) or metric == "top1" else perplexity)
+    if is_share(metric) or metric == "top1":
+        return cell(measured, percent)
+    return cell(measured, perplexity if is_perplexity(metric) else "{:.3f}".format)
 
 
 def over_dense(mark: Mark) -> str:
@@ -58,7 +67,7 @@ def difference_cell(difference: Difference, scale: int = 1, digits: int = 3) -> 
 
 
 def metric_name(metric: str) -> str:
-    if is_accuracy(metric):
+    if is_share(metric):
         means = {MEAN_ACCURACY: "mean accuracy", GEOMETRIC_MEAN: "geometric mean"}
         return f"{means.get(metric, metric)} %"
     return "nats" if metric == NATS else BESIDE_DENSE.get(metric, metric)

@@ -69,7 +69,7 @@ def legend(chart: Chart) -> str:
     return (
         f"{chart.n_points} points. "
         "Bytes: the share of the weight bytes of all projections and the lm_head that a decoded token does "
-        "not read, less what predictors and factors add; of layers: the same of the layers' projections "
+        "not read, less what predictors and factors add. Of layers: the same of the layers' projections "
         "alone. Of each kind of unit: the share that was skipped, over the whole model. Nats over dense: log "
         f"perplexity less that of the dense model. ± is {', or '.join(errors)}."
     )

@@ -157,6 +157,8 @@ def test_a_card_has_a_curve_when_points_were_measured(config):
         "| 0.5 | token | layer | all | all | mean | builtin | dense_fed=True | 0.25 | 0.3125 | 0.375 | 0.25 "
         "| 12.5 ± 0.125 |\n"
     ) in card(config, rows)
+    few = {"level": "0.5", "scored": "", "achieved_channel": "0.25", "perplexity": "12.5"}
+    assert "| level | channels skipped | perplexity |\n" in card(config, [few])
 
 
 # The curve

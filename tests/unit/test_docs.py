@@ -7,38 +7,27 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from documented import DOCS, FENCE, QUESTIONS, README, ROOT, blocks_of, name_of
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).parents[2]
-README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "models").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:python (?:\S*/)?|shadow[ -])(train|evaluate)(?:\.py)? ?(.*)")
 # Python that runs nowhere here, and why
 NOT_RUN = {
     ("README.md", 0): "a test of its own, below",
-    ("README.md", 1): "the lines that the block before changes for SmolLM2, whose package is not the suite's",
-    (
-        "docs/speed.md",
-        0,
-    ): "the gathered executor compiles for half a minute; test_gathered.py runs the same call",
-    ("docs/serving.md", 0): "a checkpoint of the reader's; test_checkpoint*.py load such folders",
-    ("docs/serving.md", 1): "a server; the server's own tests ask it through the same client",
+    ("README.md", 1): "lines that the block before changes for SmolLM2; `make commands` runs them",
+    ("docs/speed.md", 0): "compiles for half a minute; `make commands` runs it",
+    ("docs/serving.md", 0): "a checkpoint of the reader's; `make commands` writes it",
+    ("docs/serving.md", 1): "a server of the reader's; `make commands` starts it",
     ("docs/own_method.md", 0): "a file, which test_documented_method.py runs as a job does",
 }
 
 
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
 def blocks(page: Path, *languages: str) -> list[str]:
-    return [
-        code for language, code in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages
-    ]
+    return [code for language, code in blocks_of(page) if language in languages]
 
 
 def anchors(page: Path) -> set[str]:
@@ -70,10 +59,9 @@ def test_the_options_page_is_what_its_script_makes_of_conf():
 
 
 def python_snippets() -> list[object]:
-    pages = [README, *(page for page in PAGES if page.parent == DOCS)]
     return [
         pytest.param(code, id=f"{name_of(page)}-{number}")
-        for page in pages
+        for page in QUESTIONS
         for number, code in enumerate(blocks(page, "python"))
         if (name_of(page), number) not in NOT_RUN
     ]

@@ -449,8 +449,10 @@ def test_rounded_states_give_nearly_the_same(lm, make_scorer, storage, plan):
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int4"])
 @pytest.mark.parametrize("plan", ["at the prompt", "over all layers"])
-def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, storage, plan, rows):
-    """To the last bit: the same rows, in the same order. Each row of a batch has a plan of its own."""
+def test_copied_rows_are_read_like_those_in_place(lm, make_scorer, monkeypatch, storage, plan, rows):
+    """To the last bit: the same rows, in the same order. Each row of a batch has a plan of its own. Many
+    positions are not read at once, as those in place would be alone."""
+    monkeypatch.setattr("shadow.executors.cpu.gathered.MANY", 1000)
     what, decided_at, policy = PLANS[plan]
     scorer, ids, fill = make_scorer(lm, what), prompts(rows), means(lm)
     executor = Gathered(storage=storage)

@@ -18,8 +18,8 @@ def record_in(folder):
 
 
 def test_each_metric_stands_beside_the_dense_model_and_their_difference_is_of_the_same_examples(tmp_path):
-    ours = {"perplexity": [2.0, 3.0, 4.0], "choices/acc": [0.0, 1.0, 0.0]}
-    dense = {"perplexity": [1.9, 2.9, 3.6], "choices/acc": [1.0, 1.0, 0.0]}
+    ours = {"perplexity": [2.0, 3.0, 4.0], "choices/acc": [0.0, 1.0, 0.0], "piqa/acc_norm": [0.0, 1.0, 0.0]}
+    dense = {"perplexity": [1.9, 2.9, 3.6], "choices/acc": [1.0, 1.0, 0.0], "piqa/acc_norm": [1.0, 1.0, 0.0]}
     write_job(tmp_path / "ours", 0.3, samples=ours)
     write_job(tmp_path / "dense", 0.0, samples=dense)
     ours, dense = record_in(tmp_path / "ours"), record_in(tmp_path / "dense")
@@ -28,9 +28,10 @@ def test_each_metric_stands_beside_the_dense_model_and_their_difference_is_of_th
         ["metric", "value", "dense", "difference"],
         ["perplexity", "20.1 ± 1.0", "16.4 ± 1.0", "+0.200 ± 0.100 nats"],
         ["choices/acc %", "33.3 ± 100.0", "66.7 ± 100.0", "-33.3 ± 33.3"],
+        ["piqa/acc_norm %", "33.3 ± 100.0", "66.7 ± 100.0", "-33.3 ± 33.3"],
     ]
     (table,) = tables(ours, None)
-    assert [row[2:] for row in table[1:]] == [["-", "-"]] * 2
+    assert [row[2:] for row in table[1:]] == [["-", "-"]] * 3
 
 
 def test_clocks_criteria_and_ranks_have_tables_of_their_own(tmp_path):

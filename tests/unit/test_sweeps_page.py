@@ -212,3 +212,11 @@ def test_a_page_has_every_number_of_the_curves(tmp_path: Path) -> None:
     assert perplexity["text"][1].startswith("perplexity 135.0 ± 3.0<br>weight bytes not read 22.5 %")
     assert perplexity["text"][1].endswith("nats over dense +0.300")
     assert section.answer == "At 30 % of the weight bytes unread unified loses 0.40 nats."
+
+
+def test_an_answer_says_nothing_of_a_line_from_dense_to_the_first_point(tmp_path: Path) -> None:
+    for scorer, levels in {"static": (0, 0.3, 0.5), "teal": (0.3, 0.5), "late": (0.5,)}.items():
+        for level in levels:
+            write_job(tmp_path / f"{scorer}{level}", level, scorer)
+    assert "late" not in only_section(tmp_path).answer
+    assert "teal" in only_section(tmp_path).answer

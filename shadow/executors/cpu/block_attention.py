@@ -1,8 +1,8 @@
-"""Attention of many positions, eight at a time, where heads are as wide as some vectors."""
+"""Attention of many positions: eight at a time, where heads are as wide as some vectors."""
 
 import numpy as np
 
-from shadow.executors.cpu.attention import LANES, softmax
+from shadow.executors.cpu.attention import LANES, attend_at, softmax
 from shadow.executors.cpu.decode import turn
 from shadow.executors.cpu.team import share
 from shadow.executors.cpu.vectors import (
@@ -18,6 +18,30 @@ from shadow.executors.cpu.vectors import (
 from shadow.plans.compiled import compiled
 
 EIGHT = 8  # queries that are multiplied at once
+
+
+@compiled()
+def attend_all(sizes, layer, memory, y, tokens, before, heads, context, turned, weights, member, members):
+    """Contexts of `heads`, bool [H], at all positions, each over the columns up to its own."""
+    width, room, count = sizes.head_width, memory.turns.shape[1], len(context)
+    keys, values, scaling = memory.keys, memory.values, np.float32(sizes.scaling)
+    start, stop = share(count * sizes.heads, member, members)
+    for task in range(start, stop):
+        b, head, token = task // (sizes.heads * tokens), task // tokens % sizes.heads, task % tokens
+        if not heads[head]:
+            continue
+        position, column = b * tokens + token, before + token
+        first, at = min(memory.start[b], column), column - min(memory.offset[b], column)
+        if sizes.rotary:
+            turn(y, position, head * width, memory.turns, at, width // 2, turned)
+        else:
+            for d in range(width):
+                turned[d] = y[position, head * width + d]
+        slot = memory.slot[layer, head // (sizes.heads // sizes.kv_heads)]
+        line = memory.base[layer] + ((b * memory.slots[layer] + slot) * room + first) * width
+        attend_at(
+            turned, keys, values, line, column + 1 - first, width, scaling, weights, context, position, head
+        )
 
 
 @compiled()
@@ -110,10 +134,10 @@ def attend_eight(
 
 
 @compiled()
-def attend_in_eights(sizes, layer, memory, y, tokens, before, context, room, member, members):
-    """As `pass_channels.attend_all`."""
-    width, length = sizes.head_width, memory.turns.shape[1] + LANES
+def attend_in_eights(sizes, layer, memory, y, tokens, before, heads, context, room, member, members):
+    """As `attend_all`."""
     keys, queries, scores = room.turned_keys[member], room.queries[member], room.eights[member]
+    width, length = sizes.head_width, scores.shape[1]
     rows = len(context) // tokens
     blocks = -(-tokens // EIGHT)
     first, last = share(rows * sizes.heads * blocks, member, members)
@@ -121,6 +145,8 @@ def attend_in_eights(sizes, layer, memory, y, tokens, before, context, room, mem
     for task in range(first, last):
         pair, block = task // blocks, task % blocks
         b, head = pair // sizes.heads, pair % sizes.heads
+        if not heads[head]:
+            continue
         group = head // (sizes.heads // sizes.kv_heads)
         start = min(memory.start[b], before)
         slot = memory.slots[layer] * b + memory.slot[layer, group]
@@ -132,3 +158,13 @@ def attend_in_eights(sizes, layer, memory, y, tokens, before, context, room, mem
             sizes, memory, y, b, head, block * EIGHT, tokens, before, start, keys, length, line, context,
             queries, scores,
         )  # fmt: skip
+
+
+@compiled()
+def attend_from(sizes, layer, memory, y, tokens, before, heads, context, room, member, members):
+    """As `attend_all`, in the faster way."""
+    if tokens >= EIGHT and sizes.head_width % LANES == 0:
+        attend_in_eights(sizes, layer, memory, y, tokens, before, heads, context, room, member, members)
+        return
+    turned, weights = room.turned[member], room.weights[member]
+    attend_all(sizes, layer, memory, y, tokens, before, heads, context, turned, weights, member, members)

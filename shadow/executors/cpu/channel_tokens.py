@@ -36,7 +36,7 @@ class ChannelTokens:
         self.blocks = ChannelBlocks(weights, self.above, self.written, team)
 
     def pass_on(
-        self, memory: KeyValues, ids: Tensor, real: Tensor, whole: Tensor | None
+        self, memory: KeyValues, ids: Tensor, real: Tensor, whole: Tensor | None = None
     ) -> tuple[Tensor, np.ndarray]:
         """ids: [B, T], the positions behind those in the memory, which then holds them too -> as
         `ChannelBlocks.run`."""

@@ -10,9 +10,10 @@ from shadow.executors.cpu.channels import ChannelWeights
 from shadow.executors.cpu.grouped import InRows, OutRows
 from shadow.executors.cpu.lined_up import lined_up
 from shadow.executors.cpu.matrices import In, Out
-from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, list_layer
+from shadow.executors.cpu.scoring import NEURONS, Choice, list_all
 from shadow.executors.cpu.storage import Rows
 from shadow.executors.cpu.weights import Weights
+from shadow.executors.families import Sizes
 from shadow.models.sites import KINDS
 from shadow.plans.rules import Plan as SitePlan
 
@@ -30,21 +31,26 @@ def whole_plan(weights: Weights | ChannelWeights, rows: int, decided: SitePlan, 
     """What all tokens follow by what a prompt has decided, or everything, of which tokens then choose; fill:
     as in `Plan`."""
     sizes = weights.sizes
-    choice = Choice(
-        heads=np.ones((rows, sizes.layers, sizes.heads), np.bool_),
-        neurons=np.ones((rows, sizes.layers, sizes.neurons), np.bool_),
-        head_list=np.zeros((sizes.layers, sizes.heads), np.int32),
-        neuron_list=np.zeros((sizes.layers, sizes.neurons), np.int32),
-        counts=np.zeros((sizes.layers, 2), np.int64),
-        kept=np.zeros((sizes.layers, 2), np.int64),
-    )
+    choice = everything(sizes, rows, sizes.layers)
     for layer in range(sizes.layers):
         for index, kind in enumerate(KINDS):
             keep = decided.get((layer, kind))
             if keep is not None:
                 (choice.heads, choice.neurons)[index][:, layer] = keep.numpy()
-            list_layer(choice, layer, index)
+    list_all(choice)
     return Plan(weights, choice, fill)
+
+
+def everything(sizes: Sizes, lines: int, layers: int) -> Choice:
+    """All of it stays, in so many layers; not listed yet."""
+    return Choice(
+        heads=np.ones((lines, layers, sizes.heads), np.bool_),
+        neurons=np.ones((lines, layers, sizes.neurons), np.bool_),
+        head_list=np.zeros((layers, sizes.heads), np.int32),
+        neuron_list=np.zeros((layers, sizes.neurons), np.int32),
+        counts=np.zeros((layers, 2), np.int64),
+        kept=np.zeros((layers, 2), np.int64),
+    )
 
 
 def compact(plan: Plan) -> Plan:
@@ -77,9 +83,7 @@ def of_rows(plan: Plan, order: Tensor | None) -> Plan:
     heads, neurons, *others = plan.choice
     choice = Choice(heads[rows].copy(), neurons[rows].copy(), *(part.copy() for part in others))
     if order is not None:
-        for layer in range(len(choice.counts)):
-            list_layer(choice, layer, HEADS)
-            list_layer(choice, layer, NEURONS)
+        list_all(choice)
     return plan._replace(choice=choice)
 
 

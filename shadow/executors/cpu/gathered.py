@@ -44,8 +44,10 @@ from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.in_blocks import Blocks
 from shadow.executors.cpu.new_tokens import NewTokens
-from shadow.executors.cpu.prefill import Fills, Prompt, prefill
-from shadow.executors.cpu.scoring import HEADS, NEURONS, Choice, Nets, no_nets, no_rule, pack_nets, rule_of
+from shadow.executors.cpu.prefill import Fills, Prompt, needed, prefill
+from shadow.executors.cpu.products import Products
+from shadow.executors.cpu.row_blocks import RowBlocks
+from shadow.executors.cpu.scoring import NEURONS, Choice, Nets, kept_by, no_nets, no_rule, pack_nets, rule_of
 from shadow.executors.cpu.team import Team
 from shadow.executors.cpu.weights import Weights, storage_of
 from shadow.executors.families import describe
@@ -100,8 +102,13 @@ class GatheredRun(Answering):
             self.rule = rule_of(model, planner.policy)
         self.units = units_of(weights)
         self.new_tokens = NewTokens(self.units)
-        self.in_blocks = None if exact else self.channels  # who reads many positions in one compiled call
-        self.products = Blocks(self.team) if self.storage in BITS and not exact else products
+        self.products: Products = products
+        self.in_blocks: ChannelTokens | RowBlocks | None = None  # reads many positions in one compiled call
+        if self.storage in BITS and not exact:
+            self.products = Blocks(self.team)
+            self.in_blocks = self.channels
+            if isinstance(weights, Weights):
+                self.in_blocks = RowBlocks(planner, weights, self.fills, self.nets, self.rule, self.team)
         self.bench: Bench | None = None
 
     @property
@@ -133,8 +140,15 @@ class GatheredRun(Answering):
         """-> the last norm's output [B, T, E], and what is left for the tokens to come, which may lie in a
         memory with so much room already."""
         torch.set_num_threads(self.team.members)
+        nothing = nothing_yet(self.weights.sizes, len(ids))
+        if isinstance(self.in_blocks, RowBlocks):
+            memory = self.memory(nothing, known, {}, room)
+            h = self.in_blocks.read(memory, ids)
+            if self.each_token or not call.plan:
+                return h, memory
+            return h, needed(memory, call.plan)
         if self.in_blocks and self.planner.on_scores is None:
-            memory = self.memory(nothing_yet(self.weights.sizes, len(ids)), known, call.plan, room)
+            memory = self.memory(nothing, known, call.plan, room)
             h, kept = self.in_blocks.pass_on(memory, ids, call.positions.real, call.positions.whole)
             for (key, _), stay in zip(self.units, kept.ravel().tolist()):
                 call.kept[key] += stay
@@ -143,22 +157,7 @@ class GatheredRun(Answering):
         if self.channels is not None:
             return self.channels.read(self.turns, prompt, self.products)
         assert isinstance(self.weights, Weights)
-        signals = {signal.layer: signal for signal in self.planner.signals}
-
-        def enter(layer: int, state: Tensor) -> None:
-            if layer in signals:
-                self.planner.decide(signals[layer], state)
-
-        return prefill(
-            self.weights,
-            self.turns,
-            prompt,
-            self.fills,
-            self.planner.keep,
-            enter,
-            lambda layer: None if self.each_token else self.planner.plan.get((layer, "head")),
-            self.products,
-        )
+        return prefill(self.weights, self.turns, prompt, self.fills, self.planner)
 
     def vocabulary(self, h: Tensor) -> Tensor:
         """h: [..., E] -> logits [..., V]."""
@@ -201,9 +200,9 @@ class GatheredRun(Answering):
         if memory is None or not lies or memory.room < before + tokens:
             memory = self.pack(cache, places, self.planner.standing | (plan or {}), before + tokens)
         memory.stand(places.start, places.offset)
-        if self.in_blocks and ids.numel() >= MANY:
+        if self.in_blocks and ids.numel() >= MANY and memory.decided.plan.weights is self.weights:
             torch.set_num_threads(self.team.members)
-            h, kept = self.in_blocks.pass_on(memory, ids, torch.from_numpy(places.real), None)
+            h, kept = self.in_blocks.pass_on(memory, ids, torch.from_numpy(places.real))
             self.new_tokens.add(kept, int(places.real.sum()))
             lengthen(cache, memory)
             return self.vocabulary(h)
@@ -277,8 +276,7 @@ class GatheredRun(Answering):
         if len(real) == 1:
             kept[:chosen] = choice.counts[:chosen] * rows
         else:
-            kept[:chosen, HEADS] = choice.heads[real, :chosen].sum((0, 2))
-            kept[:chosen, NEURONS] = choice.neurons[real, :chosen].sum((0, 2))
+            kept = kept_by(choice, kept, chosen, torch.from_numpy(real))
         self.new_tokens.add(kept, rows)
 
     def first_plan(self, rows: int, decided: SitePlan) -> Plan:

@@ -82,6 +82,7 @@ def empty_in(bits: int, layers: int, rows: int, width: int) -> InRows:
     groups = groups_in(width)
     stride = groups * (20 if bits == 4 else 34)
     records = lined_up((layers * rows * stride + SLACK,), np.dtype(np.uint8))
+    records[-SLACK:] = 0
     return InRows(records, bits, layers, rows, width, groups, stride)
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.executors.cpu.blocks import ABREAST, add_block, multiply_block
+from shadow.executors.cpu.blocks import add_block, multiply_block
 from shadow.executors.cpu.grouped import VECTOR, InRows, OutRows
 from shadow.executors.cpu.matrices import In, Out
+from shadow.executors.cpu.panel_products import ABREAST
 from shadow.executors.cpu.panels import TOGETHER, Panels, empty_panels
 from shadow.executors.cpu.states import States, empty_states
 from shadow.executors.cpu.team import Team

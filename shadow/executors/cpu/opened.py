@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from shadow.executors.calls import answering
 from shadow.executors.cpu.channels import pack_channels
 from shadow.executors.cpu.gathered import GatheredRun
+from shadow.executors.cpu.packed import packed
 from shadow.executors.cpu.weights import pack
-from shadow.executors.options import KVPolicy, States, Storage
+from shadow.executors.options import BITS, KVPolicy, States, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.turning import Ended, saved_row_by_row, straighten
 
@@ -26,7 +27,10 @@ def gathered(
 ) -> Iterator[GatheredRun]:
     """Inside the block the model's forward is a GatheredRun's; afterwards it is its own again."""
     channels = any(site.kind == "channel" for site in planner.sites.values())
-    weights = pack_channels(model, storage) if channels and storage else pack(model, storage)
+    if storage is not None and storage in BITS:
+        weights = packed(model, storage, pack_channels if channels else pack)
+    else:
+        weights = pack(model, storage)
     run = GatheredRun(model, planner, weights, kv_policy == "recompute", compact, states == "float32")
     try:
         with answering(model, run.forward), saved_row_by_row(model):

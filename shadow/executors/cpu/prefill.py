@@ -1,22 +1,18 @@
 """A prompt through packed weights: torch's products, of kept units alone where all tokens agree on them."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shadow.executors.cpu.cache import Remembered
+from shadow.executors.cpu.cache import KeyValues, Remembered
 from shadow.executors.cpu.channels import ChannelWeights
 from shadow.executors.cpu.matrices import In, read
-from shadow.executors.cpu.products import Products, along
+from shadow.executors.cpu.products import across, along
 from shadow.executors.cpu.weights import Norms, Weights
 from shadow.executors.families import Sizes
+from shadow.executors.planner import Planner
 from shadow.models.sites import SiteKey
-
-Keep = Callable[[SiteKey], Tensor | None]  # bool [U] or [B, 1 or T, U] of a layer's kind; None: all stay
-Enter = Callable[[int, Tensor], None]  # is told a layer and its input state [B, T, E], just before it
-Later = Callable[[int], Tensor | None]  # bool [..., H], a layer's heads that tokens to come use; None: any
+from shadow.plans.rules import Plan
 
 
 class Prompt:
@@ -63,26 +59,25 @@ def prefill(
     turns: tuple[Tensor, float] | None,
     prompt: Prompt,
     fills: Fills,
-    keep: Keep,
-    enter: Enter,
-    later: Later,
-    products: Products,
+    planner: Planner,
 ) -> tuple[Tensor, list[Remembered]]:
     """-> the last norm's output [B, T, E], and what each layer leaves for the tokens to come: key-value heads
     that no head will need are not stored, nor computed where no head needs them now."""
     sizes = weights.sizes
+    signals = {signal.layer: signal for signal in planner.signals}
     h, angles = embedded(weights, turns, prompt)
     left = []
     for layer in range(sizes.layers):
-        enter(layer, h)
+        if layer in signals:
+            planner.decide(signals[layer], h)
         x = normed(weights, weights.attention_norm, layer, h)
-        said, remembered = attention(
-            weights, layer, x, angles, prompt, fills, keep((layer, "head")), later(layer), products
-        )
+        keep = planner.keep((layer, "head"))
+        later = None if planner.decides_each_token else planner.plan.get((layer, "head"))
+        said, remembered = attention(weights, layer, x, angles, prompt, fills, keep, later)
         left.append(remembered)
         h = h + said
         x = normed(weights, weights.neuron_norm, layer, h)
-        h = h + neurons(weights, layer, x, fills, keep((layer, "neuron")), products)
+        h = h + neurons(weights, layer, x, fills, planner.keep((layer, "neuron")))
     return normed(weights, weights.last_norm, 0, h), left
 
 
@@ -99,10 +94,8 @@ def embedded(
     return h, ((turning.cos() * factor)[:, None], (turning.sin() * factor)[:, None])
 
 
-def project(
-    rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None, products: Products
-) -> Tensor:
-    return products.across(x, rows, layer, lines, bias if lines is None else bias[lines])
+def project(rows: In, bias: Tensor, layer: int, x: Tensor, lines: Tensor | None) -> Tensor:
+    return across(x, rows, layer, lines, bias if lines is None else bias[lines])
 
 
 def normed(weights: Weights | ChannelWeights, norms: Norms, layer: int, h: Tensor) -> Tensor:
@@ -137,7 +130,6 @@ def attention(
     fills: Fills,
     keep: Tensor | None,
     later: Tensor | None,
-    products: Products,
 ) -> tuple[Tensor, Remembered]:
     sizes = weights.sizes
     width, each = sizes.head_width, sizes.heads // sizes.kv_heads
@@ -153,7 +145,7 @@ def attention(
 
     def split(rows: In, bias: str, units: Tensor, count: int) -> Tensor:
         added = torch.from_numpy(getattr(weights, bias)[layer])
-        said = project(rows, added, layer, x, rows_of(units, count), products)
+        said = project(rows, added, layer, x, rows_of(units, count))
         return said.unflatten(-1, (len(units), width)).transpose(1, 2)  # [B, units, T, D]
 
     query = split(weights.query, "query_bias", heads, sizes.heads)
@@ -182,7 +174,7 @@ def attention(
     said = context - fills.of["head"][layer][heads] if fills.some else context
     if not agreed and keep is not None:
         said = said * keep[..., None]
-    written = products.along(said.flatten(2), weights.output, layer, rows_of(heads, sizes.heads))
+    written = along(said.flatten(2), weights.output, layer, rows_of(heads, sizes.heads))
     return written.add_(base), remembered
 
 
@@ -192,13 +184,11 @@ def turned(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
-def neurons(
-    weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor | None, products: Products
-) -> Tensor:
+def neurons(weights: Weights, layer: int, x: Tensor, fills: Fills, keep: Tensor | None) -> Tensor:
     lines = staying(keep)
-    said = project(weights.up, torch.from_numpy(weights.up_bias[layer]), layer, x, lines, products)
+    said = project(weights.up, torch.from_numpy(weights.up_bias[layer]), layer, x, lines)
     if weights.sizes.gated:
-        gate = project(weights.gate, torch.from_numpy(weights.gate_bias[layer]), layer, x, lines, products)
+        gate = project(weights.gate, torch.from_numpy(weights.gate_bias[layer]), layer, x, lines)
         said = said.mul_(F.silu(gate, inplace=True))
     else:
         said = said.relu_()
@@ -208,4 +198,14 @@ def neurons(
     if lines is None and keep is not None:
         said = said * keep
     base = fills.bases[1, layer] + torch.from_numpy(weights.down_bias[layer])
-    return products.along(said, weights.down, layer, lines).add_(base)
+    return along(said, weights.down, layer, lines).add_(base)
+
+
+def needed(memory: KeyValues, plan: Plan) -> list[Remembered]:
+    """Of each layer, what tokens that follow this plan need of what the memory holds of all heads."""
+    found = []
+    for layer in range(memory.sizes.layers):
+        groups = groups_of(plan.get((layer, "head")), memory.sizes)
+        keys, values = (part[:, groups, : memory.length] for part in memory.of_layer(layer))
+        found.append(Remembered(groups, keys, values))
+    return found

@@ -277,3 +277,20 @@ def list_layer(choice, layer, kind):
                 n += 1
                 break
     choice.counts[layer, kind] = n
+
+
+@compiled()
+def list_all(choice):
+    """Fill in the lists, and how many they name, of all layers."""
+    for layer in range(len(choice.counts)):
+        list_layer(choice, layer, HEADS)
+        list_layer(choice, layer, NEURONS)
+
+
+def kept_by(choice: Choice, kept: np.ndarray, chosen: int, real: torch.Tensor) -> np.ndarray:
+    """kept: [L, 2], units of the layers from `chosen` on that stayed where it is real -> of all layers; the
+    choice has a line for so many neighbours of real: bool [B, T]."""
+    lines = real.reshape(len(choice.heads), -1).sum(1).numpy()
+    for kind, stays in enumerate((choice.heads, choice.neurons)):
+        kept[:chosen, kind] = lines @ stays[:, :chosen].sum(2)
+    return kept
