@@ -61,7 +61,7 @@ def main() -> None:
 def bytes_of_parts(run: GatheredRun) -> dict[str, float]:
     w, names = run.weights, [PARTS[2], PARTS[4], PARTS[5]]
     if isinstance(w, ChannelWeights):
-        sizes = [latency.size(getattr(w, slot), share=run.share_kept(slot)) for slot in SLOTS]
+        sizes = [latency.size(getattr(w, slot), share=run.new_tokens.share_kept(slot)) for slot in SLOTS]
         found = [sizes[0], sizes[1], sizes[2] + sizes[3]]
     else:
         found = [latency.size(w.query, w.key, w.value), latency.size(w.output)]

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shadow.errors import UserError
+from shadow.executors.altered import Unchanged
 from shadow.executors.cache_layer import HeldLayer, Known, layers_of
 from shadow.executors.families import Sizes
 from shadow.executors.given import Given
@@ -148,6 +149,16 @@ def places_of(
     return Places(real, start, offset, positions)
 
 
+def require_prompts(real: np.ndarray, end: int, prompt: int | None) -> None:
+    """real: bool [B, T], padded on the left alone, up to position `end`; prompt: positions that `generate`
+    was given. Of padding alone the dense model goes on in a way of its own."""
+    if prompt is not None and prompt <= end and not real[:, -1].all():
+        raise UserError(
+            "executor=gathered goes on from the last token of each prompt, and a row of attention_mask tells "
+            "of none: leave the row out, or use executor=masked"
+        )
+
+
 def numbers(of_device: Tensor) -> np.ndarray:
     """Small arrays are faster in numpy, and on a GPU each look at one would wait for the device."""
     return of_device.cpu().numpy()
@@ -177,6 +188,7 @@ class Answering(ABC):
     def __init__(self, model: PreTrainedModel) -> None:
         self.caches: bool = getattr(model.config, "use_cache", True)
         self.lock = Lock()  # buffers and counts are shared; a text's own state lies in its cache
+        self.unchanged = Unchanged(model)
 
     @torch.no_grad()
     def forward(
@@ -198,6 +210,7 @@ class Answering(ABC):
             if cache is not None and before:
                 logits = self.go_on(cache, given, position_ids)[:, given.last()]
             else:
+                self.unchanged.require()
                 logits = self.begin(cache, given, position_ids)
         return CausalLMOutputWithPast(logits=logits, **named_cache(cache))
 

@@ -9,6 +9,7 @@ from typing import get_args
 from transformers import PreTrainedModel
 
 from shadow.errors import UserError
+from shadow.executors.altered import require_unaltered
 from shadow.executors.options import KVPolicy, States, Storage
 from shadow.executors.planner import Planner
 from shadow.executors.refusals import gathered_refuses
@@ -54,6 +55,7 @@ class Gathered:
     @contextmanager
     def open(self, model: PreTrainedModel, planner: Planner) -> Iterator[Run]:
         """numba and Triton take a second to import: only where they are asked for."""
+        require_unaltered(model)
         if model.device.type != "cuda":
             from shadow.executors.cpu.opened import gathered
 

@@ -186,7 +186,7 @@ def sparse_bytes(run: GatheredRun) -> float:
     the predictor: keys and values of all heads where each token decides, of stored heads where the prompt
     did."""
     w = run.weights
-    layers, share = w.sizes.layers, run.share_kept
+    layers, share = w.sizes.layers, run.new_tokens.share_kept
     total = size(w.vocabulary)
     if isinstance(w, ChannelWeights):
         matrices = zip(SLOTS, (w.qkv, w.o, w.gate_up, w.down))

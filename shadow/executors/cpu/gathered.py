@@ -25,6 +25,7 @@ from shadow.executors.calls import (
     places_of,
     require_fitting,
     require_known,
+    require_prompts,
 )
 from shadow.executors.cpu import products
 from shadow.executors.cpu.bench import empty_bench
@@ -42,6 +43,7 @@ from shadow.executors.cpu.compact import Plan, compact, of_rows, whole_plan
 from shadow.executors.cpu.decode import Bench, step
 from shadow.executors.cpu.decode_grouped import step_grouped
 from shadow.executors.cpu.in_blocks import Blocks
+from shadow.executors.cpu.new_tokens import NewTokens
 from shadow.executors.cpu.prefill import Fills, Prompt, needed, prefill
 from shadow.executors.cpu.products import Products
 from shadow.executors.cpu.row_blocks import RowBlocks
@@ -99,9 +101,7 @@ class GatheredRun(Answering):
             self.nets = self.nets._replace(exact=exact)
             self.rule = rule_of(model, planner.policy)
         self.units = units_of(weights)
-        # of new tokens alone, where the planner counts prompts too: rows, and units kept at each site
-        self.rows, self.stayed = 0, np.zeros(len(self.units), np.int64)
-        self.told = 0, self.stayed.copy()  # of them, what the planner knows
+        self.new_tokens = NewTokens(self.units)
         self.products: Products = products
         self.in_blocks: ChannelTokens | RowBlocks | None = None  # reads many positions in one compiled call
         if self.storage in BITS and not exact:
@@ -121,11 +121,11 @@ class GatheredRun(Answering):
 
     def achieved(self, kind: Kind) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
-        self.tell()
+        self.new_tokens.tell(self.planner)
         return self.planner.achieved(kind)
 
     def bytes(self) -> dict[str, float | dict[str, float]]:
-        self.tell()
+        self.new_tokens.tell(self.planner)
         return self.planner.bytes()
 
     @torch.no_grad()
@@ -169,6 +169,7 @@ class GatheredRun(Answering):
         ids, planner = given.read, self.planner
         places = places_of(ids, given.mask, positions, 0, None, not self.weights.sizes.rotary)
         self.require_known(ids, places)
+        require_prompts(places.real, ids.shape[1], planner.here.columns)
         known, room = places.known(ids.device), room_for(ids.shape[1], None)
         real = torch.from_numpy(places.real)
         with planner.calling(real, planner.prompt_of(real, 0), given) as call:
@@ -193,6 +194,7 @@ class GatheredRun(Answering):
             require_fitting(cache, ids, self.weights.sizes)
         places = places_of(ids, given.mask, positions, before, known_of(cache, rows), not rotary)
         self.require_known(ids, places)
+        require_prompts(places.real, before + tokens, self.planner.here.columns)
         self.planner.require_behind_prompt(before)
         plan = self.planner.plan_before(given)
         if memory is None or not lies or memory.room < before + tokens:
@@ -201,7 +203,7 @@ class GatheredRun(Answering):
         if self.in_blocks and ids.numel() >= MANY and memory.decided.plan.weights is self.weights:
             torch.set_num_threads(self.team.members)
             h, kept = self.in_blocks.pass_on(memory, ids, torch.from_numpy(places.real))
-            self.add(kept, int(places.real.sum()))
+            self.new_tokens.add(kept, int(places.real.sum()))
             lengthen(cache, memory)
             return self.vocabulary(h)
         logits = [self.step(memory, now, real) for now, real in zip(ids.numpy().T, places.real.T)]
@@ -248,7 +250,7 @@ class GatheredRun(Answering):
             held = memory.up_to(position)
             kept = self.channels.run(self.team, choice, held, bench, ids, real, position)
             memory.length += 1
-            self.add(kept, int(real.sum()))
+            self.new_tokens.add(kept, int(real.sum()))
             return torch.from_numpy(bench.logits.copy())
         before = choice.kept.copy()
         self.team.run(
@@ -275,29 +277,7 @@ class GatheredRun(Answering):
             kept[:chosen] = choice.counts[:chosen] * rows
         else:
             kept = kept_by(choice, kept, chosen, torch.from_numpy(real))
-        self.add(kept, rows)
-
-    def add(self, kept: np.ndarray, rows: int) -> None:
-        """kept: [L, N], of so many real rows' units at each layer's sites."""
-        self.rows += rows
-        self.stayed += kept.ravel()
-
-    def tell(self) -> None:
-        """The planner, of the tokens since it was told last: sums in Python take longer than a token's."""
-        with self.lock:
-            rows, stayed = self.rows - self.told[0], self.stayed - self.told[1]
-            self.told = self.rows, self.stayed.copy()
-        counts = self.planner.counts
-        with self.planner.lock:
-            counts.tokens += rows
-            for (key, units), stay in zip(self.units, stayed.tolist()):
-                counts.total[key] += rows * units
-                counts.kept[key] += stay
-
-    def share_kept(self, slot: str) -> float:
-        """Of the units at the sites of this slot, those that new tokens kept."""
-        of_slot = [(stay, units) for ((_, name), units), stay in zip(self.units, self.stayed) if name == slot]
-        return float(sum(stay / (self.rows * units) for stay, units in of_slot) / len(of_slot))
+        self.new_tokens.add(kept, rows)
 
     def first_plan(self, rows: int, decided: SitePlan) -> Plan:
         fill = self.fills.of["neuron"].flatten(1).numpy()

@@ -38,5 +38,5 @@ def gathered(
     finally:
         torch.set_num_threads(run.team.members)
         run.team.close()
-        run.weights = Ended()  # type: ignore[assignment]
+        run.weights = run.unchanged = Ended()  # type: ignore[assignment]
         straighten(model)

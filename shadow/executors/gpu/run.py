@@ -269,5 +269,5 @@ def on_device(model: PreTrainedModel, planner: Planner) -> Iterator[DeviceRun]:
         with answering(model, run.forward), saved_row_by_row(model):
             yield run
     finally:
-        run.weights = Ended()  # type: ignore[assignment]
+        run.weights = run.unchanged = Ended()  # type: ignore[assignment]
         straighten(model)
