@@ -54,19 +54,17 @@ TASKS = {
 }
 # of commands with these words, settings that leave fewer jobs, or take the place of what is not here
 FEWER = {
-    "sweep=methods": ["contender=[static,layer],[teal,threshold]", "sparsity.level=0,0.5"],
-    "sweep=criteria": [
-        "contender=[static,l2_norm],[oracle,l2_norm]",
-        "sparsity.level=0,0.5",
-        "sparsity.kinds=[head]",
-    ],
-    "sweep=accuracy_curve": ["predictor=static,unified", "sparsity.level=0,0.5"],
+    "sweep=methods": ["contender=[teal,threshold]", "sparsity.level=0,0.5"],
+    "sweep=criteria": ["contender=[static,l2_norm]", "sparsity.level=0,0.5", "sparsity.kinds=[head]"],
+    "sweep=accuracy_curve": ["predictor=unified", "sparsity.level=0,0.5"],
     "sweep=accuracy_latency": [
         "predictor=static",
         "sparsity.level=0.5",
         "measure.rounds=2",
         "measure.new_tokens=4",
     ],
+    "sparsity.level=0.2,0.4": ["sparsity.level=0.2"],
+    "sparsity.level=0,0.3,0.5": ["sparsity.level=0,0.5"],
     "hparams_search=optuna": ["hydra.sweeper.n_trials=2"],
     "model.path=": ["model.name=mine"],  # and no other model in its place
     "[wikitext]": ["data.tasks=[piqa,copa]"],
