@@ -336,7 +336,7 @@ def test_a_point_of_a_trained_net_is_added_to_its_curve_and_its_card(compose, tr
         "seconds_stderr": "",
     }
     assert (
-        "| 0.3 | prompt | layer | all | behind the prompt | zero | builtin |  | 0.25 | 0.375 | 0.25 | 0.125 "
+        "| 0.3 | prompt | layer | all | behind the prompt | zero | builtin | 0.25 | 0.375 | 0.25 | 0.125 "
         "| 0.5 | 12.5 ± 0.25 | 0.5 |"
     ) in (folder / "README.md").read_text(encoding="utf-8")
     assert {file.name for file in folder.iterdir()} == {

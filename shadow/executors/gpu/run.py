@@ -50,11 +50,11 @@ class DeviceRun(Answering):
 
     def __init__(self, model: PreTrainedModel, planner: Planner) -> None:
         """planner: makes the plans of prompts, and counts."""
-        super().__init__(model)
-        self.model, self.planner = model, planner
         by_channel = any(site.kind == "channel" for site in planner.sites.values())
         self.weights = place(model, None if by_channel else planner.constants)
         self.channels = ChannelLayers(model, planner) if by_channel else None
+        super().__init__(model)  # once parameters lie as this run wants them: it notes where
+        self.model, self.planner = model, planner
         self.own_forward = model.forward
         self.each_token = planner.decides_each_token and not by_channel
         self.rule: Rule | None = rule_of(model, planner.policy) if self.each_token else None
