@@ -9,9 +9,8 @@ from .record import Measured, Record
 MEAN_ACCURACY = "mean/acc"
 GEOMETRIC_MEAN = "geometric_mean/acc"  # of the same tasks, as the paper compares criteria
 MEANS = (MEAN_ACCURACY, GEOMETRIC_MEAN)
-
-
-BESIDE_DENSE = {"kl": "KL from dense", "top1": "same likeliest token %"}  # metrics, as tables call them
+SPEED = "latency/tokens_per_second"
+HEADERS = {"kl": "KL from dense", "top1": "same likeliest token %", SPEED: "tokens/s"}  # of metrics in tables
 
 
 def is_accuracy(metric: str) -> bool:

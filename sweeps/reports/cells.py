@@ -9,9 +9,10 @@ from ..differences.paired import Difference
 from ..figures.panels import Axis
 from ..records.kinds import kinds_in, plural
 from ..records.metrics import (
-    BESIDE_DENSE,
     GEOMETRIC_MEAN,
+    HEADERS,
     MEAN_ACCURACY,
+    SPEED,
     is_accuracy,
     is_perplexity,
     is_share,
@@ -45,6 +46,8 @@ def metric_cell(measured: Measured | None, metric: str) -> str:
         return f"{'' if value < 0 else '+'}{cell(Measured(value, measured.stderr), '{:.3f}'.format)}"
     if metric == "kl":
         return cell(measured, "{:.3f}".format)
+    if metric == SPEED:
+        return cell(measured, "{:.1f}".format)
     if is_share(metric) or metric == "top1":
         return cell(measured, percent)
     return cell(measured, perplexity if is_perplexity(metric) else "{:.3f}".format)
@@ -70,7 +73,7 @@ def metric_name(metric: str) -> str:
     if is_share(metric):
         means = {MEAN_ACCURACY: "mean accuracy", GEOMETRIC_MEAN: "geometric mean"}
         return f"{means.get(metric, metric)} %"
-    return "nats" if metric == NATS else BESIDE_DENSE.get(metric, metric)
+    return "nats" if metric == NATS else HEADERS.get(metric, metric)
 
 
 def axis_of(metric: str) -> Axis:

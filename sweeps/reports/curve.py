@@ -9,7 +9,7 @@ from ..differences.nats import NATS
 from ..figures.panels import Figure, Level, Line, Panel, Plot, Spot, in_rows
 from ..records import points_csv
 from ..records.merging import one_per_point
-from ..records.metrics import BESIDE_DENSE, MEAN_ACCURACY, MEANS
+from ..records.metrics import HEADERS, MEAN_ACCURACY, MEANS, SPEED
 from ..records.record import Measured, Record
 from . import paired_table
 from .answers import at_equal_bytes
@@ -66,12 +66,14 @@ def legend(chart: Chart) -> str:
     n_seeds = {len(mark.seeds) for curve in chart.curves for mark in curve.marks}
     errors = ["the measure's standard error"] if 1 in n_seeds or not n_seeds else []
     errors += ["the standard deviation over the seeds where there are several"] if n_seeds - {1} else []
+    timed = any(SPEED in record.metrics for record in chart.records)
+    speed = "Tokens/s: of the same executor, which keeps everything in the dense row. " if timed else ""
     return (
         f"{chart.n_points} points. "
         "Bytes: the share of the weight bytes of all projections and the lm_head that a decoded token does "
         "not read, less what predictors and factors add. Of layers: the same of the layers' projections "
         "alone. Of each kind of unit: the share that was skipped, over the whole model. Nats over dense: log "
-        f"perplexity less that of the dense model. ± is {', or '.join(errors)}."
+        f"perplexity less that of the dense model. {speed}± is {', or '.join(errors)}."
     )
 
 
@@ -144,8 +146,8 @@ def points_table(chart: Chart) -> Table:
     several_seeds = any(len(mark.seeds) > 1 for _, mark in labelled)
     header = ["scorer", *parts, "nominal level", *(["seeds"] if several_seeds else []), *share_header(kinds)]
     header += [chart.perplexity, "nats over dense"] if chart.perplexity else []
-    beside = [name for name in BESIDE_DENSE if any(name in mark.metrics for _, mark in labelled)]
-    table = [[*header, *(BESIDE_DENSE[name] for name in beside), *(f"{name} %" for name in chart.accuracies)]]
+    beside = [name for name in HEADERS if any(name in mark.metrics for _, mark in labelled)]
+    table = [[*header, *(HEADERS[name] for name in beside), *(f"{name} %" for name in chart.accuracies)]]
     for label, mark in labelled:
         row = [label, *(getattr(mark, part) for part in parts), f"{mark.level:g}"]
         row += [str(len(mark.seeds))] if several_seeds else []

@@ -189,6 +189,24 @@ def test_the_least_at_equal_bytes_is_of_what_can_be_used(tmp_path: Path) -> None
     ]
 
 
+def test_tables_tell_what_was_measured_beside_quality(tmp_path: Path) -> None:
+    for level, speed in ((0, 101.04), (0.5, 150.06)):
+        metrics = {
+            "perplexity": (100.0, 1.0),
+            "kl": (level, 0.01),
+            "latency/tokens_per_second": (speed, None),
+        }
+        write_job(tmp_path / f"{level}", level, "teal", metrics)
+    section = only_section(tmp_path, "methods")
+    header, *rows = table_of(section, "Points")
+    columns = [header.index(name) for name in ("KL from dense", "tokens/s")]
+    assert [[row[at] for at in columns] for row in rows] == [
+        ["0.000 ± 0.010", "101.0"],
+        ["0.500 ± 0.010", "150.1"],
+    ]
+    assert "Tokens/s: of the same executor" in section.legend
+
+
 def test_labels_have_only_what_varies_and_which_tokens_are_sparse_and_scored_are_columns(
     tmp_path: Path,
 ) -> None:
