@@ -124,13 +124,13 @@ def behind(run: GatheredRun, rows: int, tokens: int, many: int) -> Took:
     """Tokens of each row behind 64 others, the median of four calls; many: positions that go at once."""
     ids = torch.randint(10, 20000, (rows, 64))
     cache = run.forward(ids, use_cache=True, logits_to_keep=1).past_key_values
-    before = gathered.MANY
+    before = gathered.MANY, gathered.MANY_BY_CHANNELS
     try:
-        gathered.MANY = many
+        gathered.MANY = gathered.MANY_BY_CHANNELS = many
         new = torch.randint(10, 20000, (rows, tokens))
         calls = [taken(lambda: run.forward(new, past_key_values=cache)) for _ in range(4)]
     finally:
-        gathered.MANY = before
+        gathered.MANY, gathered.MANY_BY_CHANNELS = before
     return Took(*(statistics.median(each) for each in zip(*calls)))
 
 

@@ -32,7 +32,7 @@ SMALL = [
     "callbacks.progress=null",
     "trainer.accelerator=cpu",
 ]
-MEASURED = [*SMALL, "measure.windows=4", "measure.choices=null", "make_missing=true"]
+MEASURED = [*SMALL, "measure.windows=4", "measure.choices=false", "make_missing=true"]
 WORK = {
     "collect": ["train.py", *SMALL, "stage=traces", "traces.criteria=[l2_norm,plainact]"],
     "fit": ["train.py", *SMALL, "predictor=unified", "predictor.epochs=6"],

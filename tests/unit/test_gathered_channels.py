@@ -137,7 +137,7 @@ def test_many_positions_at_once_are_those_that_come_one_by_one(make_lm, monkeypa
         policy = replace(policy, thresholds={site.key: 0.3 for site in find_sites(lm.model, ["channel"])})
     mask, found, read = torch.ones_like(ids), [], []
     mask[0, :3] = 0
-    monkeypatch.setattr("shadow.executors.cpu.gathered.MANY", 1)
+    monkeypatch.setattr("shadow.executors.cpu.gathered.MANY_BY_CHANNELS", 1)
     for in_blocks in (True, False):
         stand_in = learnt_behind(lm, policy)
         with sparse(lm.model, scorer, policy, stand_in=stand_in, executor=Gathered("int4")) as run:

@@ -59,7 +59,7 @@ from shadow.plans.rules import Plan as SitePlan
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
 
-MANY = 4  # positions that are faster together than one by one; with channels, of a batch one more
+MANY, MANY_BY_CHANNELS = 4, 6  # positions that are faster together than one by one
 Read = list[Remembered] | KeyValues  # what a prompt leaves
 
 
@@ -200,7 +200,7 @@ class GatheredRun(Answering):
         if memory is None or not lies or memory.room < before + tokens:
             memory = self.pack(cache, places, self.planner.standing | (plan or {}), before + tokens)
         memory.stand(places.start, places.offset)
-        many = MANY + (self.channels is not None and tokens == 1)
+        many = MANY if self.channels is None else MANY_BY_CHANNELS
         if self.in_blocks and ids.numel() >= many and memory.decided.plan.weights is self.weights:
             torch.set_num_threads(self.team.members)
             h, kept = self.in_blocks.pass_on(memory, ids, torch.from_numpy(places.real))
