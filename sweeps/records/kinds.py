@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-KINDS = ("head", "neuron", "channel", "row")  # that have a column in every CSV
+KINDS = ("head", "neuron", "channel", "row", "block")  # that have a column in every CSV
 
 
 def plural(kind: str) -> str:
