@@ -143,6 +143,19 @@ def hook_projections(
 
 
 @contextmanager
+def layers_refused(model: PreTrainedModel, reason: Callable[[], UserError]) -> Iterator[None]:
+    """Inside the block no layer of the model is run by its own code."""
+
+    def refuse(module: nn.Module, args: tuple) -> None:
+        raise reason()
+
+    with ExitStack() as stack:
+        for layer in find_layers(model):
+            stack.callback(layer.register_forward_pre_hook(refuse).remove)
+        yield
+
+
+@contextmanager
 def differentiable_embeddings(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Let gradients flow back to the embeddings' output, every weight being frozen; yields that output."""
     embedded: list[Tensor] = []

@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cached_plan import CachedPlan, keep_in, plan_of
-from shadow.executors.call import Call
+from shadow.executors.call import Call, without_a_call
 from shadow.executors.costs import added_by, cost_of, kinds_of
 from shadow.executors.counts import Counts
 from shadow.executors.given import Given
@@ -198,10 +198,7 @@ class Planner:
     def under_way(self) -> Call:
         call = self.here.call
         if call is None:
-            raise UserError(
-                "layers of the model were run without a call of the model, which says where prompts and "
-                "padding are: inside the block call model(...) or model.generate(...)"
-            )
+            raise without_a_call()
         return call
 
     def keep(self, key: SiteKey, sent: Tensor | None = None) -> Tensor | None:
