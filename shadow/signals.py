@@ -143,15 +143,15 @@ def hook_projections(
 
 
 @contextmanager
-def layers_refused(model: PreTrainedModel, reason: Callable[[], UserError]) -> Iterator[None]:
-    """Inside the block no layer of the model is run by its own code."""
+def hook_layers(model: PreTrainedModel, fn: Callable[[], None]) -> Iterator[None]:
+    """Call fn before each layer that is run by its own code."""
 
-    def refuse(module: nn.Module, args: tuple) -> None:
-        raise reason()
+    def see(module: nn.Module, args: tuple) -> None:
+        fn()
 
     with ExitStack() as stack:
         for layer in find_layers(model):
-            stack.callback(layer.register_forward_pre_hook(refuse).remove)
+            stack.callback(layer.register_forward_pre_hook(see).remove)
         yield
 
 

@@ -11,14 +11,6 @@ from shadow.models.sites import Site, SiteKey
 from shadow.plans.rules import Plan
 
 
-def without_a_call() -> UserError:
-    """Of a part of the model that is called by itself, or of a `forward` that was taken before the block."""
-    return UserError(
-        "layers of the model were run without a call of the model, which says where prompts and padding are: "
-        "inside the block call model(...) or model.generate(...)"
-    )
-
-
 class Call:
     """pool: bool [B, T], positions that decide together; None: each by itself. plan: as far as it is decided;
     decided: whether an earlier call has made it. shown: of T, the positions that logits are asked for."""

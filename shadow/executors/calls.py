@@ -17,12 +17,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from shadow.errors import UserError
 from shadow.executors.altered import Unchanged
 from shadow.executors.cache_layer import HeldLayer, Known, layers_of
-from shadow.executors.call import without_a_call
 from shadow.executors.families import Sizes
 from shadow.executors.given import Given, require_kept, require_read
 from shadow.executors.replaced import replace_method
 from shadow.models.cache_name import cache_of, named_cache
-from shadow.signals import layers_refused
+from shadow.signals import hook_layers
 
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
 ELSE = "leave past_key_values and cache_implementation out, or use executor=masked"
@@ -233,8 +232,12 @@ class Answering(ABC):
 
 
 @contextmanager
-def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithPast]) -> Iterator[None]:
-    """Inside the block the model's forward is this one, and nothing goes past it; afterwards what it was."""
+def answering(
+    model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithPast], require_call: Callable[[], None]
+) -> Iterator[None]:
+    """Inside the block the model's forward is this one; afterwards what it was.
+
+    require_call: refuses layers that are run past it."""
 
     names = list(inspect.signature(model.forward).parameters)
 
@@ -242,5 +245,5 @@ def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithP
         found = forward(**dict(zip(names, args)), **kwargs)
         return found.to_tuple() if kwargs.get("return_dict") is False else found
 
-    with replace_method(model, "forward", answer), layers_refused(model, without_a_call):
+    with replace_method(model, "forward", answer), hook_layers(model, require_call):
         yield

@@ -12,7 +12,7 @@ from transformers import Cache, PreTrainedModel
 from shadow.data.batches import Batch
 from shadow.errors import UserError
 from shadow.executors.cached_plan import CachedPlan, keep_in, plan_of
-from shadow.executors.call import Call, without_a_call
+from shadow.executors.call import Call
 from shadow.executors.costs import added_by, cost_of, kinds_of
 from shadow.executors.counts import Counts
 from shadow.executors.given import Given
@@ -198,8 +198,16 @@ class Planner:
     def under_way(self) -> Call:
         call = self.here.call
         if call is None:
-            raise without_a_call()
+            raise UserError(
+                "layers of the model were run without a call of the model, which says where prompts and "
+                "padding are: inside the block call model(...) or model.generate(...)"
+            )
         return call
+
+    def require_call(self) -> None:
+        """Refuse layers that a part of the model runs, or a `forward` that was taken before the block."""
+        if not self.here.dense:
+            self.under_way()
 
     def keep(self, key: SiteKey, sent: Tensor | None = None) -> Tensor | None:
         """What stays at a site: bool [U] or [B, 1 or T, U], or None: all. Counted.

@@ -110,8 +110,8 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
         layers = model.get_submodule(layout.stack)
     except AttributeError as error:
         raise UserError(
-            f"a model that speaks can be sparse, and {type(model).__name__} has no {layout.stack}: load it by "
-            "AutoModelForCausalLM"
+            f"a model that speaks can be sparse, and {type(model).__name__} has no {layout.stack}: load it "
+            "by AutoModelForCausalLM"
         ) from error
     assert isinstance(layers, nn.ModuleList)
     if (head := model.get_output_embeddings()) is not None:
