@@ -132,12 +132,9 @@ def places_of(
             start = before + tokens - whole.sum(1)
     asked = None
     if given is not None:
-        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        if shape not in ((tokens,), (1, tokens), (rows, tokens)):
-            raise UserError(
-                f"position_ids must be those of the call's tokens, [{rows}, {tokens}], got "
-                f"{shape if isinstance(shape, str) else list(shape)}"
-            )
+        got = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        if got not in ([tokens], [1, tokens], [rows, tokens]):
+            raise UserError(f"position_ids must be those of the call's tokens, [{rows}, {tokens}], got {got}")
         asked = numbers(given)
         if asked.shape != (rows, tokens):
             asked = np.broadcast_to(asked, (rows, tokens))

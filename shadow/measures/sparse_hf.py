@@ -124,7 +124,7 @@ class SparseHFLM(HFLM):
 
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence) -> int:
         """As often as auto:N says; of fewer requests lm-eval would divide by none."""
-        asked = self.batch_schedule
+        asked: float = self.batch_schedule  # type: ignore[has-type]  # of HFLM's __init__
         self.batch_schedule = min(asked, len(n_reordered_requests))
         try:
             return super()._batch_scheduler(pos, n_reordered_requests)
