@@ -1,6 +1,7 @@
 """kill -9 at a random moment, and the same command again: it ends in the bytes of a run that nobody killed.
 
-Of each kind of work SHADOW_KILLS of them, 25 unless told otherwise: `make nightly`, or this file by pytest.
+Of each kind of work SHADOW_KILLS that really died of it, 25 unless told otherwise: `make nightly`, or this
+file by pytest.
 """
 
 import json
@@ -85,7 +86,7 @@ def test_a_killed_job_ends_in_the_same_bytes_when_it_is_run_again(tmp_path: Path
     expected = content(tmp_path / "whole")
     assert expected == content(tmp_path / "first")
     killed = 0
-    for n in range(KILLS):
+    for n in range(4 * KILLS):
         folder = tmp_path / str(n)
         script = start(folder, WORK[work])
         script.process.join(random.uniform(0, seconds))
@@ -97,8 +98,7 @@ def test_a_killed_job_ends_in_the_same_bytes_when_it_is_run_again(tmp_path: Path
         differs = [name for name in expected.keys() | found if expected.get(name) != found.get(name)]
         assert not differs, f"kill {n} of {work}: {differs}"
         shutil.rmtree(folder)
-        print(
-            f"{work}: {killed} killed of {n + 1} within {seconds:.1f} s, all ended in the same bytes",
-            flush=True,
-        )
-    assert killed >= KILLS / 2, f"of {KILLS} only {killed} were killed before they ended"
+        print(f"{work}: {killed} killed of {n + 1} within {seconds:.1f} s, all ended in the same bytes")
+        if killed == KILLS:
+            return
+    pytest.fail(f"of {4 * KILLS} only {killed} were killed before they ended")

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shadow.executors.cpu.grid_search import HIGHEST, candidates, nearest
+
 GROUP = 32  # weights that share a scale
-HIGHEST = 15  # of 4 bits
-TRIED = 20  # steps between grid lines that the search tries, a tenth of a code apart
-AT_ONCE = 2**17  # groups that are searched at a time: 17 MB of float32
+AT_ONCE = 2**17  # groups at a time: 17 MB of float32
 
 
 class Grid(NamedTuple):
@@ -79,25 +79,7 @@ def _on(weights: Tensor, scale: Tensor, minimum: Tensor) -> Grid:
 
 
 def _searched(weights: Tensor) -> Grid:
-    """Of some grids that end within the extremes, each then fitted by least squares, the nearest.
-
-    The way of llama.cpp's Q4_K, whose scales have fewer bits.
-    """
-    low, high = weights.aminmax(dim=1)
-    best = _on(weights, ((high - low) / HIGHEST).half(), low.half())
-    least = (values_of(best, 4) - weights).square().sum(1)
-    mean = weights.mean(1, keepdim=True)
-    for number in range(TRIED + 1):
-        span = (high - low) / (HIGHEST - 1 + number / 10)
-        codes = _on(weights, span, low).codes.float()
-        centred = codes - codes.mean(1, keepdim=True)
-        scale = (centred * (weights - mean)).sum(1) / centred.square().sum(1).clamp(min=1e-30)
-        minimum = mean[:, 0] - scale * codes.mean(1)
-        found = _on(weights, scale.half(), minimum.half())
-        error = (values_of(found, 4) - weights).square().sum(1)
-        ends = (found.codes.amin(1) == 0) & (found.codes.amax(1) == HIGHEST)  # found again when rounded again
-        nearer = (error < least) & ends
-        for kept, new in zip(best, found):
-            kept[nearer] = new[nearer]
-        least = torch.where(nearer, error, least)
-    return best
+    lines = [torch.from_numpy(part).half() for part in candidates(weights.numpy())]
+    best, codes = nearest(weights.numpy(), *(part.float().numpy() for part in lines))
+    scale, minimum = (part.gather(1, torch.from_numpy(best)[:, None])[:, 0] for part in lines)
+    return Grid(torch.from_numpy(codes), scale, minimum)
