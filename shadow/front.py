@@ -57,7 +57,7 @@ def sparse(
     require_scorer(scorer)
     policy = chosen(policy, level)
     executor = Masked() if executor is None else executor
-    if not hasattr(executor, "refuses"):
+    if not hasattr(executor, "refuses") or isinstance(executor, type):
         raise UserError(
             "executor must be shadow.executors.masked.Masked() or shadow.executors.gathered.Gathered(), "
             f"got {executor!r}"
@@ -106,6 +106,8 @@ def require_scorer(scorer: object) -> None:
             f"the scorer must be an object, got the name {str(scorer)!r}: give "
             f"shadow.load_predictor({str(scorer)!r})"
         )
+    if isinstance(scorer, type):
+        raise UserError(f"the scorer must be an object, got the class {scorer.__name__}: call it to make one")
     missing = [name for name in ("kinds", "signals", "scores") if not hasattr(scorer, name)]
     if missing:
         raise UserError(
@@ -154,11 +156,12 @@ def facts_of(
 def stand_in_of(stand_in: StandIn | Named | Mapping[SiteKey, Tensor], scorer: Scorer) -> StandIn:
     if isinstance(stand_in, Mapping):
         return Mean(stand_in)
-    if not isinstance(stand_in, str):
+    if not isinstance(stand_in, str) and callable(stand_in) and not isinstance(stand_in, type):
         return stand_in
     if stand_in not in get_args(Named):
         raise UserError(
-            f"stand_in must be one of {list(get_args(Named))}, or values of each site, got {stand_in!r}"
+            f"stand_in must be one of {list(get_args(Named))}, values of each site, or a StandIn, got "
+            f"{stand_in!r}"
         )
     if stand_in == "auto" and isinstance(scorer, Brings):
         return scorer.stand_in

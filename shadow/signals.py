@@ -143,6 +143,19 @@ def hook_projections(
 
 
 @contextmanager
+def hook_layers(model: PreTrainedModel, fn: Callable[[], None]) -> Iterator[None]:
+    """Call fn before each layer that is run by its own code."""
+
+    def see(module: nn.Module, args: tuple) -> None:
+        fn()
+
+    with ExitStack() as stack:
+        for layer in find_layers(model):
+            stack.callback(layer.register_forward_pre_hook(see).remove)
+        yield
+
+
+@contextmanager
 def differentiable_embeddings(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """Let gradients flow back to the embeddings' output, every weight being frozen; yields that output."""
     embedded: list[Tensor] = []

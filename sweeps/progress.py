@@ -28,7 +28,7 @@ class Progress:
     known: int = 0
     seconds: float | None = None
     varied: frozenset[str] = frozenset()
-    began: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)  # a clock may be set back
 
     def at_the_beginning(self) -> str:
         words = f"{self.jobs} job{'' if self.jobs == 1 else 's'}"
@@ -43,7 +43,7 @@ class Progress:
         rest = self.jobs - ended - known
         if rest <= 0 or not fresh:
             return ""
-        return f"about {duration(rest * (time.time() - self.began) / fresh)} left"
+        return f"about {duration(rest * (time.monotonic() - self.began) / fresh)} left"
 
 
 def begin(config: DictConfig) -> Progress:

@@ -119,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {CONFIG}: {CURE}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}): {CURE}") from error
     missing = [key for key in NEEDED if not isinstance(config, dict) or key not in config]
     if missing:
@@ -136,9 +136,15 @@ def dense_layers(config: dict[str, Any]) -> list[int]:
 
 
 def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
-    folder = Path(folder_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
+    if not isinstance(folder_or_hub_id, str | Path):
+        raise UserError(f"a predictor is named by a folder or a hub's id, got {folder_or_hub_id!r}: {CURE}")
+    folder = Path(folder_or_hub_id)
+    try:
+        folder = folder.expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError):
+        pass  # a name too long for a disk, the home of nobody: no folder
     own = shipped(str(folder_or_hub_id))
     if own is not None:
         return own

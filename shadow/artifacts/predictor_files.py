@@ -34,6 +34,8 @@ def unfit_config(config: Mapping[str, Any]) -> str | None:
         return f"its net is {net!r}"
     if config["pooling"] not in get_args(Pooling) or config["source"] not in get_args(Source):
         return f"it reads {config['pooling']!r} of {config['source']!r}"
+    if not isinstance(config["deviates"], bool):
+        return f"its deviates is {config['deviates']!r}"
     return None
 
 

@@ -52,9 +52,10 @@ def read_text(setting: str, file: str | None, such: str) -> str:
 
     such: what JSON lines must be, for sentences that refuse a file.
     """
-    if file is None or not Path(file).expanduser().is_file():
+    found = file_of(file)
+    if found is None:
         raise UserError(f"{setting} must name a text file or a file of JSON lines {such}, got {file!r}")
-    content = Path(file).expanduser().read_bytes()
+    content = found.read_bytes()
     packed = next((name for begin, name in PACKED.items() if content.startswith(begin)), None)
     try:
         text = content.decode("utf-8-sig")
@@ -68,6 +69,17 @@ def read_text(setting: str, file: str | None, such: str) -> str:
     if not text.strip():
         raise UserError(f"{setting}={file!r} is empty: give text, or JSON lines {such}")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def file_of(name: object) -> Path | None:
+    """None: there is no such file, or there can be none."""
+    if not isinstance(name, str):
+        return None
+    try:
+        found = Path(name).expanduser()
+        return found if found.is_file() else None
+    except (OSError, RuntimeError):  # a name too long for a disk, the home of nobody
+        return None
 
 
 def check_rows(setting: str, file: Path) -> None:

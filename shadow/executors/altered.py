@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from shadow import signals
 from shadow.errors import UserError
 from shadow.executors.families import LayerParts, Parts, Sizes, describe
 from shadow.models.layouts import find_layers
 
+# whose hooks are no change: transformers' stay on a model that was once asked for states
+RECORDERS = ("transformers.utils.output_capturing", signals.__name__)
 OURS = ("torch.nn.", "transformers.")
 ACTIVATIONS = {True: ("SiLU", "SiLUActivation"), False: ("ReLU", "ReLUActivation")}  # by `gated`
 CURE = "use executor=masked, which runs the modules as they are"
@@ -38,7 +41,8 @@ def altered(module: nn.Module) -> str | None:
     """What this module does beside its class's own forward; accelerate's hooks move tensors alone."""
     if hasattr(module, "_hf_hook"):
         return None
-    if module._forward_hooks or module._forward_pre_hooks:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if any(getattr(hook, "__module__", None) not in RECORDERS for hook in hooks):
         return "has a hook"
     if "forward" in vars(module):
         return "has a forward of its own"

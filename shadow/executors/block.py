@@ -62,11 +62,18 @@ def prompted(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
         yield
         return
     own: Callable[..., Any] = model.generate  # type: ignore[assignment]  # nn.Module says Tensor | Module
+    ended = threading.Event()
 
     def generate(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         require_no_draft_of_its_own(model, args, kwargs)
         with planner.here.generating(columns_of(inputs, kwargs)):
-            return own(inputs, *args, **kwargs)
+            found = own(inputs, *args, **kwargs)
+        if ended.is_set():
+            raise UserError(
+                "the block has ended while generate was running in another thread, whose last tokens are the "
+                "dense model's: wait for the thread inside the block, as with thread.join()"
+            )
+        return found
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise UserError(
@@ -78,6 +85,7 @@ def prompted(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
         stack.enter_context(replace_method(model, "generate", generate))
         for name in ("generate_batch", "init_continuous_batching"):
             stack.enter_context(replace_method(model, name, refuse))
+        stack.callback(ended.set)
         yield
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -18,9 +18,10 @@ from shadow.errors import UserError
 from shadow.executors.altered import Unchanged
 from shadow.executors.cache_layer import HeldLayer, Known, layers_of
 from shadow.executors.families import Sizes
-from shadow.executors.given import Given
+from shadow.executors.given import Given, require_kept, require_read
 from shadow.executors.replaced import replace_method
 from shadow.models.cache_name import cache_of, named_cache
+from shadow.signals import hook_layers
 
 REFUSED = ("inputs_embeds", "labels", "output_attentions", "output_hidden_states")
 ELSE = "leave past_key_values and cache_implementation out, or use executor=masked"
@@ -39,13 +40,17 @@ class Places(NamedTuple):
         return Known(*(torch.from_numpy(part).to(device) for part in (self.start, self.offset)))
 
 
-def ids_of(input_ids: Tensor | None, others: Mapping[str, Any]) -> Tensor:
-    """Those of a call; others: what else it was given."""
-    refused = [name for name in REFUSED if others.get(name) is not None and others[name] is not False]
+def ids_of(input_ids: Tensor | None, others: Mapping[str, Any], config: PretrainedConfig) -> Tensor:
+    """Those of a call; others: what else it was given, where the model's config says what is not."""
+    told = {
+        name: getattr(config, name, None) if others.get(name) is None else others[name] for name in REFUSED
+    }
+    refused = [name for name, value in told.items() if value is not None and value is not False]
     if refused:
         raise UserError(f"executor=gathered has no {refused[0]}: leave it out, or use executor=masked")
     if input_ids is None:
         raise UserError("executor=gathered reads input_ids: give them, or use executor=masked")
+    require_read(input_ids)
     return input_ids
 
 
@@ -127,11 +132,9 @@ def places_of(
             start = before + tokens - whole.sum(1)
     asked = None
     if given is not None:
-        if given.shape[-2:] not in ((tokens,), (1, tokens), (rows, tokens)) or given.dim() > 2:
-            raise UserError(
-                f"position_ids must be those of the call's tokens, [{rows}, {tokens}], got "
-                f"{list(given.shape)}"
-            )
+        got = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        if got not in ([tokens], [1, tokens], [rows, tokens]):
+            raise UserError(f"position_ids must be those of the call's tokens, [{rows}, {tokens}], got {got}")
         asked = numbers(given)
         if asked.shape != (rows, tokens):
             asked = np.broadcast_to(asked, (rows, tokens))
@@ -186,6 +189,7 @@ class Answering(ABC):
     """A run that answers in a model's place, whatever its device."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        self.config = model.config
         self.caches: bool = getattr(model.config, "use_cache", True)
         self.lock = Lock()  # buffers and counts are shared; a text's own state lies in its cache
         self.unchanged = Unchanged(model)
@@ -201,7 +205,8 @@ class Answering(ABC):
         **others: Any,
     ) -> CausalLMOutputWithPast:
         """As the model's own: a cache that is given is filled, and one is made where none is."""
-        ids, cache = ids_of(input_ids, others), stock(cache_of(others))
+        ids, cache = ids_of(input_ids, others, self.config), stock(cache_of(others))
+        require_kept(logits_to_keep)
         if cache is None and (self.caches if use_cache is None else use_cache):
             cache = DynamicCache()
         with self.lock:
@@ -224,8 +229,12 @@ class Answering(ABC):
 
 
 @contextmanager
-def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithPast]) -> Iterator[None]:
-    """Inside the block the model's forward is this one; afterwards what it was."""
+def answering(
+    model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithPast], require_call: Callable[[], None]
+) -> Iterator[None]:
+    """Inside the block the model's forward is this one; afterwards what it was.
+
+    require_call: refuses layers that are run past it."""
 
     names = list(inspect.signature(model.forward).parameters)
 
@@ -233,5 +242,5 @@ def answering(model: PreTrainedModel, forward: Callable[..., CausalLMOutputWithP
         found = forward(**dict(zip(names, args)), **kwargs)
         return found.to_tuple() if kwargs.get("return_dict") is False else found
 
-    with replace_method(model, "forward", answer):
+    with replace_method(model, "forward", answer), hook_layers(model, require_call):
         yield

@@ -11,6 +11,8 @@ from transformers import Cache
 from shadow.errors import UserError
 from shadow.models.cache_name import cache_of
 
+READ = (torch.int64, torch.int32, torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 class Given(NamedTuple):
     """read: ids [B, T] or embeddings [B, T, E]; mask: as the caller gave it; start: positions in the cache;
@@ -63,8 +65,33 @@ def read_given(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]
             f"a sparse model goes on from caches of transformers, got a {type(cache).__name__}: give a "
             "DynamicCache, or none"
         )
+    require_read(read)
+    kept = given.get("logits_to_keep", 0)
+    require_kept(kept)
     start = 0 if cache is None else int(cache.get_seq_length())
-    return Given(read, given.get("attention_mask"), cache, start, given.get("logits_to_keep", 0))
+    return Given(read, given.get("attention_mask"), cache, start, kept)
+
+
+def require_read(read: Any) -> None:
+    """Of ids or embeddings: what no model could read, and what compiled code would read as something else."""
+    what = f"a {type(read).__name__}"
+    if isinstance(read, Tensor):
+        if read.dim() == (3 if read.is_floating_point() else 2) and read.numel() and read.dtype in READ:
+            return
+        what = f"{str(read.dtype)[6:]} {list(read.shape)}"
+    raise UserError(
+        "a sparse model reads input_ids, a tensor of int64 or int32, [rows, positions], or inputs_embeds, "
+        f"[rows, positions, width], of one position at least, and was given {what}: tokenise with "
+        "return_tensors='pt'"
+    )
+
+
+def require_kept(logits_to_keep: Any) -> None:
+    if not isinstance(logits_to_keep, int | Tensor):
+        raise UserError(
+            "logits_to_keep must be a whole number, the last so many positions, or a tensor of positions, "
+            f"got {logits_to_keep!r}"
+        )
 
 
 def cache_in(output: Any) -> Cache | None:

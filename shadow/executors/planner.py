@@ -204,6 +204,11 @@ class Planner:
             )
         return call
 
+    def require_call(self) -> None:
+        """Refuse layers that a part of the model runs, or a `forward` that was taken before the block."""
+        if not self.here.dense:
+            self.under_way()
+
     def keep(self, key: SiteKey, sent: Tensor | None = None) -> Tensor | None:
         """What stays at a site: bool [U] or [B, 1 or T, U], or None: all. Counted.
 

@@ -108,7 +108,7 @@ class ShadowLM(SparseHFLM):
     def _get_config(self, pretrained: str, **where: Any) -> None:
         try:
             super()._get_config(pretrained, **where)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".:")
             raise UserError(
                 f"model_args: pretrained={pretrained} must be a model's folder, or its id on the hub "
@@ -133,6 +133,14 @@ class ShadowLM(SparseHFLM):
             raise UserError(
                 "model_args: neither --model shadow, nor hf, nor the model knows an argument of that name "
                 f"({error}): leave it out"
+            ) from error
+        except UserError:
+            raise
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".:")
+            raise UserError(
+                f"model_args: the model cannot be loaded so ({reason}): leave out or mend the argument that "
+                "this is about"
             ) from error
         if kwargs.get("peft"):
             self._model: Any = merged(self.model)

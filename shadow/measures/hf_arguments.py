@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shadow.errors import UserError
+from shadow.errors import UserError, require_whole
 from shadow.models.numbers import require_dtype
 
 PACKED = "its projections are another library's, packed, where no unit can be told from another"
@@ -17,8 +17,12 @@ REFUSED = {
     "gptqmodel": PACKED,
     "load_in_4bit": PACKED,
     "load_in_8bit": PACKED,
+    "quantization_config": PACKED,
     "tp_plan": "each process would hold a part of every head and neuron",
 }
+
+
+KNOWN = ("cpu", "cuda", "mps")  # devices that hf takes for themselves
 
 
 def check_arguments(pretrained: Any, executor: str, hf: Mapping[str, Any]) -> None:
@@ -30,6 +34,14 @@ def check_arguments(pretrained: Any, executor: str, hf: Mapping[str, Any]) -> No
         raise UserError(f"model_args: backend must be default or causal, got {hf['backend']!r}")
     if isinstance(pretrained, str):
         check_device(hf.get("device", "cuda"))
+    elif not isinstance(pretrained, PreTrainedModel):
+        raise UserError(
+            f"model_args: pretrained must be a model's folder, or its id on the hub, got {pretrained!r}"
+        )
+    if hf.get("gpus") is not None:
+        raise UserError(f"model_args: gpus={hf['gpus']} is what hf counts by itself: leave it out")
+    if hf.get("max_length") is not None:
+        require_whole("model_args: max_length", hf["max_length"], 1)
     for name in ("dtype", "softmax_dtype", "mixed_precision_dtype"):
         if isinstance(hf.get(name), str) and (name, hf[name]) != ("dtype", "auto"):
             require_dtype(f"model_args: {name}", hf[name])
@@ -58,8 +70,10 @@ def check_device(device: Any) -> None:
         kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
         raise UserError(f"model_args: device must be as cpu or cuda:0, got {device!r}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model_args: device={device}, and torch sees no GPU here: give --device cpu")
+    if kind not in KNOWN:
+        raise UserError(f"model_args: device must be as cpu or cuda:0, got {device!r}")
+    if kind != "cpu" and not getattr(torch, kind).is_available():
+        raise UserError(f"model_args: device={device}, and torch sees no such here: give --device cpu")
 
 
 def check_batch_size(batch_size: Any) -> None:

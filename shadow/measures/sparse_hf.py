@@ -122,6 +122,15 @@ class SparseHFLM(HFLM):
         self._longest = max(len(self.tok_encode(one.args[0])) for one in requests)
         return super().generate_until(requests, barless(disable_tqdm))
 
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence) -> int:
+        """As often as auto:N says; of fewer requests lm-eval would divide by none."""
+        asked: float = self.batch_schedule  # type: ignore[has-type]  # of HFLM's __init__
+        self.batch_schedule = min(asked, len(n_reordered_requests))
+        try:
+            return super()._batch_scheduler(pos, n_reordered_requests)
+        finally:
+            self.batch_schedule = asked
+
     def _detect_batch_size(self, requests: Sequence | None = None, pos: int = 0) -> int:
         """For batch_size=auto. On a CPU, lm-eval's trials until memory is full end with all of it, and
         larger batches are no faster: there, as many rows as hold AUTO_TOKENS at the longest request."""

@@ -105,7 +105,14 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
             f"only a model of transformers itself can be sparse, got a {type(model).__name__}: give the "
             "model that it wraps, of an adapter by merge_and_unload()"
         )
-    layers = model.get_submodule(require_layout(model.config.model_type).stack)
+    layout = require_layout(model.config.model_type)
+    try:
+        layers = model.get_submodule(layout.stack)
+    except AttributeError as error:
+        raise UserError(
+            f"a model that speaks can be sparse, and {type(model).__name__} has no {layout.stack}: load it "
+            "by AutoModelForCausalLM"
+        ) from error
     assert isinstance(layers, nn.ModuleList)
     if (head := model.get_output_embeddings()) is not None:
         require_linear(head, "the lm_head")

@@ -68,6 +68,18 @@ def test_what_compiled_code_would_go_past_is_refused(tiny_llama, change, message
         pass
 
 
+def test_what_transformers_leaves_on_a_model_that_was_asked_for_states_is_no_change(lm, monkeypatch):
+    """Hooks that record for who asks, and stay; in the block nobody can ask."""
+    ids = torch.tensor([[5, 6, 7]])
+    dense = lm.model(ids, output_hidden_states=True).logits
+    with sparse(lm.model, Fixed({}), level=0.0, executor=Gathered()):
+        torch.testing.assert_close(lm.model(ids).logits, dense, rtol=1e-4, atol=1e-5)
+        monkeypatch.setattr(lm.model.config, "output_hidden_states", True)
+        for given in ({}, {"output_hidden_states": None}):
+            with pytest.raises(UserError, match="has no output_hidden_states: leave it out"):
+                lm.model(ids, **given)
+
+
 def half(model):
     model.to(torch.bfloat16)
 

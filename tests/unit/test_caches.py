@@ -284,8 +284,9 @@ def test_caches_that_would_not_come_out_right_are_refused_by_name(lm, make_lm, s
         for mask in (torch.ones(1, 4), torch.ones(1, 1, 10, 10), {"full_attention": None}):
             with pytest.raises(UserError, match="attention_mask of all positions"):
                 lm.model(ids, attention_mask=mask)
-        with pytest.raises(UserError, match="position_ids"):
-            lm.model(ids, position_ids=torch.arange(9)[None])
+        for positions in (torch.arange(9)[None], [list(range(10))]):
+            with pytest.raises(UserError, match="position_ids must be those"):
+                lm.model(ids, position_ids=positions)
         with pytest.raises(UserError, match="StaticCache"):
             generate(lm, ids, cache_implementation="static")
     dense = lm.model(ids).past_key_values

@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+import re
 import threading
+from functools import partial
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaForCausalLM, LogitsProcessorList, StaticCache
 
 from shadow.errors import UncountedTokens, UserError
 from shadow.executors.gathered import Gathered
@@ -75,6 +77,30 @@ def test_threads_in_one_block_get_the_texts_that_they_get_alone(model, block, pr
     for at, text in enumerate(expected):
         assert torch.equal(found[at], text)
     assert run.planner.kept == alone.planner.kept
+
+
+@pytest.mark.parametrize("executor", [Masked(), Gathered()])
+def test_a_text_that_outlives_its_block_is_refused(model, block, prompts, executor):
+    """Its last tokens would be the dense model's."""
+    begun, ended, found = threading.Event(), threading.Event(), []
+
+    def wait(ids, scores):
+        begun.set()
+        assert ended.wait(60)
+        return scores
+
+    def work():
+        with pytest.raises(UserError, match=r"block has ended while generate was running.*thread\.join"):
+            generate(model, prompts[0], logits_processor=LogitsProcessorList([wait]))
+        found.append(True)
+
+    thread = threading.Thread(target=work)
+    with block(executor=executor):
+        thread.start()
+        assert begun.wait(60)
+    ended.set()
+    thread.join()
+    assert found
 
 
 def test_conversations_that_take_turns_keep_their_own_plans(model, block, prompts):
@@ -259,6 +285,34 @@ def test_a_mask_of_no_certain_meaning_is_refused(model, block, prompts, shape):
         model(prompts[0], attention_mask=torch.ones(shape, dtype=torch.bool))
 
 
+# What is read
+
+
+NOT_READ = {
+    "int64 [12]": lambda ids: ids[0],
+    "int64 [1, 1, 12]": lambda ids: ids[None],
+    "int64 [0, 12]": lambda ids: ids[:0],
+    "int64 [1, 0]": lambda ids: ids[:, :0],
+    "float32 [1, 12]": lambda ids: ids.float(),
+    "int8 [1, 12]": lambda ids: ids.clamp(max=99).to(torch.int8),
+    "bool [1, 12]": lambda ids: ids > 5,
+    "a list": lambda ids: ids.tolist(),
+    "a ndarray": lambda ids: ids.numpy(),
+}
+
+
+@pytest.mark.parametrize("executor", [Masked(), Gathered(), Gathered("int8")])
+def test_what_is_no_tokens_and_what_is_no_number_of_positions_is_refused(model, block, prompts, executor):
+    with block(executor=executor):
+        for what, change in NOT_READ.items():
+            with pytest.raises(UserError, match=rf"was given {re.escape(what)}: tokenise"):
+                model(change(prompts[0]))
+        for kept in (None, 2.0, [1, 2]):
+            with pytest.raises(UserError, match=r"logits_to_keep must be a whole number, .* or a tensor"):
+                model(prompts[0], logits_to_keep=kept)
+        assert model(prompts[0].int(), logits_to_keep=2).logits.shape[1] == 2
+
+
 # Plans, blocks and counts
 
 
@@ -308,12 +362,16 @@ def test_a_model_that_is_compiled_in_the_block_is_sparse(model, block, prompts):
         assert run.achieved("neuron") == 0.375
 
 
-def test_the_forward_of_a_model_is_a_call_and_a_part_of_it_is_none(model, block, prompts):
-    with block() as run:
+@pytest.mark.parametrize("executor", [Masked(), Gathered()])
+def test_the_forward_of_a_model_is_a_call_and_a_part_of_it_is_none(model, block, prompts, executor):
+    before = model.forward
+    with block(executor=executor) as run:
         assert torch.equal(model.forward(prompts[0]).logits, model(prompts[0]).logits)
         assert run.achieved("neuron") == 0.375
-        with pytest.raises(UserError, match="without a call of the model"):
-            model.model(prompts[0])
+        for past in (model.model, before, partial(type(model).forward, model)):
+            with pytest.raises(UserError, match="without a call of the model"):
+                past(prompts[0])
+    model.model(prompts[0])
 
 
 def test_a_copy_of_a_model_in_a_block_is_dense(model, block, prompts, hooks_on):

@@ -47,6 +47,12 @@ def test_plain_text_is_one_document_without_its_byte_order_mark(tmp_path, text):
     assert read_documents("data.train", str(tmp_path / "a.txt"), "page") == [text]
 
 
+@pytest.mark.parametrize("name", [2024, None, "", "a" * 5000, "~nobody-of-this-name/a.txt", "a\0b", "."])
+def test_what_names_no_file_is_refused(name):
+    with pytest.raises(UserError, match=r"data\.train must name a text file .*, got "):
+        read_documents("data.train", name, "page")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

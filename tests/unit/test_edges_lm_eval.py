@@ -79,7 +79,7 @@ def test_arguments_of_hf_do_what_they_do_there(folder, make_lm, tmp_path, given)
     assert answers(ShadowLM(str(folder), **({"device": "cpu", "batch_size": 3} | given))) == expected
 
 
-@pytest.mark.parametrize("batch_size", ["auto", "auto:2"])
+@pytest.mark.parametrize("batch_size", ["auto", "auto:2", "auto:40"])
 def test_batches_as_large_as_fit_give_the_same_answers(folder, batch_size):
     expected = answers(ShadowLM(str(folder), device="cpu", batch_size=1))
     found = answers(ShadowLM(str(folder), device="cpu", batch_size=batch_size, max_batch_size=2))
@@ -124,6 +124,13 @@ def test_a_lora_adapter_is_merged_into_the_weights_and_either_executor_reads_the
         ({"tp_plan": "auto"}, "tp_plan=auto cannot be sparse"),
         ({"backend": "seq2seq"}, "backend must be default or causal"),
         ({"device": "gpu"}, "device must be as cpu or cuda:0, got 'gpu'"),
+        ({"device": "meta"}, "device must be as cpu or cuda:0, got 'meta'"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantization_config=.* cannot be sparse"),
+        ({"gpus": 2}, "gpus=2 is what hf counts by itself"),
+        ({"max_length": 0}, "max_length must be a whole number of at least 1, got 0"),
+        ({"max_length": "12"}, "max_length must be a whole number of at least 1, got '12'"),
+        ({"pretrained": None}, "pretrained must be a model's folder, .* got None"),
+        ({"subfolder": "nosuch"}, "must be a model's folder"),
         ({"dtype": "int8"}, "dtype must name .* got 'int8'"),
         ({"softmax_dtype": "nosuch"}, "softmax_dtype must name .* got 'nosuch'"),
         ({"batch_size": "auto:x"}, "batch_size must be .* got 'auto:x'"),
@@ -146,6 +153,13 @@ def test_what_cannot_be_right_is_refused_by_name_before_the_model_is_loaded(
     )
     with pytest.raises(UserError, match=message) as refused:
         ShadowLM(**({"pretrained": str(folder), "device": "cpu"} | given))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [{"attn_implementation": "nosuch"}, {"delta": "/no/model"}])
+def test_what_transformers_refuses_to_load_is_one_sentence(folder, given):
+    with pytest.raises(UserError, match=rf"cannot be loaded so \(.*{next(iter(given.values()))}") as refused:
+        ShadowLM(str(folder), device="cpu", **given)
     assert "\n" not in str(refused.value)
 
 

@@ -18,6 +18,7 @@ from shadow.front import sparse
 from shadow.models import load
 from shadow.models.kinds import find_sites
 from shadow.models.numbers import require_dtype
+from shadow.plans.stand_ins import Zero
 from shadow.scorers.fixed import Fixed, random_scores
 
 EITHER = pytest.mark.parametrize("executor", [Masked(), Gathered()], ids=["masked", "gathered"])
@@ -73,6 +74,19 @@ def test_a_model_that_another_wraps_is_refused(tiny_llama, executor, level):
             opened(wrapped, executor, level),
         ):
             pytest.fail("it opened")
+
+
+def test_what_is_no_object_of_its_kind_is_refused(tiny_llama):
+    model, scorer = tiny_llama.model, Fixed(SCORES)
+    for message, given in {
+        "LlamaModel has no model.layers: load it by AutoModelForCausalLM": (model.model, scorer, {}),
+        "the scorer must be an object, got the class Fixed": (model, Fixed, {}),
+        r"executor must be shadow.executors.masked.Masked\(\) or": (model, scorer, {"executor": Gathered}),
+        "stand_in must be one of .* got None": (model, scorer, {"stand_in": None}),
+        "or a StandIn, got <class .*Zero": (model, scorer, {"stand_in": Zero}),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            sparse(given[0], given[1], level=0.5, **given[2]).__enter__()
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")

@@ -79,7 +79,20 @@ CONFIGS = {
     "kinds": [["head", "planet"], "head", []],
     "net": [{"rank": 10**12, "hidden": 1, "depth": 1}, {"rank": 1}, {"evil": 1}, 3],
     "pooling": ["../x", 1],
+    "deviates": ["no", None],
 }
+
+
+@pytest.mark.parametrize("name", [7, None, "a" * 5000, "~nobody-of-this-name/x", "a\0b"])
+def test_what_names_no_predictor_is_refused(name):
+    with pytest.raises(UserError, match=r"a folder that train\.py has finished"):
+        hub.load_predictor(name)
+
+
+def test_a_config_too_deep_to_read_is_damaged(tmp_path):
+    (tmp_path / hub.CONFIG).write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is damaged"):
+        hub.load_predictor(tmp_path)
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, of in CONFIGS.items() for value in of])

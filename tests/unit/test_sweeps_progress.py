@@ -79,7 +79,7 @@ def test_a_search_has_as_many_jobs_as_trials(tmp_path):
 
 
 def test_what_is_left_is_told_by_the_jobs_that_measured_something(monkeypatch):
-    monkeypatch.setattr("shadow.sweeps.progress.time.time", lambda: 160.0)
+    monkeypatch.setattr("shadow.sweeps.progress.time.monotonic", lambda: 160.0)
     progress = Progress(jobs=10, known=3, began=100.0)
     assert progress.left(ended=2, fresh=0) == ""  # two that were known
     assert progress.left(ended=4, fresh=2) == "about 2 minutes left"  # 30 s each, and one more is known

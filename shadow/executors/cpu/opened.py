@@ -33,7 +33,7 @@ def gathered(
         weights = pack(model, storage)
     run = GatheredRun(model, planner, weights, kv_policy == "recompute", compact, states == "float32")
     try:
-        with answering(model, run.forward), saved_row_by_row(model):
+        with answering(model, run.forward, planner.require_call), saved_row_by_row(model):
             yield run
     finally:
         torch.set_num_threads(run.team.members)

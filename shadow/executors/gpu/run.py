@@ -266,7 +266,7 @@ def on_device(model: PreTrainedModel, planner: Planner) -> Iterator[DeviceRun]:
         raise UserError(f"executor=gathered runs on the CPU and on CUDA, and this model is on {model.device}")
     run = DeviceRun(model, planner)
     try:
-        with answering(model, run.forward), saved_row_by_row(model):
+        with answering(model, run.forward, planner.require_call), saved_row_by_row(model):
             yield run
     finally:
         run.weights = run.unchanged = Ended()  # type: ignore[assignment]
