@@ -21,8 +21,33 @@ LOCK = threading.Lock()
 
 @contextmanager
 def block(model: PreTrainedModel, planner: Planner) -> Iterator[None]:
-    with claimed(model), copied_without(model), prompted(model, planner):
+    with claimed(model), EAGER.held(), copied_without(model), prompted(model, planner):
         yield
+
+
+class Eager:
+    """While a block is open nothing runs that torch.compile made, of any model: what it made of this model's
+    forward before the block would go past the block, and nobody could see it."""
+
+    def __init__(self) -> None:
+        self.blocks, self.stance = 0, ExitStack()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with LOCK:
+            if self.blocks == 0:
+                self.stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self.blocks += 1
+        try:
+            yield
+        finally:
+            with LOCK:
+                self.blocks -= 1
+                if self.blocks == 0:
+                    self.stance.close()
+
+
+EAGER = Eager()
 
 
 @contextmanager

@@ -150,7 +150,8 @@ def compiled(model: PreTrainedModel, room: int) -> Forward:
 
     def forward(ids: Tensor, **others: Any) -> Any:
         if cache_of(others) is not None:
-            return fast(ids, **others)
+            with torch.compiler.set_stance("default"):  # a block has it eager
+                return fast(ids, **others)
         empty = StaticCache(config=model.config, max_cache_len=room)
         return model(ids, **named_cache(empty), **others)
 

@@ -364,14 +364,16 @@ def test_a_model_that_is_compiled_in_the_block_is_sparse(model, block, prompts):
 
 @pytest.mark.parametrize("executor", [Masked(), Gathered()])
 def test_the_forward_of_a_model_is_a_call_and_a_part_of_it_is_none(model, block, prompts, executor):
-    before = model.forward
+    before, compiled = model.forward, torch.compile(model.forward, backend="eager")
+    dense = compiled(prompts[0]).logits
     with block(executor=executor) as run:
         assert torch.equal(model.forward(prompts[0]).logits, model(prompts[0]).logits)
         assert run.achieved("neuron") == 0.375
-        for past in (model.model, before, partial(type(model).forward, model)):
+        for past in (model.model, before, compiled, partial(type(model).forward, model)):
             with pytest.raises(UserError, match="without a call of the model"):
                 past(prompts[0])
     model.model(prompts[0])
+    assert torch.equal(compiled(prompts[0]).logits, dense)
 
 
 def test_a_copy_of_a_model_in_a_block_is_dense(model, block, prompts, hooks_on):

@@ -79,7 +79,8 @@ def _on(weights: Tensor, scale: Tensor, minimum: Tensor) -> Grid:
 
 
 def _searched(weights: Tensor) -> Grid:
-    lines = [torch.from_numpy(part).half() for part in candidates(weights.numpy())]
-    best, codes = nearest(weights.numpy(), *(part.float().numpy() for part in lines))
+    held = weights.detach().numpy()
+    lines = [torch.from_numpy(part).half() for part in candidates(held)]
+    best, codes = nearest(held, *(part.float().numpy() for part in lines))
     scale, minimum = (part.gather(1, torch.from_numpy(best)[:, None])[:, 0] for part in lines)
     return Grid(torch.from_numpy(codes), scale, minimum)
