@@ -265,7 +265,7 @@ def test_routers_of_blocks_are_fitted_and_decide_where_the_model_lies(small, mon
     with OneDevice() as seen:
         routers = BlockRouter(0.5, [0], 8, 1, 1, 3, 0.01).build(model, Steps([small]))
         cuts = thresholds.learn(model, routers, blocks, "token", Zero(), [small])
-        walk(model, small, routers, replace(blocks, thresholds=cuts))
+        walk(model, small, routers.to("cpu"), replace(blocks, thresholds=cuts))
     assert seen.joined > 100
 
 
