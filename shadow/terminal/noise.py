@@ -20,6 +20,7 @@ LINES = {
     "lm_eval.models.huggingface": r"`pretrained` model kwarg is not|Passed an already-initialized model",
     "lm_eval.api.task": r"\[Task: .*\] metric \w+ is defined, but|Building contexts for",
     "lm_eval.evaluator": r"Running \w+ requests",
+    "matplotlib.font_manager": r"generated new fontManager",  # once, in a new home
 }
 
 
