@@ -32,6 +32,9 @@ def keep_bars_from_files() -> None:
 
 @contextmanager
 def without_noise() -> Iterator[None]:
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(
+        logging.WARNING
+    )  # it tells its counts at exit
     with warnings.catch_warnings(), ExitStack() as stack:
         for message, module in WARNINGS:
             warnings.filterwarnings("ignore", message, module=module)
