@@ -69,7 +69,11 @@ def read(told: Mapping[str, Any], tensors: Mapping[str, Tensor], model: PreTrain
     with torch.no_grad():
         source = Source(model, tensors)
         scorer, policy = read_scorer(told["scorer"], source), read_policy(told["policy"])
-        corrected = [site for site in source.sites(sorted(scorer.kinds)).values() if policy.corrects(site)]
+        sites = source.sites(sorted(scorer.kinds))
+        strange = [row for name in BY_SITE for row in getattr(policy, name) or () if row not in sites]
+        if strange:
+            raise ValueError(f"a level or threshold of {strange[0]}, which the model does not have")
+        corrected = [site for site in sites.values() if policy.corrects(site)]
         brought = scorer.stand_in if isinstance(scorer, Brings) else None
         stand_in = read_stand_in(told["stand_in"], source, brought=brought, corrected=corrected)
     if told["decided_at"] not in get_args(DecidedAt)[:2]:

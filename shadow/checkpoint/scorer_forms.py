@@ -19,6 +19,7 @@ from shadow.scorers.own_input import Copies, Signs, nonlinearities_of
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.protocol import Scorer
 from shadow.scorers.rotated import Rotations
+from shadow.scorers.routers import Routers
 from shadow.scorers.scaled import Backed, Scaled
 from shadow.scorers.two_step import HeadCopy
 
@@ -210,6 +211,25 @@ def read_joined(told: Told, source: Source, prefix: str) -> JoinedScorers:
     return JoinedScorers(parts, list(source.sites(kinds).values()))
 
 
+def tell_routers(scorer: Routers, tensors: Tensors, prefix: str) -> Told:
+    tensors |= {f"{prefix}.{name}": values for name, values in scorer.state_dict().items()}
+    return {"blocks": [[layer, slot] for layer, slots in scorer.slots.items() for slot in slots]}
+
+
+def read_routers(told: Told, source: Source, prefix: str) -> Routers:
+    sites = source.sites(["block"])
+    blocks = [sites[layer, slot] for layer, slot in told["blocks"]]
+    if not blocks:
+        raise ValueError("routers of no block")
+    width = source.model.config.get_text_config().hidden_size
+    hidden = len(source.one(f"{prefix}.nets.{blocks[0].layer}.1.weight", (None, width)))
+    with torch.device("meta"):  # random numbers would be drawn for it
+        routers = Routers(blocks, width, hidden)
+    found = {name: source.one(f"{prefix}.{name}", of.shape) for name, of in routers.state_dict().items()}
+    routers.load_state_dict(found, assign=True)
+    return routers.eval().requires_grad_(False)
+
+
 def units(site: Site) -> tuple[int]:
     return (site.units,)
 
@@ -232,5 +252,6 @@ FORMS: dict[str, Form] = {
     "copies": Form([Copies], tell_copies, read_own_input),
     "low_rank_copy": Form([LowRankCopy], tell_low_rank_copy, read_low_rank_copy),
     "predicted": Form([Predicted], tell_predicted, read_predicted),
+    "routers": Form([Routers], tell_routers, read_routers),
     "joined": Form([JoinedScorers], tell_joined, read_joined),
 }

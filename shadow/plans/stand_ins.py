@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from shadow.errors import UserError
@@ -63,7 +64,8 @@ class Learnt(nn.Module):
         for site in sites:
             for reader, projection in enumerate(site.readers):
                 assert isinstance(projection, nn.Linear), "experts are refused before"
-                size, where = projection.out_features, projection.weight.device
+                with align_module_device(projection):  # it may lie on disk until it runs
+                    size, where = projection.out_features, projection.weight.device
                 self.factors[name_of(site, reader)] = nn.Parameter(torch.ones(size, device=where))
                 self.addends[name_of(site, reader)] = nn.Parameter(torch.zeros(size, device=where))
 

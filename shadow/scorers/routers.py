@@ -45,7 +45,7 @@ class Routers(nn.Module):
 
     def said_of(self, layer: int, x: Tensor) -> dict[SiteKey, Tensor]:
         """x: [B, T, E], the layer's input -> [B, T, 1] of each of its blocks."""
-        said = self.nets[str(layer)](x.float())
+        said = self.nets[str(layer)].to(x.device)(x.float())
         return {(layer, slot): said[..., [at]] for at, slot in enumerate(self.slots[layer])}
 
     def weights_at(self, site: Site) -> float:

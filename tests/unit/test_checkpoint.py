@@ -40,6 +40,7 @@ from shadow.scorers.own_input import SignBits, TruncatedNeurons
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.rank_aware import RankAware
 from shadow.scorers.rotated import RotatedInput
+from shadow.scorers.routers import Routers
 from shadow.scorers.statics import Fluctuation
 from shadow.scorers.two_step import TwoStepHead
 
@@ -148,6 +149,17 @@ def test_thresholds_budgets_and_a_learnt_stand_in_come_back(tmp_path, tiny_llama
         values.data += 0.01 * n
     export(model, tmp_path / "c", scorer, policy, stand_in=learnt)
     require_same(model, loaded(tmp_path / "c"), small, scorer, policy, stand_in=learnt)
+
+
+def test_routers_of_blocks_come_back(tmp_path, tiny_llama, small, sample):
+    model = tiny_llama.model
+    blocks = [site for site in find_sites(model, ["block"]) if site.layer]
+    policy = SparsityPolicy(0.5, "threshold", kinds=("block",))
+    routers = Routers(blocks, 32, 8)
+    found = thresholds.learn(model, routers, policy, "token", Zero(), sample)
+    policy = SparsityPolicy(0.5, "threshold", kinds=("block",), thresholds=found)
+    export(model, tmp_path / "c", routers, policy)
+    require_same(model, loaded(tmp_path / "c"), small, routers, policy)
 
 
 def test_a_prompt_decides_for_all_that_follows_it(tmp_path, tiny_llama):
@@ -315,6 +327,7 @@ def test_tensors_that_do_not_fit_are_refused(tensors, whole, tmp_path):
     [
         lambda told: told["policy"].update(level=50),
         lambda told: told["policy"].update(levels=[[1, "neuron", float("nan")]]),
+        lambda told: told["policy"].update(levels=[[99, "neuron", 0.5]]),
         lambda told: told["policy"].update(evil=1),
         lambda told: told["scorer"].update(form="os.system"),
         lambda told: told["scorer"].update(net={"rank": 10**12, "hidden": 1, "depth": 1}),

@@ -1,5 +1,8 @@
 """Whoever meets a model that lies elsewhere brings tensors there: a walk on torch's `meta` device."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from families import tiny
@@ -10,13 +13,21 @@ from shadow.criteria import CONTEXTUAL, STATISTICS
 from shadow.criteria.one_pass import score, token_losses
 from shadow.data.batches import Batch, collate
 from shadow.data.calibration import Numbered
-from shadow.fit import block_budgets, thresholds
+from shadow.data.texts import Question
+from shadow.fit import block_budgets, budgets, given_budgets, slot_budgets, thresholds
 from shadow.fit.module import Descent, PredictorModule
 from shadow.fit.objectives import Active, Cutoff, Listwise, LogSquares, Pairwise
+from shadow.fit.routers import BlockRouter, RouterModule
 from shadow.fit.rows import Sample
 from shadow.fit.stand_ins import StandInModule, divergence
 from shadow.front import sparse
+from shadow.measures.criterion_quality import criterion_quality, sample_units
+from shadow.measures.divergence import Divergence
+from shadow.measures.evaluation import choice_accuracy, perplexity
+from shadow.measures.rank_variance import rank_variances
+from shadow.measures.sparse_hf import SparseHFLM
 from shadow.models.kinds import find_sites
+from shadow.models.load import LM
 from shadow.plans.policy import SparsityPolicy
 from shadow.plans.stand_ins import Learnt, Mean, Zero
 from shadow.scorers.fixed import Fixed
@@ -27,13 +38,13 @@ from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.modes import ModeDistance
 from shadow.scorers.nets import NetShape, TapNet
 from shadow.scorers.oracle import Oracle
-from shadow.scorers.own_input import SignBits, TruncatedNeurons
+from shadow.scorers.own_input import SignBits, TruncatedGate, TruncatedNeurons
 from shadow.scorers.paper_nets import MinMax
 from shadow.scorers.predicted import Predicted
 from shadow.scorers.prompt import PromptActivation
 from shadow.scorers.rank_aware import RankAware
 from shadow.scorers.rotated import RotatedInput
-from shadow.scorers.statics import Fluctuation, WandaSp
+from shadow.scorers.statics import ActivationNorm, Fluctuation, Magnitude, WandaSp
 from shadow.scorers.two_step import TwoStepHead
 from shadow.traces.collector import CriterionCollector, Keeping
 from shadow.traces.shards import CONTEXTS, EMBEDDINGS, FEATURES, MEANS
@@ -60,7 +71,10 @@ RECIPES = {
     "cats": ("llama", GateMagnitude()),
     "m_countdown": ("llama", UpMagnitude()),
     "d_countdown": ("llama", TruncatedNeurons(8)),
+    "svdp": ("llama", TruncatedGate(8)),
     "sparse_infer": ("opt-350m", SignBits()),
+    "magnitude": ("llama", Magnitude()),
+    "cfsp": ("llama", ActivationNorm()),
     "flap": ("llama", Fluctuation()),
     "wanda_sp": ("llama", WandaSp()),
     "two_step_head": ("llama", TwoStepHead(8)),
@@ -77,6 +91,7 @@ SCORERS = {
 
 
 PARTS = [FEATURES, CONTEXTS, EMBEDDINGS, MEANS, *CONTEXTUAL[:2], "l2_deviation", *STATISTICS]
+CRITERIA = [name for name in (*CONTEXTUAL, *STATISTICS) if name != "removal"]
 OBJECTIVES = {
     "log_squares": LogSquares(0.0),
     "listwise": Listwise(0.0),
@@ -156,6 +171,11 @@ def test_thresholds_budgets_and_learnt_stand_ins_are_found_there(small):
     with OneDevice():
         thresholds.learn(model, scorer, policy, "token", Zero(), [small])
         block_budgets.extend(model, scorer, SparsityPolicy(0.2), Zero(), [small], 0.2, {})
+        slot_budgets.learn(model, scorer, policy, "token", Zero(), [small], (0.5, 1.5))
+        heads = SparsityPolicy(0.5, dense_layers=[0, 1], kinds=("head",))
+        budgets.learn(model, on_cpu(model), heads, "token", Zero(), [small])
+        given_budgets.by_tails(model, scorer, HALF)
+        given_budgets.by_angle(model, scorer, HALF, [small])
         learnt = Learnt([one for one in find_sites(model, ["channel"]) if HALF.corrects(one)], Zero())
         batch = small.to("meta")
         with (
@@ -221,7 +241,49 @@ def test_criteria_of_a_batch_come_from_where_the_model_lies(small):
         found.add(name)
 
     means = {site.key: torch.rand(site.units, site.width) for site in find_sites(model)}
-    names = [name for name in (*CONTEXTUAL, "l2_deviation", *STATISTICS) if name != "removal"]
+    names = [*CRITERIA, "l2_deviation"]
     with OneDevice():
         score(model, small.to("meta"), names, receive, means=means)
     assert found == set(names)
+
+
+class Steps(Have):
+    """Fits a net by a step on each window: a trainer would bring them."""
+
+    seed = 0
+
+    def fitted(self, module, net, schedule):
+        for batch in self.windows:
+            module.training_step(batch.to("meta"), 0).backward()
+        assert all(values.grad.is_meta for values in net.parameters())
+
+
+def test_routers_of_blocks_are_fitted_and_decide_where_the_model_lies(small, monkeypatch):
+    model = there("llama")
+    blocks = SparsityPolicy(0.5, "threshold", dense_layers=[0], kinds=["block"])
+    monkeypatch.setattr(RouterModule, "log", lambda *args, **named: None)
+    with OneDevice() as seen:
+        routers = BlockRouter(0.5, [0], 8, 1, 1, 3, 0.01).build(model, Steps([small]))
+        cuts = thresholds.learn(model, routers, blocks, "token", Zero(), [small])
+        walk(model, small, routers.to("cpu"), replace(blocks, thresholds=cuts))
+    assert seen.joined > 100
+
+
+def test_every_measure_brings_what_it_compares(examples, make_lm, monkeypatch):
+    """But for latency, which is of the gathered executor."""
+    monkeypatch.setattr("torch.autocast", lambda *args, **named: nullcontext())  # `meta` has none
+    lm = LM(there("llama"), make_lm("llama").tokenizer)
+    model, windows = lm.model, examples([9, 5, 12])
+    asked = [Question([3, 4, 5], [[6, 7], [8, 9]], 0)]
+    units = sample_units(model, 2, {"head": 2, "neuron": 3}, 0)
+    told = [(("some", "text"), [1, 1, 1], [1, 1])]  # as `meta` tells tokens
+    with OneDevice() as seen, sparse(model, on_cpu(model), HALF) as run:
+        beside = Divergence(run)
+        perplexity(run, lm, windows, 3, beside.add)
+        beside.metrics()
+        choice_accuracy(run, asked, 2)
+        SparseHFLM(run, lm, 2)._loglikelihood_tokens(told, disable_tqdm=True)
+    with OneDevice():
+        criterion_quality(model, windows, CRITERIA, "next_token", units, 3)
+        rank_variances(model, windows, ["l2_norm", "plainact"], "next_token", 3)
+    assert seen.joined > 100

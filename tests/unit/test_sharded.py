@@ -14,6 +14,8 @@ from shadow.models.kinds import find_sites
 from shadow.models.load import LM, load, random_llama, random_opt
 from shadow.models.sites import column_norms, values_of
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Learnt, Zero
+from shadow.scorers.inputs import InputMagnitude
 from shadow.scorers.low_rank import LowRankCopy
 from shadow.scorers.oracle import Oracle
 from shadow.signals import Signal
@@ -91,6 +93,18 @@ def test_every_kind_of_criterion_prunes_alike(whole_and_spread, batch, name, hoo
             found.append(run.logits(batch))
     assert torch.equal(*found)
     assert hooks_on(whole_and_spread[1].model) == before
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_a_learnt_stand_in_is_the_same(whole_and_spread, batch):
+    found = []
+    for lm in whole_and_spread:
+        learnt = Learnt(find_sites(lm.model, ["channel"]), Zero())
+        for values in learnt.parameters():
+            values.data += 0.1
+        with sparse(lm.model, InputMagnitude(), level=0.5, stand_in=learnt) as run:
+            found.append(run.logits(batch))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("family", ["llama"])  # the copy is of gates
