@@ -22,7 +22,7 @@ LAUNCHERS = {
 GRID = [
     *("evaluate.py", "-m", "model=opt-mini", "make_missing=true", "predictor=static,unified"),
     *("sparsity.level=0.0,0.5", "data.windows=16", "data.tokens=24", "traces.batch_size=4"),
-    *("traces.shard_windows=8", "predictor.epochs=2", "measure.windows=8", "measure.questions=8"),
+    *("traces.shard_windows=8", "measure.windows=8", "measure.questions=8"),
     *("callbacks.progress=null", "+trainer.enable_progress_bar=false"),
 ]
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from transformers import PreTrainedModel
 
-from shadow.errors import require_choice
+from shadow.errors import UserError, require_choice
 from shadow.executors.call import Call
 from shadow.executors.costs import Added
 from shadow.models.kinds import weights_of
@@ -38,6 +38,10 @@ class Counts:
     def achieved(self, kind: str) -> float:
         """Share of this kind's units that was skipped, over all layers and the real tokens run so far."""
         require_choice("the kind of achieved(kind)", kind, get_args(Kind))
+        if not self.tokens:
+            raise UserError(
+                "achieved is of the tokens that ran inside the block, and none did: call the model first"
+            )
         keys = [key for key in self.total if self.sites[key].kind == kind]
         total = sum(self.total[key] for key in keys)
         return 1 - sum(self.kept[key] for key in keys) / total if total else 0.0

@@ -44,26 +44,37 @@ def check_made(cfg: DictConfig) -> None:
         return
     if reads_store(cfg):
         check_traces(cfg)
-        if not cfg.make_missing:
-            check_predictor_made(cfg)
-            check_traces_made(cfg)
-    if needs_of(cfg).router and not cfg.make_missing:
+    if makes_missing(cfg):
+        return
+    if reads_store(cfg):
+        check_predictor_made(cfg)
+        check_traces_made(cfg)
+    if needs_of(cfg).router:
         folder = router_folder(cfg)
         if not (folder / learnt_numbers.CONFIG).is_file():
             raise UserError(f"there are no routers {folder}: {cure(METHOD, 'them')}")
-    if learns_budgets(cfg) and not cfg.make_missing and not budgets_file(cfg).is_file():
+    if learns_budgets(cfg) and not budgets_file(cfg).is_file():
         what, without = (
             ("thresholds", "sparsity=layer")
             if cfg.sparsity.scope == "threshold"
             else ("budgets", "sparsity.budgets=uniform")
         )
         raise UserError(f"there are no {what} {budgets_file(cfg)}: {cure(METHOD, 'them')}, or give {without}")
-    if learns_stand_in(cfg) and not cfg.make_missing:
+    if learns_stand_in(cfg):
         folder = learnt_folder(cfg)
         if not (folder / learnt_numbers.CONFIG).is_file():
             raise UserError(
                 f"there is no learnt stand-in {folder}: {cure(METHOD)}, or give sparsity.learnt.windows=0"
             )
+
+
+def makes_missing(cfg: DictConfig) -> bool:
+    """As told; untold, of the model that lies in this package, whose fits take a minute."""
+    told = cfg.make_missing
+    if not isinstance(told, bool | None):
+        raise UserError(f"make_missing must be true, false or null, got {told!r}")
+    source = cfg.model.get("source") or {}
+    return source.get("module") == "shadow.opt_mini" if told is None else told
 
 
 def check_predictor_made(cfg: DictConfig) -> None:

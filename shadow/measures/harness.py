@@ -155,10 +155,13 @@ class ShadowLM(SparseHFLM):
         self._hooks.close()
 
     def get_model_info(self) -> dict[str, Any]:
-        """lm-eval's, which goes into its results, and the share of units that was really skipped so far."""
+        """lm-eval's, which goes into its results, and the share of units that was really skipped so far; of
+        answers that were all in the cache there is none."""
         kinds = dict.fromkeys(site.kind for site in self.run.planner.sites.values())
-        achieved = {f"achieved_{kind}": self.run.achieved(kind) for kind in kinds}
         skipped = {"bytes_skipped": self.run.bytes()["skipped"]}
+        if not self.run.planner.counts.tokens:
+            return super().get_model_info()
+        achieved = {f"achieved_{kind}": self.run.achieved(kind) for kind in kinds}
         log.info("skipped of all units: %s; of weight bytes a token: %s", achieved, skipped)
         return super().get_model_info() | achieved | skipped
 

@@ -20,6 +20,7 @@ LINES = {
     "lm_eval.models.huggingface": r"`pretrained` model kwarg is not|Passed an already-initialized model",
     "lm_eval.api.task": r"\[Task: .*\] metric \w+ is defined, but|Building contexts for",
     "lm_eval.evaluator": r"Running \w+ requests",
+    "matplotlib.font_manager": r"generated new fontManager",  # once, in a new home
 }
 
 
@@ -31,6 +32,9 @@ def keep_bars_from_files() -> None:
 
 @contextmanager
 def without_noise() -> Iterator[None]:
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(
+        logging.WARNING
+    )  # it tells its counts at exit
     with warnings.catch_warnings(), ExitStack() as stack:
         for message, module in WARNINGS:
             warnings.filterwarnings("ignore", message, module=module)

@@ -1,4 +1,4 @@
-"""What lies above a panel: where lines leave it, and levels that are out of sight."""
+"""What a panel does not show: where lines leave it at its top, and levels that are out of sight."""
 
 import math
 
@@ -13,10 +13,16 @@ def leaving(plot: Plot) -> dict[str, float]:
     return {name: x for name, x in found.items() if x is not None}
 
 
+def in_sight(plot: Plot) -> list[str]:
+    """Levels that are not above the top, nor below what a log axis can show."""
+    low = 0.0 if plot.y.scale == "log" else -math.inf
+    return [name for name, level in plot.levels.items() if low < level.y <= (plot.top or math.inf)]
+
+
 def out_of_sight(plot: Plot) -> list[str]:
-    """Levels above the top, each with its value."""
-    top = plot.top or math.inf
-    return [f"{name}: {level.y:.2f}" for name, level in plot.levels.items() if level.y > top]
+    """The other levels, each with its value."""
+    shown = in_sight(plot)
+    return [f"{name}: {level.y:.2f}" for name, level in plot.levels.items() if name not in shown]
 
 
 def leaves_at(line: Line, top: float) -> float | None:

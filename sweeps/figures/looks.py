@@ -9,10 +9,10 @@ from zlib import crc32
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4E16")
 INK, PALE, GREY, NO_CELL = "#333333", "#DDDDDD", "#808080", "#D5D5D5"
 # of matplotlib, and of plotly: 13, so that no two of 91 names have both colour and mark
-MARKERS = ("o", "s", "D", "v", "X", "p", "h", "^", "P", "<", ">", "d", "8")
+MARKERS = ("o", "s", "D", "v", "X", "p", "h", "^", "P", "<", ">", "d", "*")
 SYMBOLS = (
     *("circle", "square", "diamond", "triangle-down", "x", "pentagon", "hexagon", "triangle-up", "cross"),
-    *("triangle-left", "triangle-right", "diamond-tall", "octagon"),
+    *("triangle-left", "triangle-right", "diamond-tall", "star"),
 )
 DASHES = ("-", "--", ":", "-.")
 PAGE_DASHES = ("solid", "dash", "dot", "dashdot")
@@ -27,8 +27,8 @@ SCORERS = (
     *("magnitude", "ftp"),
 )
 CRITERIA = (
-    *("l2_deviation", "l2_norm", "plainact", "fisher", "snip", "grad_norm", "grasp", "griffin", "removal"),
-    *("l2_norm_pre", "plainact_weight", "grad_norm_weight", "jacov", "nwot", "epenas"),
+    *("l2_deviation", "l2_norm", "plainact", "fisher", "snip", "grad_norm", "grasp", "griffin", "nwot"),
+    *("l2_norm_pre", "plainact_weight", "grad_norm_weight", "jacov", "removal", "epenas"),
 )
 TASKS = ("mean", "geometric_mean", "arc_easy", "arc_challenge", "boolq", "copa", "openbookqa", "piqa", "rte")
 PLACES = {name: place for names in (SCORERS, CRITERIA, TASKS) for place, name in enumerate(names)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from .leaving import leaving, out_of_sight
+from .leaving import in_sight, leaving, out_of_sight
 from .looks import DASHES, GREY, INK, MARKERS, PALE, Look
 from .panels import MANY, Line, Plot, Spot, level_look
 from .png_axes import scale
@@ -13,7 +13,7 @@ from .png_axes import scale
 
 def draw_plot(ax: Axes, plot: Plot, looks: Mapping[str, Look], among: Sequence[Plot]) -> None:
     """looks: of the whole figure's lines and levels. among: plots that share the axes."""
-    for name in plot.levels:
+    for name in in_sight(plot):
         draw_level(ax, plot, name, looks)
     for number, words in enumerate(out_of_sight(plot)):
         place = (1.0, 1.0 - 0.07 * number)
@@ -33,8 +33,6 @@ def draw_plot(ax: Axes, plot: Plot, looks: Mapping[str, Look], among: Sequence[P
 
 def draw_level(ax: Axes, plot: Plot, name: str, looks: Mapping[str, Look]) -> None:
     level = plot.levels[name]
-    if plot.top and level.y > plot.top:
-        return
     colour, dash = level_look(name, looks)
     ax.axhline(level.y, color=colour, linestyle=DASHES[dash], linewidth=1.2, label=name, zorder=1)
     if level.error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.markers import MarkerStyle
 
+from .leaving import in_sight
 from .looks import MARKERS, Look
 from .panels import Panel, Plot, level_look, looks_in
 
@@ -19,7 +20,7 @@ def keys(panels: Sequence[Panel]) -> str:
     plots = [panel for panel in panels if isinstance(panel, Plot)]
     found: dict[str, str] = {}
     for plot in plots:
-        for name in plot.levels:
+        for name in in_sight(plot):
             colour, dash = level_look(name, looks)
             found.setdefault(name, stroke(colour, dash))
         for line in plot.lines:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .leaving import leaving, out_of_sight
+from .leaving import in_sight, leaving, out_of_sight
 from .looks import GREY, INK, PAGE_DASHES, PALE, SYMBOLS, Look
 from .panels import MANY, Line, Plot, Spot, level_look
 from .rulers import Ruler, ruler_x, ruler_y
@@ -99,7 +99,7 @@ def end_of(spot: Spot, side: int, y: Ruler) -> float:
 
 def levels_of(plot: Plot, looks: Mapping[str, Look], x: Ruler, y: Ruler) -> list[dict[str, Any]]:
     """Horizontal lines as wide as the panel, of those that are in sight."""
-    shown = {name: one for name, one in plot.levels.items() if not plot.top or one.y <= plot.top}
+    shown = {name: plot.levels[name] for name in in_sight(plot)}
     return [
         {
             "type": "scatter",
@@ -129,8 +129,8 @@ def bands(plot: Plot, looks: Mapping[str, Look], y: Ruler) -> list[dict[str, Any
             "fillcolor": level_look(name, looks)[0],
             "line": {"width": 0},
         }
-        for name, level in plot.levels.items()
-        if level.error and level.y <= y.high
+        for name, level in ((name, plot.levels[name]) for name in in_sight(plot))
+        if level.error
     ]
 
 

@@ -367,6 +367,8 @@ def test_the_forward_of_a_model_is_a_call_and_a_part_of_it_is_none(model, block,
     before, compiled = model.forward, torch.compile(model.forward, backend="eager")
     dense = compiled(prompts[0]).logits
     with block(executor=executor) as run:
+        with pytest.raises(UserError, match="and none did: call the model first"):
+            run.achieved("neuron")
         assert torch.equal(model.forward(prompts[0]).logits, model(prompts[0]).logits)
         assert run.achieved("neuron") == 0.375
         for past in (model.model, before, compiled, partial(type(model).forward, model)):

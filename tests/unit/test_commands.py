@@ -146,6 +146,10 @@ def test_every_command_is_a_function_that_takes_words():
         (["opt-mini"], "a setting is given as KEY=VALUE and an option as GROUP=OPTION, got 'opt-mini'"),
         (["measure.tasks=[a"], "'measure.tasks=[a' cannot be read as KEY=VALUE"),
         (["--multirn"], "there is no flag --multirn"),
+        (
+            ["model=opt-mini", "-m", "seed=1,2"],
+            "seed=1,2 stands behind a flag that others precede: give -m first",
+        ),
         (["-m", "--cfg", "job"], "give one of --multirun and --cfg"),
         pytest.param(
             ["launch=slurm"],

@@ -46,6 +46,7 @@ from shadow.measures.evaluation import perplexity, task_metrics
 from shadow.models.kinds import find_sites
 from shadow.models.load import LM, load, random_llama
 from shadow.plans.policy import SparsityPolicy
+from shadow.plans.stand_ins import Zero
 from shadow.scorers.fixed import Fixed, random_scores
 
 SMALL = [
@@ -457,7 +458,7 @@ def test_budgets_are_json_though_a_threshold_is_minus_infinity(compose):
         "sparsity.min_units=100000",
     )
     lm = loading.load_lm(cfg)
-    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), None)
+    policy = policies.get_policy(cfg, lm, ingredients.get_scorer(cfg, lm, []), Zero())
     assert set(policy.thresholds.values()) == {-math.inf}
 
     def refuse(word: str) -> None:

@@ -54,11 +54,6 @@ def test_achieved_of_a_kind_that_is_not_pruned_is_0(lm, unified, batch):
     assert run.achieved("neuron") == 0.375
 
 
-def test_achieved_before_anything_ran_is_0(lm, unified):
-    with sparse(lm.model, unified, SparsityPolicy(0.5)) as run:
-        assert run.achieved("head") == 0.0
-
-
 def test_achieved_counts_real_tokens_and_not_padding(lm, batch):
     """A plan that drops everything at padding and nothing elsewhere, and one the other way round."""
     real = batch.real()

@@ -21,8 +21,8 @@ LEGEND = (
     "the share of the weight bytes that a decoded token does not read, predictor counted. In the figure "
     "the bars are from the lowest to the highest seed; of one seed, the standard error. A star: no "
     "smaller net in one pass is better. Dense-fed nets, hollow in the figure, read the states of a dense "
-    "pass, impossible in use. What is no worse than dense is not in the figure, whose scale is "
-    "logarithmic."
+    "pass, impossible in use. A net that is no worse than dense is not in the figure, whose scale is "
+    "logarithmic; a scorer without a net is named there with its value."
 )
 
 
@@ -56,8 +56,12 @@ def answer(survey: Survey) -> str:
 
 def rows_of_panels(survey: Survey) -> list[list[Panel | None]]:
     """Nats against size, and against taps; a column for each level. Empty without any positive nats."""
-    shown = [entry for entry in survey.entries if entry.over.mean > 0 and math.isfinite(entry.over.mean)]
-    levels = sorted({entry.level for entry in shown})
+    shown = [
+        entry
+        for entry in survey.entries
+        if math.isfinite(entry.over.mean) and (entry.over.mean > 0 or not entry.net)
+    ]
+    levels = sorted({entry.level for entry in shown if entry.over.mean > 0})
     families = list(dict.fromkeys(entry.family for entry in shown if entry.net))
     return [
         [panel([one for one in shown if one.level == level], level, by, families) for level in levels]
