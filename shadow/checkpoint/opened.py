@@ -1,5 +1,7 @@
 """A loaded model that stays in a `sparse` block, and takes its method along when it is saved or copied."""
 
+import atexit
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +16,15 @@ from shadow.errors import UserError
 from shadow.executors.replaced import replace_method
 from shadow.executors.run import Executor, Run
 from shadow.front import facts_of, open_run
+
+OPEN: "weakref.WeakSet[Opened]" = weakref.WeakSet()
+
+
+@atexit.register
+def close_all() -> None:
+    """While Python can still import: blocks that it ends itself, later, end in a traceback."""
+    for opened in list(OPEN):
+        opened.close()
 
 
 class Opened:
@@ -31,6 +42,7 @@ class Opened:
         self.method = method_of(model, stored)
         self.stack = ExitStack()
         self.open(self.method.executor)
+        OPEN.add(self)
 
     def open(self, executor: Executor) -> None:
         """With this executor, in place of the block before."""

@@ -71,6 +71,8 @@ class Checked(BaseHandler):
             config.max_new_tokens = None  # as many as there is room for
         if body.get("temperature"):
             config.do_sample = True
+        if (bias := body.get("logit_bias")) is not None:  # of completions transformers takes no notice of it
+            config.sequence_bias = biases(bias, self.served) or None
         if seed is not None:
             vars(config)[SEED] = seed
         return config
@@ -90,6 +92,16 @@ class Chats(Checked, ChatCompletionHandler):
                 "/v1/completions with a prompt"
             )
         return await super().handle_request(body, request_id)
+
+
+def biases(asked: dict[str, float], served: Served) -> dict[tuple[int], float]:
+    words = served.model.config.get_text_config().vocab_size
+    strange = [one for one in asked if int(one) >= words]
+    if strange:
+        raise ApiError(
+            f"logit_bias names token {strange[0]}, and the model's are 0 to {words - 1}", param="logit_bias"
+        )
+    return {(int(one),): float(bias) for one, bias in asked.items()}
 
 
 def not_here(asked: object, name: str) -> ApiError:

@@ -41,13 +41,21 @@ def is_texts(value: object) -> bool:
     )
 
 
+def is_bias(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        one.isdecimal() and is_number(bias) and -100 <= bias <= 100 for one, bias in value.items()
+    )
+
+
 TOKENS = Field("a whole number of at least 1", lambda value: is_whole(value) and value >= 1)
 FIELDS = {
     "max_tokens": TOKENS,
     "max_completion_tokens": TOKENS,
     "temperature": Field("in [0, 2]", lambda value: is_number(value) and 0 <= value <= 2),
     "top_p": Field("in (0, 1]", lambda value: is_number(value) and 0 < value <= 1),
-    "frequency_penalty": Field("in [-2, 2]", lambda value: is_number(value) and -2 <= value <= 2),
+    # transformers adds 1 and divides by it
+    "frequency_penalty": Field("in (-1, 2]", lambda value: is_number(value) and -1 < value <= 2),
+    "logit_bias": Field("an object of token ids, each with a number in [-100, 100]", is_bias),
     "seed": Field("a whole number of at least 0", lambda value: is_whole(value) and 0 <= value < 2**63),
     "stream": Field("true or false", lambda value: isinstance(value, bool)),
     "stop": Field("a text, or up to four of them", is_texts),

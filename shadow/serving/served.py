@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from shadow.checkpoint.opened import opened_of
@@ -11,6 +12,7 @@ from shadow.checkpoint.quantizer import METHOD
 from shadow.errors import UserError, require_choice
 from shadow.executors.gathered import Gathered
 from shadow.executors.options import Storage
+from shadow.models.cache_name import cache_of, named_cache
 from shadow.models.config_file import read_config
 from shadow.models.numbers import require_dtype
 from shadow.models.tokenizers import load_tokenizer
@@ -51,12 +53,20 @@ def load(
         raise UserError(reason)
     if reason is None:
         opened.open(asked)
+        warm(model)
         said = f"executor=gathered reads the weights of kept units alone, in {storage or 'their own type'}"
     else:
         said = f"executor=masked computes everything, for {reason}"
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tokenizer = load_tokenizer(str(place), local_files_only=True)
     return Served(name or place.resolve().name, model, tokenizer, positions, said)
+
+
+@torch.no_grad()
+def warm(model: Any) -> None:
+    """Compile what a prompt and a new token run, which may take minutes once, before anybody waits for it."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    model(ids, use_cache=True, **named_cache(cache_of(model(ids, use_cache=True))))
 
 
 def config_of(place: Path) -> Any:

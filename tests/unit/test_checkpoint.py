@@ -17,7 +17,7 @@ from shadow import export
 from shadow.artifacts.curve import read as read_curve
 from shadow.checkpoint import folder as files
 from shadow.checkpoint.method import tell_policy
-from shadow.checkpoint.opened import opened_of
+from shadow.checkpoint.opened import close_all, opened_of
 from shadow.data.batches import collate, logits_of
 from shadow.errors import UserError
 from shadow.executors.gathered import Gathered
@@ -208,6 +208,12 @@ def test_it_is_saved_copied_and_made_dense_again_as_a_whole(tmp_path, tiny_llama
     assert not {"quantization_config", "transformers_weights"} & {*json.loads(config_in(tmp_path / "dense"))}
     with pytest.raises(UserError, match="has been made dense again"):
         opened_of(found)
+
+
+def test_blocks_that_are_open_end_before_python_does(tmp_path, tiny_llama, small):
+    found = loaded(export(tiny_llama.model, tmp_path / "c", InputMagnitude(), level=0.5))
+    close_all()
+    assert torch.equal(found(**small.arguments()).logits, logits_of(tiny_llama.model, small))
 
 
 def config_in(folder):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shadow import export
+from shadow.checkpoint.opened import opened_of
 from shadow.errors import UserError
 from shadow.executors.masked import Masked
 from shadow.models.kinds import find_sites
@@ -124,6 +125,8 @@ WRONG = {
     "top_p": ("x", "in"),
     "seed": (-1, "whole number"),
     "stop": ([], "text"),
+    "frequency_penalty": (-1, r"in \(-1, 2\]"),
+    "logit_bias": ({"x": 1}, "token ids"),
     "n": (2, "not served here"),
     "logprobs": (3, "not served here"),
     "echo": (True, "not served here"),
@@ -142,6 +145,16 @@ def test_what_cannot_be_served_gets_the_apis_own_error(name, client):
         client.post("/completions", body=body, cast_to=object)
     assert refused.value.status_code == (404 if name == "model" else 422 if name == "evil" else 400)
     assert refused.value.type == "invalid_request_error"
+
+
+def test_a_bias_changes_the_text_and_a_token_that_there_is_none_of_is_told(client, served):
+    first = alone(served, "a", 1)
+    (token,) = served.tokenizer.encode(first, add_special_tokens=False)
+    assert asked(client, "a", 1, False, logit_bias={str(token): -100}) != first
+    assert asked(client, "a", 1, True, logit_bias={}) == first
+    asked(client, "a", 1, False, frequency_penalty=-0.9)
+    with pytest.raises(openai.BadRequestError, match="logit_bias names token 99999"):
+        asked(client, "a", 1, False, logit_bias={"99999": 1})
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -200,6 +213,8 @@ def test_what_runs_the_model_is_said(tmp_path, make_lm, folder):
     )
     with pytest.raises(UserError, match="reads channels in"):
         load(str(place), "x", "gathered", None, None)
+    ready = load(str(folder), "x", "gathered", None, None)
+    assert opened_of(ready.model).run.new_tokens.rows > 0  # nobody waits for its compiler
     with pytest.raises(UserError, match="leave one of them out"):
         load(str(folder), "x", "masked", "int8", None)
 

@@ -201,10 +201,10 @@ main()
 """
 
 
-def write_app(folder: Path) -> None:
+def write_app(folder: Path, levels: tuple[float, float] = (0.1, 0.3)) -> None:
     """A sweep of two jobs that leave records of their own settings, with W&B offline; the second may fail."""
     logger = {"wandb": {"project": "shadow", "group": "swept", "offline": True}}
-    for n, level in enumerate((0.1, 0.3)):
+    for n, level in enumerate(levels):
         file = write_job(folder / "records" / str(n), level)
         content = json.loads(file.read_text())
         content["settings"]["logger"] = logger
@@ -247,7 +247,8 @@ def test_a_sweep_with_a_failed_job_ends_with_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_that_logs_to_wandb_uploads_its_curve_once(tmp_path: Path) -> None:
-    write_app(tmp_path)
+    """To its group, with the leaderboard, and nothing of what is sent names this machine's folders."""
+    write_app(tmp_path, (0, 0.3))
     done = run("app.py", "-m", "n=0,1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "could not redraw" not in done.stdout, done.stdout
@@ -266,5 +267,10 @@ def test_a_sweep_that_logs_to_wandb_uploads_its_curve_once(tmp_path: Path) -> No
     expected = list(history(write_report(tmp_path / "swept").charts))
     assert figures[: len(expected)] == expected
     rest = {key: value for row in figures[len(expected) :] for key, value in row.items()}
-    types = {name: rest[f"{name}/_type"] for name in ("points", "curve", "page")}  # none in another's place
-    assert types == {"points": "table-file", "curve": "image-file", "page": "html-file"}
+    names = ("points", "leaderboard", "curve", "page")  # none in another's place
+    types = {name: rest[f"{name}/_type"] for name in names}
+    assert types == {
+        **dict.fromkeys(("points", "leaderboard"), "table-file"),
+        **{"curve": "image-file", "page": "html-file"},
+    }
+    assert str(tmp_path) not in json.dumps([run_record.run_group, run_record.project, rest])

@@ -73,6 +73,8 @@ def test_a_report_draws_lines_that_an_upload_logs(swept: Written) -> None:
     )
     panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
     plots = [panel["config"] for panel in panels if "Line Plot" in panel["viewType"]]
+    tables = [panel["config"] for panel in panels if "Line Plot" not in panel["viewType"]]
+    assert [name in json.dumps(tables) for name in ("leaderboard", "points")] == [True, True]
     assert [plot["yLogScale"] for plot in plots] == [False, True, False]
     assert [len(plot["metrics"]) for plot in plots] == [2, 2, 3]  # nats, and the least of them
     for plot in plots:
