@@ -36,7 +36,8 @@ def prepare(task: str, words: Sequence[str]) -> None:
     flags, unknown = get_args_parser().parse_known_args(list(words))
     if unknown and not unknown[0].startswith("-"):
         sys.exit(
-            f"settings stand together, and {unknown[0]} stands behind a flag that others precede: give -m first"
+            f"settings stand together, and {unknown[0]} stands behind a flag that others precede: "
+            "give -m first"
         )
     if unknown:
         sys.exit(f"there is no flag {unknown[0]}: -m runs several jobs, --help tells of the rest")
