@@ -36,7 +36,7 @@ SEVEN = [
     "measure.dtype=bfloat16",
     "data.num_fewshot=1",
 ]
-OF_EACH_KIND = ["criteria", "context", "seven_tasks"]  # the others are made nightly
+OF_EACH_KIND = ["criteria", "context"]  # the others are made nightly
 # sweep: the stem of its report, and how it is made small
 SWEEPS = {
     "criteria": ("criteria", [*SMALL, *CONTENDERS, "traces.criteria=[l2_norm]"]),

@@ -143,6 +143,7 @@ def test_two_processes_that_share_the_weights_leave_the_content_of_one(folders, 
     assert content(folder) == content(folders[0])
 
 
+@pytest.mark.nightly
 def test_processes_that_share_the_weights_go_on_in_step_where_they_miss_different_parts(shared, run):
     """Process 0 misses a backward pass and a forward pass, process 1 a forward pass alone. Then they fit."""
     folder, _ = shared
@@ -160,6 +161,7 @@ def test_processes_that_share_the_weights_go_on_in_step_where_they_miss_differen
     assert (predictor(folder) / "predictor.safetensors").is_file()
 
 
+@pytest.mark.nightly
 def test_more_processes_than_shards_collect_all_the_same(run, tmp_path):
     few = ["data.windows=16", "trainer.devices=2", "trainer.strategy=ddp", "traces.criteria=[l2_norm]"]
     done = run(tmp_path, "train.py", *JOB, *few)
