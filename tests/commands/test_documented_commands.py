@@ -27,6 +27,7 @@ NOT_RUN = {
     "make setup": "made the environment that runs this",
     "pip install": "likewise; the extras' names are compared with pyproject.toml",
     "benchmarks/gpu_day": "eight minutes of a GPU; test_gpu_day.py does its dry run",
+    "benchmarks/serving.py": "minutes of two other servers, with a file of llama.cpp's",
 }
 # what cannot be had here, and the words that a job ends with in its place
 REFUSED = {
