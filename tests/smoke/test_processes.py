@@ -89,6 +89,7 @@ def predictor(folder):
     return found
 
 
+@pytest.mark.nightly
 def test_two_processes_fit_what_one_fits(folders, run):
     """Up to rounding: the products of a step are in bfloat16, and are summed in another order."""
     for folder, more in zip(folders, ([], ["trainer.devices=2", "trainer.strategy=ddp"])):
