@@ -15,6 +15,11 @@ class UserError(ValueError):
         super().__init__(sentence.replace("\r", r"\r").replace("\n", r"\n"))
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says first, for a sentence; of one that says nothing, its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def require_choice(setting: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise UserError(f"{setting} must be one of {list(allowed)}, got {value!r}{meant(value, allowed)}")

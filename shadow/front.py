@@ -39,7 +39,8 @@ def sparse(
 ) -> Iterator[Run]:
     """Inside the block the model skips what the scorer ranks low; afterwards nothing is left on it.
 
-    Calls may come from several threads, each with its own plan. A model is in one block at a time.
+    Calls may come from several threads, each with its own plan. A model is in one block at a time. While a
+    block is open, what torch.compile made, of any model, runs as plain Python.
 
     scorer: a predictor of `load_predictor`, or anything with `kinds`, `signals` and `scores`.
     policy: how many units go, and where; or level, the share of them, for a policy that is otherwise the

@@ -19,7 +19,7 @@ from shadow.artifacts import learnt_policies as policies
 from shadow.artifacts.files import write_json, writing
 from shadow.artifacts.predictor_files import MEANS, empty_net, fill_net, means_in, unfit_config
 from shadow.artifacts.shipped import shipped
-from shadow.errors import UserError
+from shadow.errors import UserError, first_line
 from shadow.models.sites import SiteKey
 from shadow.scorers.nets import TapNet
 from shadow.scorers.predicted import Predicted
@@ -159,7 +159,7 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> Path:
             f"there is no folder {str(folder)!r}, and that is no id on the hub: {CURE}"
         ) from error
     except (OSError, httpx.HTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"there is no folder {str(folder)!r}, and the Hugging Face hub gave no predictor of that name "
             f"({reason}): check the name and the network, or {CURE}"

@@ -14,7 +14,7 @@ from lm_eval.tasks._yaml_loader import load_yaml  # there is no public way to a 
 
 from shadow.data.batches import Example
 from shadow.data.text_files import check_rows
-from shadow.errors import UserError
+from shadow.errors import UserError, first_line
 from shadow.models.load import LM
 from shadow.models.tokenizers import require_open_end
 
@@ -151,6 +151,6 @@ def load_tasks(manager: TaskManager, specs: Sequence[dict]) -> dict[str, Configu
         return manager.load(list(specs))["tasks"]
     except (OSError, ConnectionError) as error:
         raise UserError(
-            f"could not load the data of {[spec['task'] for spec in specs]} ({str(error).splitlines()[0]}): "
+            f"could not load the data of {[spec['task'] for spec in specs]} ({first_line(error)}): "
             "check the network, or give local JSON lines with data.root=/some/folder"
         ) from error

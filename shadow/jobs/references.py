@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from omegaconf.errors import InterpolationResolutionError
 
-from shadow.errors import UserError
+from shadow.errors import UserError, first_line
 
 
 @contextmanager
@@ -14,7 +14,7 @@ def resolved() -> Iterator[None]:
     try:
         yield
     except InterpolationResolutionError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{error.full_key or 'a setting'} stands for another that cannot be had ({reason}): give a "
             "value, or ${} around the name of a setting that there is"

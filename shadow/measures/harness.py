@@ -10,7 +10,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from shadow.artifacts.hub import find_folder, load_predictor, read_config
-from shadow.errors import UserError
+from shadow.errors import UserError, first_line
 from shadow.executors.gathered import Gathered
 from shadow.executors.masked import Masked
 from shadow.executors.options import KVPolicy, Storage
@@ -109,7 +109,7 @@ class ShadowLM(SparseHFLM):
         try:
             super()._get_config(pretrained, **where)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".:")
+            reason = first_line(error).rstrip(".:")
             raise UserError(
                 f"model_args: pretrained={pretrained} must be a model's folder, or its id on the hub "
                 f"({reason}): check the name and the network"
@@ -137,7 +137,7 @@ class ShadowLM(SparseHFLM):
         except UserError:
             raise
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".:")
+            reason = first_line(error).rstrip(".:")
             raise UserError(
                 f"model_args: the model cannot be loaded so ({reason}): leave out or mend the argument that "
                 "this is about"

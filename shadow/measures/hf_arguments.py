@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from shadow.errors import UserError, require_whole
+from shadow.errors import UserError, first_line, require_whole
 from shadow.models.numbers import require_dtype
 
 PACKED = "its projections are another library's, packed, where no unit can be told from another"
@@ -96,7 +96,7 @@ def check_adapter(peft: str, revision: str) -> None:
     except (ValueError, OSError) as error:
         raise UserError(
             f"model_args: peft={peft} must be a folder with adapter_config.json, or its id on the hub "
-            f"({str(error).splitlines()[0]}): check the name and the network"
+            f"({first_line(error)}): check the name and the network"
         ) from error
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA" or getattr(config, "alora_invocation_tokens", None):

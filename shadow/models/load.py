@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from shadow.artifacts.files import alone, making
 from shadow.checkpoint.quantizer import METHOD
-from shadow.errors import UserError
+from shadow.errors import UserError, first_line
 from shadow.models.config_file import read_config
 from shadow.models.gguf_files import dequantise
 from shadow.models.layouts import require_layout
@@ -99,7 +99,7 @@ def from_hub(
         online = _reachable(hub_id, revision)
         return _pretrained(hub_id, revision, dtype, device_map, not online, trust_remote_code)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"could not load model {hub_id!r} from the Hugging Face hub ({reason}): "
             "check the network, or give a local copy with model.path=/some/folder"

@@ -22,7 +22,7 @@ from shadow.commands.overrides import composed, parsed
 from shadow.commands.rm import rm
 from shadow.commands.run_names import run_name
 from shadow.commands.tasks import TASKS
-from shadow.errors import UserError
+from shadow.errors import UserError, first_line
 from shadow.jobs import command_line, export, ingredients, keys, loading, recommend
 from shadow.jobs.command_line import prepare
 from shadow.jobs.config import model_label
@@ -407,3 +407,10 @@ def test_a_checkpoint_of_what_was_learnt_from_other_text_lies_elsewhere(compose)
 
     assert folder("data.split_seed=1") != folder("data.split_seed=2")
     assert folder("sparsity.level=0", "data.split_seed=1") == folder("sparsity.level=0", "data.split_seed=2")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(OSError("\nno disk\nat all"), "no disk"), (OSError(), "OSError")], ids=str
+)
+def test_of_a_librarys_error_the_first_line_is_told_or_its_class(error, line):
+    assert first_line(error) == line
